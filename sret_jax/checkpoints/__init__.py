@@ -1,0 +1,1 @@
+"""Saving, restoring and converting weights and training state."""

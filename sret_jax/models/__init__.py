@@ -1,0 +1,1 @@
+"""The mathematics of SReT, and nothing else."""

@@ -1,0 +1,72 @@
+"""Sliced group self-attention (SReT section 3.4) and the permutations that mix its groups."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sret_jax.models.layers import Dtype, linear
+
+PermutationFn = Callable[[jax.Array, int], jax.Array | np.ndarray]
+
+
+def random_permutation(key: jax.Array, tokens: int) -> jax.Array:
+    """A uniformly random permutation of range(tokens)."""
+    return jax.random.permutation(key, tokens)
+
+
+def fixed_permutation(key: jax.Array, tokens: int) -> np.ndarray:
+    """One fixed permutation per token count, the same in every release of every library."""
+    del key
+    # RandomState's stream is frozen by NumPy's policy; a Generator's may change.
+    return np.random.RandomState(tokens).permutation(tokens)
+
+
+def identity_permutation(key: jax.Array, tokens: int) -> np.ndarray:
+    """The raster order itself."""
+    del key
+    return np.arange(tokens)
+
+
+PERMUTATIONS: dict[str, PermutationFn] = {
+    "random": random_permutation,
+    "fixed": fixed_permutation,
+    "identity": identity_permutation,
+}
+
+
+class SlicedAttention(nn.Module):
+    """Multi-head self-attention inside each of `groups` equal slices of the tokens.
+
+    For the slice G of the (permuted) sequence, per head of width d = C / heads:
+    out_G = softmax(Q_G K_G^T / sqrt(d)) V_G. One slice is plain attention. The softmax is
+    float32 for every dtype.
+
+    Shapes: (B, N, C) -> (B, N, C); `permutation` is (N,): slot i takes token permutation[i].
+    """
+
+    heads: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
+    ) -> jax.Array:
+        batch, tokens, channels = x.shape
+        head_dim = channels // self.heads
+        if permutation is not None:
+            x = x[:, permutation]
+
+        qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)
+        qkv = qkv.reshape(batch, groups, tokens // groups, 3, self.heads, head_dim)
+        q, k, v = (qkv[:, :, :, i] for i in range(3))  # (B, G, N/G, heads, d)
+
+        scores = jnp.einsum("bgnhd,bgmhd->bghnm", q, k, preferred_element_type=jnp.float32)
+        weights = nn.softmax(scores * head_dim**-0.5).astype(self.dtype)  # (B, G, heads, N/G, N/G)
+        out = jnp.einsum("bghnm,bgmhd->bgnhd", weights, v).reshape(batch, tokens, channels)
+
+        if permutation is not None:
+            out = out[:, jnp.argsort(permutation)]
+        return linear(channels, channels, dtype=self.dtype, name="proj")(out)

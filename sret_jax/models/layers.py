@@ -1,0 +1,152 @@
+"""The small layers of SReT: linear maps, MLP, drop path, stem, pooling.
+
+All follow the published initialisation: weights *and biases* of linear and convolution
+layers are drawn from U(-1/sqrt(fan_in), +1/sqrt(fan_in)).
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = jnp.dtype | type
+
+
+def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
+    """Returns an initializer drawing from U(-1/sqrt(fan_in), +1/sqrt(fan_in))."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def linear(features: int, fan_in: int, *, dtype: Dtype, name: str | None = None) -> nn.Dense:
+    """A linear map with bias, R^fan_in -> R^features, initialised as published."""
+    init = fan_in_uniform(fan_in)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+
+
+def layer_norm(*, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm over channels with eps 1e-6; its statistics are float32 for every dtype."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+
+
+class MLP(nn.Module):
+    """x -> W2 GELU(W1 x + b1) + b2, with the exact (erf) GELU.
+
+    Shapes: (..., C) -> (..., hidden) -> (..., C).
+    """
+
+    hidden: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        x = linear(self.hidden, channels, dtype=self.dtype, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return linear(channels, self.hidden, dtype=self.dtype, name="fc2")(x)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: zeroes whole samples with probability `rate`, scales the rest by 1/(1-rate).
+
+    Shapes: (B, ...) -> (B, ...). Draws from the rng stream "drop_path"
+    (Huang et al., "Deep Networks with Stochastic Depth", 2016).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if not train or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask_shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, mask_shape)
+        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+
+
+class LearnedResidual(nn.Module):
+    """Learned residual coefficients (LRC): x, y -> a*x + b*y with scalars a, b starting at 1.
+
+    Shapes: two arrays (B, N, C) -> (B, N, C). The sum is taken in float32 and stored in x's
+    dtype (SReT section 3.3, "learnable residual connection").
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        a = self.param("skip", nn.initializers.ones, ())
+        b = self.param("branch", nn.initializers.ones, ())
+        return (a * x + b * y).astype(x.dtype)
+
+
+class Stem(nn.Module):
+    """Three times [3x3 convolution, stride 2 -> BatchNorm -> ReLU], channels 3 -> C/2 -> C -> C.
+
+    Shapes: (B, H, W, 3) -> (B, H/8, W/8, C). BatchNorm has eps 1e-5 and keeps
+    running <- 0.9 * running + 0.1 * batch, over the global batch.
+    """
+
+    channels: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for i, features in enumerate((self.channels // 2, self.channels, self.channels), start=1):
+            init = fan_in_uniform(9 * x.shape[-1])
+            x = nn.Conv(
+                features,
+                (3, 3),
+                strides=2,
+                padding=1,
+                dtype=self.dtype,
+                kernel_init=init,
+                bias_init=init,
+                name=f"conv{i}",
+            )(x)  # (B, H/2^i, W/2^i, features)
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                epsilon=1e-5,
+                dtype=self.dtype,
+                name=f"bn{i}",
+            )(x)
+            x = nn.relu(x)
+        return x
+
+
+class Pooling(nn.Module):
+    """3x3 convolution, stride 2, padding 1, with as many feature groups as input channels.
+
+    out[y, x, m*c + k] = bias[m*c + k] + sum_ij in[2y+i-1, 2x+j-1, c] * kernel[i, j, c, k],
+    where m = features / C.
+
+    Shapes: (B, H, W, C) -> (B, H/2, W/2, features).
+    """
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        multiplier = self.features // channels
+        init = fan_in_uniform(9)
+        kernel = self.param("kernel", init, (3, 3, channels, multiplier))
+        bias = self.param("bias", init, (self.features,))
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+
+        # Shifted multiply-adds: XLA:CPU runs the backward of a grouped convolution naively.
+        height, width = x.shape[1] // 2, x.shape[2] // 2
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)
+        out = sum(
+            x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] * kernel[None, None, None, i, j]
+            for i in range(3)
+            for j in range(3)
+        )  # (B, H/2, W/2, C, m)
+        return out.reshape(*out.shape[:3], self.features) + bias.reshape(1, 1, 1, -1)

@@ -1,0 +1,210 @@
+"""The Sliced Recursive Transformer (SReT, ECCV 2022) and its constructor."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sret_jax.models.attention import PERMUTATIONS, PermutationFn
+from sret_jax.models.layers import Dtype, Pooling, Stem, layer_norm, linear
+from sret_jax.models.recursion import REMAT_POLICIES, RecursiveBlock
+from sret_jax.models.variants import SLICED, VARIANTS, list_models
+
+STEM_STRIDE = 8
+
+
+class SReT(nn.Module):
+    """Stem -> + position -> stages of recursive blocks with pooling between -> mean -> LN -> linear.
+
+    Stage s runs at stride 8 * 2^s with width heads[s] * dim and has blocks[s] unique blocks, each
+    applied `loops` times in a row. Block b of stage s drops paths at
+    drop_path_rate * (first_s + b) / total, with first_s the applications in earlier stages and
+    total all applications, the same in each of its loops.
+
+    Build it with `create_model`, which checks the sizes.
+
+    Shapes: images (B, image_size, image_size, 3), normalised with the ImageNet mean and standard
+    deviation -> float32 logits (B, num_classes). Training needs the rng streams "drop_path" and
+    "permutation" and the mutable collection "batch_stats".
+    """
+
+    num_classes: int
+    image_size: int
+    blocks: tuple[int, ...]
+    loops: int
+    groups: tuple[tuple[int, ...], ...]
+    heads: tuple[int, ...]
+    dim: int
+    mlp_ratio: float
+    nll_ratio: float
+    drop_path_rate: float = 0.0
+    permutation: str | PermutationFn | None = None
+    unroll: int = 1
+    remat: str = "none"
+    dtype: Dtype = jnp.float32
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage: heads * dim."""
+        return tuple(h * self.dim for h in self.heads)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = Stem(self.widths[0], dtype=self.dtype, name="stem")(images, train=train)
+        position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
+        x = x + position.astype(self.dtype)  # (B, H/8, W/8, C)
+
+        total = sum(self.blocks) * self.loops
+        for s, width in enumerate(self.widths):
+            if s > 0:
+                x = Pooling(width, dtype=self.dtype, name=f"pool{s}")(x)
+            batch, height, breadth, _ = x.shape
+            x = x.reshape(batch, height * breadth, width)
+            first = sum(self.blocks[:s]) * self.loops
+            for b in range(self.blocks[s]):
+                x = RecursiveBlock(
+                    loops=self.loops,
+                    groups=self.groups[s],
+                    heads=self.heads[s],
+                    mlp_ratio=self.mlp_ratio,
+                    nll_ratio=self.nll_ratio,
+                    drop_path_rate=self.drop_path_rate * (first + b) / total,
+                    permutation=self.permutation,
+                    unroll=self.unroll,
+                    remat=self.remat,
+                    dtype=self.dtype,
+                    name=f"stage{s}_block{b}",
+                )(x, train=train)
+            x = x.reshape(batch, height, breadth, width)
+
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # (B, C)
+        x = layer_norm(dtype=jnp.float32, name="norm")(x)
+        return linear(self.num_classes, x.shape[-1], dtype=jnp.float32, name="head")(x)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    dtype: Dtype = jnp.float32,
+    **overrides: Any,
+) -> SReT:
+    """Builds a published SReT variant, or a change of one.
+
+    Args:
+      name: one of `list_models()`.
+      num_classes: width of the logits.
+      image_size: side of the square input in pixels, a multiple of 8 * 2^(stages - 1).
+      dtype: of activations and matrix products; parameters, softmax, normalisation statistics
+        and logits stay float32.
+      **overrides: any of
+        blocks (unique blocks per stage), loops (applications of each), groups (per stage, the
+        cycle of group counts that the loops run through; None or all ones: unsliced),
+        heads (per stage), dim (channels per head), mlp_ratio, nll_ratio (hidden widths relative
+        to the stage's), drop_path_rate (of the last application),
+        permutation ("random", "fixed", "identity" or a function (key, n) -> indices; None, the
+        default, is random in training and fixed in evaluation),
+        unroll, remat ("none", "dots", "full"): speed and memory only.
+
+    Returns:
+      A Flax module; `model.apply(variables, images_nhwc, train=False)` gives float32 logits
+      (B, num_classes).
+
+    Raises:
+      ValueError: an unknown name or override, or sizes that do not fit each other.
+    """
+    if name not in VARIANTS:
+        raise ValueError(_unknown("model", name, list_models()))
+    settings: dict[str, Any] = dict(blocks=(2, 5, 3), loops=2, groups=SLICED, **VARIANTS[name])
+    known = [f for f in SReT.__dataclass_fields__ if f not in ("parent", "name")]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(_unknown("model setting", key, known))
+    settings.update(overrides)
+    settings["blocks"] = tuple(settings["blocks"])
+    settings["heads"] = tuple(settings["heads"])
+    settings["groups"] = _group_cycles(settings["groups"], len(settings["blocks"]))
+    model = SReT(num_classes=num_classes, image_size=image_size, dtype=dtype, **settings)
+    _check_sizes(model)
+    _check_choices(model)
+    _check_groups(model)
+    return model
+
+
+def _unknown(what: str, value: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(value, known, 1, cutoff=0.0)[0]
+    return f"unknown {what} {value!r}; did you mean {nearest!r}? (known: {', '.join(known)})"
+
+
+def _group_cycles(
+    groups: Sequence[Sequence[int]] | None, stages: int
+) -> tuple[tuple[int, ...], ...]:
+    """One cycle of group counts per stage; a cycle of ones is plain attention, written (1,)."""
+    if groups is None:
+        return ((1,),) * stages
+    return tuple((1,) if set(cycle) == {1} else tuple(cycle) for cycle in groups)
+
+
+def _check_sizes(model: SReT) -> None:
+    stages = len(model.blocks)
+    for field in ("heads", "groups"):
+        if len(getattr(model, field)) != stages:
+            raise ValueError(
+                f"{field}={getattr(model, field)} has {len(getattr(model, field))} entries but "
+                f"blocks={model.blocks} has {stages}; give one entry per stage"
+            )
+    for field in ("blocks", "heads"):
+        if min(getattr(model, field), default=0) < 1:
+            raise ValueError(f"{field}={getattr(model, field)} must hold positive numbers only")
+    for field in ("loops", "dim", "num_classes", "image_size", "unroll"):
+        if getattr(model, field) < 1:
+            raise ValueError(f"{field}={getattr(model, field)} must be at least 1")
+    last_stride = STEM_STRIDE * 2 ** (stages - 1)
+    if model.image_size % last_stride:
+        below = model.image_size // last_stride * last_stride
+        nearest = " or ".join(str(n) for n in (below, below + last_stride) if n)
+        raise ValueError(
+            f"image_size={model.image_size} is not divisible by {last_stride}, the stride of the "
+            f"last stage; use {nearest}"
+        )
+    if model.widths[0] % 2:
+        raise ValueError(
+            f"the stem width heads[0]*dim = {model.heads[0]}*{model.dim} = {model.widths[0]} is "
+            "odd, but the stem starts at half of it; make heads[0] or dim even"
+        )
+    for s in range(1, stages):
+        if model.widths[s] % model.widths[s - 1]:
+            raise ValueError(
+                f"stage {s} is {model.widths[s]} wide, not a multiple of the {model.widths[s - 1]} "
+                f"of stage {s - 1} (pooling multiplies channels); change heads={model.heads}"
+            )
+
+
+def _check_choices(model: SReT) -> None:
+    if isinstance(model.permutation, str) and model.permutation not in PERMUTATIONS:
+        raise ValueError(_unknown("permutation", model.permutation, list(PERMUTATIONS)))
+    if model.remat not in ("none", *REMAT_POLICIES):
+        raise ValueError(_unknown("remat", model.remat, ["none", *REMAT_POLICIES]))
+    if not 0 <= model.drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate={model.drop_path_rate} must be in [0, 1)")
+    for field in ("mlp_ratio", "nll_ratio"):
+        if int(getattr(model, field) * min(model.widths)) < 1:
+            raise ValueError(f"{field}={getattr(model, field)} leaves no hidden unit; raise it")
+
+
+def _check_groups(model: SReT) -> None:
+    for s, cycle in enumerate(model.groups):
+        tokens = (model.image_size // (STEM_STRIDE * 2**s)) ** 2
+        for g in cycle:
+            if g < 1 or tokens % g:
+                divisors = [d for d in range(1, tokens + 1) if tokens % d == 0]
+                nearest = sorted(sorted(divisors, key=lambda d: abs(d - g))[:2])
+                raise ValueError(
+                    f"stage {s} has {tokens} tokens at image_size={model.image_size}, which "
+                    f"{g} groups do not divide; the nearest group counts that do are "
+                    f"{' and '.join(map(str, nearest))}"
+                )
