@@ -1,0 +1,152 @@
+"""The order contract: what stands at each position of the stream, as a function of the seed alone.
+
+Positions 0, 1, 2, ... run through per-epoch shuffles laid end to end. Global batch s is
+positions [s*B, (s+1)*B), cut into one chunk per device; a host loads the chunks of its own
+devices. Nothing here depends on how many hosts, devices or workers there are, so the only state
+of the data is the step.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from sret_jax.data.images import BadImage
+from sret_jax.data.sources import Source
+
+Transform = Callable[[bytes, np.random.Generator], np.ndarray]
+
+SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
+MAX_BAD_RUN = 100
+
+
+def shuffled(source: Source, seed: int) -> grain.MapDataset:
+    """Endless per-epoch shuffles of the records of `source`, laid end to end."""
+    # Grain shuffles epoch e with seed + e: neighbouring user seeds must not share epochs.
+    shuffle_seed = int(np.random.SeedSequence([seed, SHUFFLE_STREAM]).generate_state(1)[0])
+    return grain.MapDataset.source(_Numbered(source)).shuffle(seed=shuffle_seed).repeat()
+
+
+def padded(source: Source, batch_size: int) -> grain.MapDataset:
+    """Endless passes over `source` in its own order, each padded to whole batches with None."""
+    return _Padded(grain.MapDataset.source(_Numbered(source)), batch_size).repeat()
+
+
+class Samples(grain.MapDataset):
+    """Applies `transform` to every position, with randomness that is a function of (seed, position).
+
+    A sample is {"image": (S, S, 3) uint8, "label", "bad", "record", "real"}. A position whose
+    image cannot be read keeps its place: with `replace`, it shows the next readable image of the
+    stream, otherwise a black one; its "bad" is 1 and "record" still numbers the unreadable record.
+    Padding has "real" 0.
+
+    Raises (when read):
+      BadImage: over a hundred unreadable images in a row.
+    """
+
+    def __init__(
+        self, parent: grain.MapDataset, transform: Transform, size: int, *, seed: int, replace: bool
+    ):
+        super().__init__(parent)
+        self._transform = transform
+        self._blank = np.zeros((size, size, 3), np.uint8)
+        self._seed = seed
+        self._replace = replace
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        element = self._parent[index]
+        if element is None:
+            return _sample(self._blank, label=0, bad=False, record=-1, real=False)
+        record = element["record"]
+        try:
+            image, label = self._image_at(index, element), element["label"]
+            bad = False
+        except BadImage:
+            image, label = self._instead_of(index, element)
+            bad = True
+        return _sample(image, label=label, bad=bad, record=record, real=True)
+
+    def _image_at(self, position: int, element: dict[str, Any]) -> np.ndarray:
+        rng = np.random.default_rng([self._seed, AUGMENT_STREAM, position])
+        return self._transform(element["image"], rng)
+
+    def _instead_of(self, position: int, element: dict[str, Any]) -> tuple[np.ndarray, int]:
+        if not self._replace:
+            return self._blank, element["label"]
+        for ahead in range(position + 1, position + 1 + MAX_BAD_RUN):
+            element = self._parent[ahead]
+            try:
+                return self._image_at(position, element), element["label"]
+            except BadImage:
+                continue
+        raise BadImage(
+            f"{MAX_BAD_RUN} images in a row cannot be read, the last one record "
+            f"{element['record']}; check the data set"
+        )
+
+
+class HostChunks(grain.MapDataset):
+    """Of a stream of chunks, `per_step` to a global batch, those this host's devices hold.
+
+    Element i is chunk chunks[i mod L] of batch i div L, for the L numbers in `chunks`.
+    """
+
+    def __init__(self, parent: grain.MapDataset, chunks: Sequence[int], per_step: int):
+        super().__init__(parent)
+        self._chunks = tuple(chunks)
+        self._per_step = per_step
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._per_step * len(self._chunks)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, i = divmod(index, len(self._chunks))
+        return self._parent[step * self._per_step + self._chunks[i]]
+
+
+class _Numbered:
+    """Adds each record's own number, by which a bad one is reported."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self._source[index], "record": int(index)}
+
+
+class _Padded(grain.MapDataset):
+    """Lengthens a data set with None to a multiple of `batch_size`."""
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int):
+        super().__init__(parent)
+        self._length = -(-len(parent) // batch_size) * batch_size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        index %= self._length
+        return self._parent[index] if index < len(self._parent) else None
+
+
+def _sample(image: np.ndarray, *, label: int, bad: bool, record: int, real: bool) -> dict[str, Any]:
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "bad": np.bool_(bad),
+        "record": np.int64(record),
+        "real": np.bool_(real),
+    }

@@ -1,0 +1,218 @@
+"""Random-access sources of encoded images: TFDS data sets and folders of class folders."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol, TypedDict
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from sret_jax.errors import UserError, did_you_mean
+
+PREPARE = "python -m sret_jax.tools.prepare"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class Record(TypedDict):
+    """One stored example: the file's bytes and its class."""
+
+    image: bytes
+    label: int
+
+
+class Source(Protocol):
+    """A random-access split of a classification data set."""
+
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def record_name(self, index: int) -> str:
+        """What a person calls record `index`: a file name, or the split and number."""
+        ...
+
+
+class TfdsSource:
+    """A split of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self.image_key, self.label_key = _classification_keys(builder)
+        self.class_names = _class_names(builder.info.features[self.label_key])
+        self._title = f"{builder.info.full_name} {split}"
+        try:
+            self._records: Sequence[dict[str, Any]] = builder.as_data_source(
+                split, decoders={self.image_key: tfds.decode.SkipDecoding()}
+            )
+        except NotImplementedError as e:
+            raise UserError(
+                f"{builder.info.full_name} in {builder.data_dir} is stored as "
+                f"{builder.info.file_format}, which has no random access; convert it with: "
+                f"{PREPARE} {builder.info.name} --data_dir={builder.data_dir_root} --convert"
+            ) from e
+        except ValueError as e:
+            known = ", ".join(builder.info.splits)
+            raise UserError(
+                f"{builder.info.full_name} has no split {split!r}; it has: {known}"
+            ) from e
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._records[index]
+        return {"image": record[self.image_key], "label": int(record[self.label_key])}
+
+    def record_name(self, index: int) -> str:
+        file_name = self._records[index].get("file_name", b"")
+        return f"{self._title} record {index} {file_name.decode()}".rstrip()
+
+
+class FolderSource:
+    """A split of a folder laid out as `tfds.ImageFolder` expects: ROOT/SPLIT/CLASS/IMAGE.
+
+    Labels number the sorted class names of all splits together. Hidden files are passed over.
+    """
+
+    def __init__(self, root: epath.Path, split: str):
+        splits = {d.name: d for d in sorted(root.iterdir()) if _is_visible_dir(d)}
+        classes = {c.name for d in splits.values() for c in d.iterdir() if _is_visible_dir(c)}
+        self.class_names = sorted(classes)
+        name = split.split("[")[0]
+        if name not in splits or not classes:
+            raise UserError(
+                f"{root} has no folder {name!r} of class folders (it holds: "
+                f"{', '.join(splits) or 'no folders'}); lay it out as {root}/SPLIT/CLASS/IMAGE.jpg "
+                "or name another split in config.data"
+            )
+        files = [
+            (file, label)
+            for label, class_name in enumerate(self.class_names)
+            for file in _images_in(splits[name] / class_name)
+        ]
+        if not files:
+            raise UserError(
+                f"{splits[name]} holds no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders"
+            )
+        begin, end = _slice(split, name, len(files))
+        self._files = files[begin:end]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Record:
+        file, label = self._files[index]
+        return {"image": file.read_bytes(), "label": label}
+
+    def record_name(self, index: int) -> str:
+        return os.fspath(self._files[index][0])
+
+
+def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
+    """Opens a split of a data set by TFDS name or by the path of a folder.
+
+    Args:
+      name: a TFDS classification data set ("imagenet2012", "cifar10", "digits"), or the path of
+        a folder laid out as ROOT/SPLIT/CLASS/IMAGE.
+      split: in TFDS's slicing syntax, e.g. "train[:99%]".
+      data_dir: where TFDS data is prepared; None is TFDS's own default, `TFDS_DATA_DIR` or
+        ~/tensorflow_datasets.
+
+    Raises:
+      UserError: unknown name, missing or unprepared data, TFRecord data, unknown split, or a
+        data set without one image and one class label.
+    """
+    source: Source
+    if is_folder(name):
+        root = epath.Path(name).expanduser()
+        if not root.is_dir():
+            raise UserError(f"the data folder {name} does not exist; correct config.data.name")
+        source = FolderSource(root, split)
+    else:
+        builder = find_builder(name, data_dir)
+        if not builder.is_prepared():
+            archives = " --archives=DIR" if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else ""
+            raise UserError(
+                f"{name} is not prepared in {builder.data_dir}; prepare it with: "
+                f"{PREPARE} {name} --data_dir={builder.data_dir_root}{archives}"
+            )
+        source = TfdsSource(builder, split)
+    if not len(source):
+        raise UserError(f"the split {split!r} of {name} is empty; choose a larger slice")
+    return source
+
+
+def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBuilder:
+    """The TFDS builder of that name, set to write ArrayRecord.
+
+    Raises:
+      UserError: TFDS knows no such data set.
+    """
+    from sret_jax.data import digits  # noqa: F401, registers the embedded data set
+
+    try:
+        return tfds.builder(name, data_dir=data_dir, **_format_for_new_data(name, data_dir))
+    except tfds.core.DatasetNotFoundError as e:
+        sentence = did_you_mean("data set", name, tfds.list_builders())
+        raise UserError(f"{sentence} (a folder of images is named by its path)") from e
+
+
+def is_folder(name: str) -> bool:
+    """Whether a data set's name is a path rather than a TFDS name."""
+    return name.startswith(("/", ".", "~")) or "://" in name or epath.Path(name).is_dir()
+
+
+def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
+    """Prepares the embedded digits where they are not yet; other data sets are left alone."""
+    if name == "digits":
+        find_builder(name, data_dir).download_and_prepare()
+
+
+def _format_for_new_data(name: str, data_dir: epath.Path | None) -> dict[str, str]:
+    # Forcing a format on data prepared in another one makes TFDS raise.
+    prepared = tfds.builder(name, data_dir=data_dir).is_prepared()
+    return {} if prepared else {"file_format": "array_record"}
+
+
+def _classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    features = builder.info.features
+    if builder.info.supervised_keys and len(builder.info.supervised_keys) == 2:
+        image_key, label_key = builder.info.supervised_keys
+        if isinstance(features.get(image_key), tfds.features.Image) and isinstance(
+            features.get(label_key), tfds.features.ClassLabel
+        ):
+            return image_key, label_key
+    raise UserError(
+        f"{builder.info.full_name} is no image classification data set: its supervised keys are "
+        f"{builder.info.supervised_keys}, expected an Image and a ClassLabel"
+    )
+
+
+def _class_names(label: tfds.features.ClassLabel) -> list[str]:
+    return list(label.names or map(str, range(label.num_classes)))
+
+
+def _slice(split: str, name: str, length: int) -> tuple[int, int]:
+    info = tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
+    try:
+        (part,) = tfds.core.ReadInstruction.from_spec(split).to_absolute({name: info})
+    except (ValueError, AssertionError) as e:
+        raise UserError(
+            f"cannot read the split {split!r}; write it as TFDS does, e.g. 'train[:99%]'"
+        ) from e
+    return part.from_ or 0, length if part.to is None else part.to
+
+
+def _is_visible_dir(path: epath.Path) -> bool:
+    return not path.name.startswith(".") and path.is_dir()
+
+
+def _images_in(folder: epath.Path) -> list[epath.Path]:
+    if not folder.exists():
+        return []
+    return sorted(
+        f
+        for f in folder.iterdir()
+        if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
+    )

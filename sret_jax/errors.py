@@ -1,0 +1,16 @@
+"""The one exception for what a user can get wrong."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one sentence: the value, what was expected, and the mend."""
+
+
+def did_you_mean(what: str, value: str, known: Iterable[str]) -> str:
+    """The sentence for an unknown name, with the nearest known one."""
+    known = sorted(known)
+    nearest = difflib.get_close_matches(value, known, 1, cutoff=0.0)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {what} {value!r}{hint}"

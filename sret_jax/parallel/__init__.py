@@ -1,0 +1,1 @@
+"""Meshes, shardings and the start-up of several processes."""

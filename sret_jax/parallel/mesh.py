@@ -1,0 +1,62 @@
+"""The device mesh, (data, fsdp), and how batches and training state lie on it."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sret_jax.errors import UserError
+
+BATCH_AXES = ("data", "fsdp")
+MIN_SHARDED_SIZE = 1024
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """A mesh of all devices with axes data x fsdp.
+
+    Args:
+      fsdp: devices over which parameters and optimizer state are split; data = devices / fsdp.
+
+    Raises:
+      UserError: fsdp does not divide the number of devices.
+    """
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        divisors = [d for d in range(1, devices + 1) if devices % d == 0]
+        raise UserError(
+            f"config.fsdp={fsdp} does not divide the {devices} devices; use one of {divisors}"
+        )
+    return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over every device of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """Splits the largest axis that fsdp divides of every array worth it; replicates the rest.
+
+    Args:
+      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`.
+      mesh: from `make_mesh`.
+
+    Returns:
+      The tree of NamedShardings.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def sharding(leaf: Any) -> NamedSharding:
+        axes = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
+        if fsdp == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
+            return replicated(mesh)
+        largest = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+    return jax.tree.map(sharding, abstract_state)

@@ -1,0 +1,41 @@
+"""What training carries from step to step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from sret_jax.models.sret import SReT
+
+Variables = dict[str, Any]
+
+
+class TrainState(struct.PyTreeNode):
+    """The whole state of a run: with the config, `step` alone tells which batch comes next.
+
+    Attributes:
+      step: steps taken, int32.
+      variables: {"params", "batch_stats"}, the raw weights.
+      ema: exponential moving average of `variables`.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    variables: Variables
+    ema: Variables
+    opt_state: optax.OptState
+
+
+def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state, its average equal to its weights; a pure function of the seed."""
+    image = jnp.zeros((1, model.image_size, model.image_size, 3))
+    variables = model.init(jax.random.key(seed), image)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        variables=variables,
+        # A copy, for donation may not meet one buffer twice.
+        ema=jax.tree.map(jnp.copy, variables),
+        opt_state=optimizer.init(variables["params"]),
+    )

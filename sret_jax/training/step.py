@@ -1,0 +1,142 @@
+"""One training step: the batch's loss and gradient, the update, the moving average."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sret_jax.models.sret import SReT
+from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
+from sret_jax.training.losses import cross_entropy, in_top_k
+from sret_jax.training.state import TrainState, Variables
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Metrics = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """uint8 RGB -> (x / 255 - mean) / std with the ImageNet statistics, float32.
+
+    Shapes: (B, H, W, 3) -> (B, H, W, 3).
+    """
+    mean = jnp.asarray(IMAGENET_MEAN).reshape(1, 1, 1, 3)
+    std = jnp.asarray(IMAGENET_STD).reshape(1, 1, 1, 3)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def make_train_step(
+    model: SReT,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    seed: int,
+    label_smoothing: float,
+    ema_decay: float,
+    grad_accum: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds the jitted step (state, batch) -> (state, metrics).
+
+    The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
+    donated. Loss and BatchNorm statistics are those of the global batch. All randomness is a
+    function of (seed, step).
+
+    With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
+    a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
+    averages over, micro-batches.
+
+    Args:
+      model: from `create_model`.
+      optimizer: applied to the parameters.
+      mesh: from `make_mesh`.
+      shardings: of the state, from `state_shardings`.
+      seed: of drop path and permutations.
+      label_smoothing: share of the label spread over all classes.
+      ema_decay: d of ema <- d * ema + (1 - d) * variables, after every step.
+      grad_accum: micro-batches per step; it must divide each device's rows.
+
+    Returns:
+      The step; its metrics are float32 scalars: loss, top1 (share of the batch) and grad_norm.
+    """
+
+    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
+        drop_path, permutation = jax.random.split(key)
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalise(batch["image"]),
+            train=True,
+            rngs={"drop_path": drop_path, "permutation": permutation},
+            mutable=["batch_stats"],
+        )
+        loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
+        top1 = in_top_k(logits, batch["label"], 1).mean()
+        return loss, (updates["batch_stats"], {"loss": loss, "top1": top1})
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+
+    def gradients(variables: Variables, batch: Batch, key: jax.Array):
+        """Mean gradient and metrics over the micro-batches, and the last BatchNorm statistics."""
+        params = variables["params"]
+        if grad_accum == 1:
+            grads, (batch_stats, metrics) = grad_fn(params, variables["batch_stats"], batch, key)
+            return grads, batch_stats, metrics
+
+        def micro_step(batch_stats: Any, inputs: tuple[Batch, jax.Array]):
+            micro_batch, key = inputs
+            grads, (batch_stats, metrics) = grad_fn(params, batch_stats, micro_batch, key)
+            return batch_stats, (grads, metrics)
+
+        def accumulate(carry, inputs):
+            batch_stats, total = carry
+            batch_stats, new = micro_step(batch_stats, inputs)
+            return (batch_stats, jax.tree.map(jnp.add, total, new)), None
+
+        inputs = (micro_batches(batch, grad_accum, mesh), jax.random.split(key, grad_accum))
+        first = jax.tree.map(lambda x: x[0], inputs)
+        rest = jax.tree.map(lambda x: x[1:], inputs)
+        carry = micro_step(variables["batch_stats"], first)
+        (batch_stats, total), _ = jax.lax.scan(accumulate, carry, rest)
+        grads, metrics = jax.tree.map(lambda x: x / grad_accum, total)
+        return grads, batch_stats, metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, batch_stats, metrics = gradients(state.variables, batch, key)
+        params = state.variables["params"]
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
+        state = TrainState(
+            step=state.step + 1,
+            variables=variables,
+            ema=optax.incremental_update(variables, state.ema, 1 - ema_decay),
+            opt_state=opt_state,
+        )
+        return state, {**metrics, "grad_norm": optax.global_norm(grads)}
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def micro_batches(batch: Batch, parts: int, mesh: Mesh) -> Batch:
+    """Splits a batch in `parts`, each holding an equal share of every device's rows.
+
+    Shapes: (B, ...) -> (parts, B / parts, ...), the second axis sharded over the mesh.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+    def split(x: jax.Array) -> jax.Array:
+        x = x.reshape(mesh.size, parts, -1, *x.shape[1:])  # (devices, parts, rows, ...)
+        x = x.swapaxes(0, 1).reshape(parts, -1, *x.shape[3:])
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return jax.tree.map(split, batch)
