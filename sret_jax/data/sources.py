@@ -1,5 +1,7 @@
 """Random-access sources of encoded images: TFDS data sets and folders of class folders."""
 
+import contextlib
+import io
 import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
@@ -165,8 +167,14 @@ def is_folder(name: str) -> bool:
 
 def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
     """Prepares the embedded digits where they are not yet; other data sets are left alone."""
-    if name == "digits":
-        find_builder(name, data_dir).download_and_prepare()
+    if name != "digits":
+        return
+    builder = find_builder(name, data_dir)
+    if not builder.is_prepared():
+        print(f"Preparing the handwritten digits in {builder.data_dir}", flush=True)
+        tfds.disable_progress_bar()
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of a download
+            builder.download_and_prepare()
 
 
 def _format_for_new_data(name: str, data_dir: epath.Path | None) -> dict[str, str]:
@@ -179,9 +187,8 @@ def _classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
     features = builder.info.features
     if builder.info.supervised_keys and len(builder.info.supervised_keys) == 2:
         image_key, label_key = builder.info.supervised_keys
-        if isinstance(features.get(image_key), tfds.features.Image) and isinstance(
-            features.get(label_key), tfds.features.ClassLabel
-        ):
+        is_image = isinstance(features[image_key], tfds.features.Image)
+        if is_image and isinstance(features[label_key], tfds.features.ClassLabel):
             return image_key, label_key
     raise UserError(
         f"{builder.info.full_name} is no image classification data set: its supervised keys are "

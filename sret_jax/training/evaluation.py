@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import islice
 
+import flax
 import jax
 import jax.numpy as jnp
 from clu import metrics
@@ -15,6 +16,7 @@ from sret_jax.training.state import Variables
 from sret_jax.training.step import Batch, normalise
 
 
+@flax.struct.dataclass
 class EvalMetrics(metrics.Collection):
     """Shares of all examples (top1, top5) and the mean loss in nats over the readable ones."""
 

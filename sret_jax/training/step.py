@@ -117,7 +117,9 @@ def make_train_step(
             ema=optax.incremental_update(variables, state.ema, 1 - ema_decay),
             opt_state=opt_state,
         )
-        return state, {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["bad_images"] = batch["bad"].sum()
+        return state, metrics
 
     return jax.jit(
         train_step,

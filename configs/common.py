@@ -1,0 +1,101 @@
+"""The ImageNet recipe of SReT, and the settings every experiment has.
+
+An experiment config calls `get_config` and changes the few values that make it what it is.
+Numbers are from SReT section 4.1, which follows DeiT.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+RECIPES = {
+    "deit": dict(lr_per_512=5e-4, warmup_epochs=5.0),
+    "sret_long_warmup": dict(lr_per_512=1e-3, warmup_epochs=30.0),
+}
+
+
+def parse_arg(arg: str, **defaults):
+    """Reads "unsliced,res=384" into the given settings; a bare word means True.
+
+    Raises:
+      ValueError: a name that is not among `defaults`, or a value of another kind.
+    """
+    settings = dict(defaults)
+    for part in filter(None, arg.split(",")):
+        name, _, text = part.partition("=")
+        if name not in defaults:
+            raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
+        if isinstance(defaults[name], bool):
+            settings[name] = True
+            continue
+        kind = type(defaults[name])
+        try:
+            settings[name] = kind(text)
+        except ValueError as e:
+            raise ValueError(f"config argument {part!r}: {name} takes {kind.__name__}") from e
+    return ml_collections.FrozenConfigDict(settings)
+
+
+def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
+    """The settings of a 300-epoch ImageNet run.
+
+    Args:
+      recipe: "deit", or "sret_long_warmup", which SReT's authors recommend later.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.epochs = 300.0
+    config.batch_size = 1024
+    config.eval_batch_size = 1024
+    config.grad_accum = 1  # BatchNorm then sees micro-batches
+    config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
+    config.fsdp = 1  # devices that share one copy of the parameters
+    config.label_smoothing = 0.1
+    config.ema_decay = 0.99996
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "sret_s"
+    config.model.image_size = 224
+    config.model.dtype = "bfloat16"  # of matrix products; parameters are float32
+    config.model.num_classes = config_dict.placeholder(int)  # default: those of the data
+    # The rest default to the variant's own values.
+    config.model.blocks = config_dict.placeholder(tuple)
+    config.model.loops = config_dict.placeholder(int)
+    config.model.groups = config_dict.placeholder(tuple)
+    config.model.heads = config_dict.placeholder(tuple)
+    config.model.dim = config_dict.placeholder(int)
+    config.model.mlp_ratio = config_dict.placeholder(float)
+    config.model.nll_ratio = config_dict.placeholder(float)
+    config.model.drop_path_rate = config_dict.placeholder(float)
+    config.model.permutation = config_dict.placeholder(str)
+    config.model.unroll = config_dict.placeholder(int)
+    config.model.remat = config_dict.placeholder(str)
+
+    config.optim = ml_collections.ConfigDict(RECIPES[recipe])
+    config.optim.warmup_lr = 1e-6
+    config.optim.min_lr = 1e-5
+    config.optim.weight_decay = 0.05
+    config.optim.clip_norm = 0.0  # 0: no clipping
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "imagenet2012"  # of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg
+    config.data.data_dir = ""  # of TFDS; "": TFDS_DATA_DIR, else TFDS's own default
+    config.data.train_split = "train"
+    config.data.eval_split = "validation"
+    config.data.crop_scale = (0.08, 1.0)  # share of the image's area
+    config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height
+    config.data.flip = 0.5
+    config.data.test_crop = 0.875
+    config.data.workers = -1  # processes; -1: one per core, 0: threads only
+    config.data.prefetch = 2  # global batches read ahead
+
+    config.log_every_steps = 50
+    config.eval_every_epochs = 1.0
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_epochs = 1.0
+    config.checkpoint.keep_latest = 2
+    config.checkpoint.keep_best = 1
+    config.checkpoint.keep_every_epochs = 50.0  # 0: keep none for good
+    config.profile = ()  # (first, last): steps to write a profiler trace of
+    return config

@@ -1,0 +1,42 @@
+"""Trains or evaluates SReT: python main.py --config=configs/sret_s.py --workdir=DIR."""
+
+import os
+
+from absl import app, flags, logging
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config", "configs/quickstart.py", "What to run: a file of configs/, and its :ARGS."
+    )
+    flags.DEFINE_string("workdir", None, "Where results go; default: runs/NAME_OF_THE_CONFIG.")
+    flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate what is in workdir.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot tell.")
+    flags.DEFINE_integer("processes", None, "How many processes run, where JAX cannot tell.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def main(argv: list[str]) -> None:
+    """One call, once the flags are read."""
+    del argv
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only writes event files here
+    # Data workers import this file too and need none of these.
+    from sret_jax.cli import clear_errors
+    from sret_jax.training.launch import launch
+
+    with clear_errors():
+        launch(FLAGS)
+
+
+if __name__ == "__main__":
+    from sret_jax.cli import parse_flags
+
+    define_flags()
+    app.run(main, flags_parser=parse_flags)

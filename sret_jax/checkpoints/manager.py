@@ -1,0 +1,213 @@
+"""Checkpoints of a run: what is kept, how a run resumes, and how weights are read from one.
+
+A workdir holds checkpoints/STEP/{model,ema,train}: the raw weights, their moving average, and
+the step with the optimizer's state. Converted weights are a workdir with `model` alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from sret_jax.errors import UserError
+
+ITEMS = ("model", "ema", "train")
+CHECKPOINTS, DAMAGED = "checkpoints", "checkpoints_damaged"
+BEST_METRIC = "top1"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, written asynchronously.
+
+    The latest `keep_latest`, the best `keep_best` by raw top-1 and every `keep_every`-th step are
+    kept; each rule holds on its own, so none evicts what another keeps.
+    """
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        keep_latest: int = 1,
+        keep_best: int = 1,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ):
+        self._workdir = workdir
+        rules: list[policies.PreservationPolicy] = [
+            policies.LatestN(keep_latest),
+            policies.BestN(
+                get_metric_fn=_best_metric, n=keep_best, keep_checkpoints_without_metrics=False
+            ),
+        ]
+        if keep_every:
+            rules.append(policies.EveryNSteps(keep_every))
+        self._manager = ocp.CheckpointManager(
+            workdir / CHECKPOINTS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(rules),
+                best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
+                create=not read_only,
+                read_only=read_only,
+            ),
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step on disk, readable or not."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, items: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts writing `items` (some of model, ema, train) as the checkpoint of `step`.
+
+        Args:
+          step: must be above the latest.
+          items: trees of arrays by item name.
+          metrics: of the raw weights; "top1" ranks the checkpoint.
+        """
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**saves), metrics=metrics)
+
+    def restore_newest(self, targets: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """Restores the newest readable checkpoint and moves damaged newer ones aside.
+
+        Args:
+          targets: trees of `jax.ShapeDtypeStruct` with shardings, by item name.
+
+        Returns:
+          (step, {item: tree}), or None if there is no readable checkpoint.
+
+        Raises:
+          UserError: a readable checkpoint lacks an item or is of another architecture.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored = self._try_restore(step, targets)
+            if restored is not None:
+                return step, restored
+            self._move_aside(step)
+        return None
+
+    def has_item(self, step: int, name: str) -> bool:
+        """Whether the checkpoint of `step` holds that item."""
+        return (self._workdir / CHECKPOINTS / str(step) / name).is_dir()
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
+
+    def _try_restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any] | None:
+        error: Exception | None = None
+        restored = None
+        try:
+            self._check_matches(step, targets)
+            restores = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)))
+        except UserError:
+            raise
+        except Exception as e:  # whatever a storage layer raises on damaged files
+            error = e
+        if _all_processes(restored is not None):
+            return restored
+        logging.warning("the checkpoint of step %d cannot be read: %s", step, error)
+        return None
+
+    def _check_matches(self, step: int, targets: Mapping[str, Any]) -> None:
+        metadata = self._manager.item_metadata(step)
+        for name, target in targets.items():
+            if not self.has_item(step, name) and any(self.has_item(step, i) for i in ITEMS):
+                raise UserError(
+                    f"{self._workdir} holds weights but no {name!r} item at step {step} (converted "
+                    "weights cannot be resumed); train in another --workdir"
+                )
+            differences = _differences(metadata[name].tree, target)
+            if differences:
+                raise UserError(
+                    f"the checkpoint of step {step} in {self._workdir} is of another architecture "
+                    f"or optimizer; use its own config or another --workdir. {len(differences)} "
+                    f"arrays of {name!r} differ: {_few(differences)}"
+                )
+
+    def _move_aside(self, step: int) -> None:
+        """Hides a damaged checkpoint from the manager without deleting it."""
+        source = self._workdir / CHECKPOINTS / str(step)
+        aside = self._workdir / DAMAGED
+        if jax.process_index() == 0:
+            aside.mkdir(parents=True, exist_ok=True)
+            target = aside / str(step)
+            copy = 0
+            while target.exists():
+                copy += 1
+                target = aside / f"{step}.{copy}"
+            source.rename(target)
+            print(
+                f"The checkpoint of step {step} is damaged: moved to {target}; falling back to "
+                "the one before it.",
+                flush=True,
+            )
+        _all_processes(True)
+        self._manager.reload()
+
+
+def read_weights(workdir: epath.Path, targets: Any) -> tuple[int, dict[str, Any]]:
+    """Reads the newest weights of a workdir or a converted checkpoint, changing nothing there.
+
+    Args:
+      workdir: holds checkpoints/.
+      targets: the tree {"params", "batch_stats"} of `jax.ShapeDtypeStruct` with shardings.
+
+    Returns:
+      (step, {"eval": raw weights, "eval_ema": average, where there is one}).
+
+    Raises:
+      UserError: no readable checkpoint, or one of another architecture.
+    """
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise UserError(f"{workdir} holds no checkpoints/; give the --workdir of a run")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    titles = {"model": "eval", "ema": "eval_ema"}
+    for step in sorted(checkpoints._manager.all_steps(), reverse=True):
+        items = [name for name in titles if checkpoints.has_item(step, name)]
+        restored = checkpoints._try_restore(step, dict.fromkeys(items, targets)) if items else None
+        if restored:
+            return step, {titles[name]: tree for name, tree in restored.items()}
+    raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
+
+
+def _best_metric(metrics: Mapping[str, float]) -> float:
+    return metrics[BEST_METRIC]
+
+
+def _all_processes(ok: bool) -> bool:
+    """Whether every process is ok; also a barrier."""
+    return bool(multihost_utils.process_allgather(ok).all())
+
+
+def _differences(saved: Any, target: Any) -> list[str]:
+    """Sentences on the arrays that only one side has or whose shapes differ."""
+    old, new = _shapes(saved), _shapes(target)
+    return [
+        f"{path} is {old.get(path, 'missing')} there, {new.get(path, 'missing')} here"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path):
+        tuple(leaf.shape)
+        for path, leaf in flat
+    }
+
+
+def _few(sentences: list[str], most: int = 8) -> str:
+    more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""
+    return "; ".join(sentences[:most]) + more

@@ -1,0 +1,227 @@
+"""From a config to checked parts: data, model, mesh, schedule. Everything a user can get wrong
+is found here, before anything compiles."""
+
+import dataclasses
+import difflib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sret_jax.data import sources
+from sret_jax.data.loader import check_batch_size
+from sret_jax.errors import UserError
+from sret_jax.models.sret import SReT, create_model
+from sret_jax.parallel.mesh import make_mesh, state_shardings
+from sret_jax.training.optimizer import make_optimizer, make_schedule
+from sret_jax.training.state import TrainState, init_state
+
+CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A training run, checked but not yet started.
+
+    Attributes:
+      config: as given.
+      workdir: where everything is written.
+      train_source, eval_source: the data.
+      model: with as many classes as the config or the data say.
+      mesh: of all devices.
+      steps_per_epoch: N / B, not rounded.
+      total_steps: round(epochs * N / B).
+      schedule: step -> learning rate.
+      optimizer: AdamW on that schedule.
+      abstract_state, shardings: shapes of the state, and how it lies on the mesh.
+    """
+
+    config: ConfigDict
+    workdir: epath.Path
+    train_source: sources.Source
+    eval_source: sources.Source
+    model: SReT
+    mesh: Mesh
+    steps_per_epoch: float
+    total_steps: int
+    schedule: Callable[[int], Any]
+    optimizer: optax.GradientTransformation
+    abstract_state: TrainState
+    shardings: TrainState
+
+    @property
+    def last_step(self) -> int:
+        """Where this run ends: at total_steps, or earlier at config.stop_at_step."""
+        return min(self.total_steps, self.config.stop_at_step or self.total_steps)
+
+    def steps(self, epochs: float) -> int:
+        """So many epochs in steps, at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
+    def init_state(self) -> TrainState:
+        """The fresh state, made in place on its devices."""
+        init = jax.jit(
+            lambda: init_state(self.model, self.optimizer, self.config.seed),
+            out_shardings=self.shardings,
+        )
+        return init()
+
+
+def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
+    """Checks a config and opens what it names.
+
+    Raises:
+      UserError: one sentence on the first thing that is wrong.
+    """
+    _check_numbers(config)
+    check_writable(workdir)
+    mesh = make_mesh(config.fsdp)
+    check_batch_size("batch_size", config.batch_size, mesh.size * config.grad_accum)
+    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
+    model_without_data(config)
+    train_source = open_split(config, workdir, config.data.train_split)
+    eval_source = open_split(config, workdir, config.data.eval_split)
+    model = build_model(config, eval_source)
+
+    steps_per_epoch = len(train_source) / config.batch_size
+    total_steps = max(1, round(config.epochs * steps_per_epoch))
+    schedule = make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps)
+    optimizer = make_optimizer(config.optim, schedule)
+    abstract_state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    return Experiment(
+        config=config,
+        workdir=workdir,
+        train_source=train_source,
+        eval_source=eval_source,
+        model=model,
+        mesh=mesh,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        schedule=schedule,
+        optimizer=optimizer,
+        abstract_state=abstract_state,
+        shardings=state_shardings(abstract_state, mesh),
+    )
+
+
+def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.Source:
+    """Opens a split of config.data; process 0 first prepares the embedded digits if need be."""
+    name, data_dir = config.data.name, _data_dir(config, workdir)
+    if jax.process_index() == 0:
+        sources.prepare_embedded(name, data_dir)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("data prepared")
+    return sources.open_source(name, split, data_dir)
+
+
+def build_model(config: ConfigDict, source: sources.Source) -> SReT:
+    """The model of config.model, with as many classes as it says or as the data have.
+
+    Raises:
+      UserError: sizes that do not fit, or labels beyond num_classes.
+    """
+    classes = len(source.class_names)
+    if config.model.num_classes is not None and config.model.num_classes < classes:
+        raise UserError(
+            f"{config.data.name} has labels up to {classes - 1}, beyond "
+            f"config.model.num_classes={config.model.num_classes}; set it to {classes}"
+        )
+    return _create(config, config.model.num_classes or classes)
+
+
+def model_without_data(config: ConfigDict) -> SReT:
+    """The model of config.model, its classes unknown unless the config says them."""
+    return _create(config, config.model.num_classes or 1)
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Makes the workdir.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    probe = workdir / f".probe-{jax.process_index()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise UserError(
+            f"the workdir {workdir} is not writable ({e.strerror or e}); give another --workdir"
+        ) from e
+
+
+def save_description(experiment: Experiment) -> None:
+    """Writes config.json and class_names.json beside the checkpoints."""
+    config = json.dumps(experiment.config.to_dict(), indent=2)
+    (experiment.workdir / CONFIG_FILE).write_text(config + "\n")
+    names = json.dumps(experiment.eval_source.class_names, ensure_ascii=False, indent=0)
+    (experiment.workdir / CLASSES_FILE).write_text(names + "\n")
+
+
+def load_config(workdir: epath.Path) -> ConfigDict | None:
+    """The config saved in a workdir, if there is one."""
+    path = workdir / CONFIG_FILE
+    return ConfigDict(json.loads(path.read_text())) if path.exists() else None
+
+
+def _create(config: ConfigDict, num_classes: int) -> SReT:
+    settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
+    name, dtype = settings.pop("name"), settings.pop("dtype")
+    settings["num_classes"] = num_classes
+    if dtype not in ("float32", "bfloat16"):
+        nearest = difflib.get_close_matches(dtype, ["float32", "bfloat16"], 1, cutoff=0)[0]
+        raise UserError(f"config.model.dtype={dtype!r} is not known; use {nearest!r}")
+    try:
+        return create_model(name, dtype=jnp.dtype(dtype).type, **settings)
+    except ValueError as e:
+        raise UserError(f"config.model: {e}") from e
+
+
+def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
+    """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
+    if config.data.data_dir:
+        return epath.Path(config.data.data_dir).expanduser()
+    if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
+        return workdir / "data"
+    return None
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    positive = (
+        "epochs",
+        "batch_size",
+        "eval_batch_size",
+        "grad_accum",
+        "log_every_steps",
+        "eval_every_epochs",
+        "checkpoint.every_epochs",
+        "checkpoint.keep_latest",
+        "data.prefetch",
+    )
+    for name in positive:
+        value = _get(config, name)
+        if not value > 0:
+            raise UserError(f"config.{name}={value} must be above 0")
+    for name in ("label_smoothing", "ema_decay"):
+        if not 0 <= config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be in [0, 1)")
+    if len(config.profile) not in (0, 2):
+        raise UserError(f"config.profile={config.profile} must be () or (first, last) step")
+    if config.data.workers < -1:
+        raise UserError(f"config.data.workers={config.data.workers} must be -1, 0 or more")
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for key in name.split("."):
+        value = value[key]
+    return value

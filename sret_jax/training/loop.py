@@ -1,0 +1,354 @@
+"""The train loop: resume, step, report, evaluate, save."""
+
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import metric_writers, parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.checkpoints.manager import Checkpoints, read_weights
+from sret_jax.data.loader import Loader, eval_loader, steps_per_pass, train_loader
+from sret_jax.data.sources import Source
+from sret_jax.models.sret import SReT
+from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
+from sret_jax.training.curves import draw_curves
+from sret_jax.training.evaluation import EvalMetrics, evaluate, make_eval_step, percent, table
+from sret_jax.training.experiment import (
+    Experiment,
+    build_model,
+    model_without_data,
+    open_experiment,
+    open_split,
+    save_description,
+)
+from sret_jax.training.flops import model_macs
+from sret_jax.training.metrics_file import JsonlWriter, read_metrics
+from sret_jax.training.progress import ProgressLine, Window, duration
+from sret_jax.training.state import TrainState
+from sret_jax.training.step import make_train_step
+
+RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
+
+Results = dict[str, dict[str, float]]
+
+
+def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+    """Trains to the end, resuming from the newest checkpoint in `workdir`.
+
+    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png and
+    result.json there.
+
+    Args:
+      config: as configs/common.py makes it.
+      workdir: local or remote folder.
+
+    Returns:
+      What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
+      "train_seconds", "images_per_second"}.
+
+    Raises:
+      UserError: whatever the user can mend; before any compilation.
+    """
+    run = Run(open_experiment(config, workdir))
+    run.train()
+    return run.finish()
+
+
+class Run:
+    """A started training run: its state, its data and where it reports."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self._leader = jax.process_index() == 0
+        self._progress = ProgressLine(
+            experiment.total_steps, experiment.steps_per_epoch, enabled=self._leader
+        )
+        config = experiment.config
+        self._checkpoints = Checkpoints(
+            experiment.workdir,
+            keep_latest=config.checkpoint.keep_latest,
+            keep_best=config.checkpoint.keep_best,
+            keep_every=round(config.checkpoint.keep_every_epochs * experiment.steps_per_epoch),
+        )
+        self.state = self._restore() or experiment.init_state()
+        self.step = int(self.state.step)
+        self._describe()
+        self._writer = self._make_writer()
+        self._window = Window()
+        self._window.seconds = self._seconds_before()
+        self._evaluator = Evaluator(
+            experiment.model,
+            config,
+            experiment.eval_source,
+            experiment.mesh,
+            experiment.shardings.variables,
+        )
+        self._results: Results = {}
+
+    def train(self) -> None:
+        """Takes the steps that are left."""
+        experiment, config = self.experiment, self.experiment.config
+        if self.step >= experiment.last_step:
+            self._progress.say(f"Training is complete at step {self.step:,}.")
+            return
+        train_step = self._compile_step()
+        loader = train_loader(
+            experiment.train_source,
+            config.data,
+            experiment.model.image_size,
+            config.batch_size,
+            batch_sharding(experiment.mesh),
+            seed=config.seed,
+            start_step=self.step,
+        )
+        eval_every = experiment.steps(config.eval_every_epochs)
+        save_every = experiment.steps(config.checkpoint.every_epochs)
+        profiler = Profiler(config.profile, experiment.workdir)
+        self._window = Window()
+        self._window.seconds = self._seconds_before()
+        while self.step < experiment.last_step:
+            profiler.before(self.step)
+            with self._window.waiting():
+                batch = next(loader)
+            self.state, metrics = train_step(self.state, batch)
+            self._window.add(metrics)
+            self.step += 1
+            profiler.after(self.step, metrics)
+
+            last = self.step == experiment.last_step
+            if last or self.step % config.log_every_steps == 0:
+                self._report(loader)
+            with self._window.paused():
+                if last or self.step % eval_every == 0:
+                    self._evaluate()
+                if last or self.step % save_every == 0:
+                    self._save()
+        loader.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates if the last step was not yet, and writes and prints the result."""
+        if not self._results:
+            self._evaluate()
+        self._checkpoints.close()
+        experiment = self.experiment
+        result = {
+            "step": self.step,
+            **self._results,
+            "train_seconds": self._window.seconds,
+            "images_per_second": self.step * experiment.config.batch_size / self._window.seconds
+            if self._window.seconds
+            else 0.0,
+        }
+        if self._leader:
+            self._writer.close()
+            workdir = experiment.workdir
+            (workdir / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n")
+            draw_curves(workdir)
+            self._progress.say(
+                f"\nTest accuracy {percent(self._results['eval']['top1'])} at step {self.step:,} "
+                f"after {duration(self._window.seconds)} of training "
+                f"(EMA {percent(self._results['eval_ema']['top1'])}).\n"
+                f"Results: {workdir / RESULT_FILE}, {workdir / 'curves.png'}, "
+                f"{workdir / 'metrics.jsonl'}"
+            )
+        return result
+
+    def _restore(self) -> TrainState | None:
+        abstract = jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            self.experiment.abstract_state,
+            self.experiment.shardings,
+        )
+        restored = self._checkpoints.restore_newest(_to_items(abstract))
+        if restored is None:
+            return None
+        step, items = restored
+        self._progress.say(f"Resuming {self.experiment.workdir} at step {step:,}.")
+        return _from_items(items)
+
+    def _describe(self) -> None:
+        if not self._leader:
+            return
+        experiment = self.experiment
+        save_description(experiment)
+        abstract = experiment.abstract_state.variables["params"]
+        overview = parameter_overview.get_parameter_overview(abstract, include_stats=False)
+        self._progress.say(overview)
+        self._progress.say(
+            f"{experiment.config.model.name}: {model_macs(experiment.model) / 1e9:.3f} GMACs per "
+            f"{experiment.model.image_size}x{experiment.model.image_size} image; "
+            f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
+            f"images in {len(experiment.eval_source.class_names):,} classes; "
+            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,} on "
+            f"{experiment.mesh.size} {jax.devices()[0].platform} devices "
+            f"({jax.process_count()} hosts); results in {experiment.workdir}"
+        )
+
+    def _make_writer(self) -> metric_writers.MetricWriter:
+        if not self._leader:
+            return metric_writers.MultiWriter([])
+        workdir = self.experiment.workdir
+        return metric_writers.MultiWriter(
+            [
+                metric_writers.SummaryWriter(str(workdir / "tensorboard")),
+                JsonlWriter(workdir, last_step=self.step),
+            ]
+        )
+
+    def _seconds_before(self) -> float:
+        """Training time up to the step at which this run resumes."""
+        lines = read_metrics(self.experiment.workdir)
+        seconds = [x["train_seconds"] for x in lines if "train_seconds" in x]
+        return seconds[-1] if seconds and self.step else 0.0
+
+    def _compile_step(self) -> jax.stages.Compiled:
+        experiment, config = self.experiment, self.experiment.config
+        start = time.perf_counter()
+        self._progress.say("Compiling the train step...")
+        train_step = make_train_step(
+            experiment.model,
+            experiment.optimizer,
+            experiment.mesh,
+            experiment.shardings,
+            seed=config.seed,
+            label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
+            grad_accum=config.grad_accum,
+        )
+        batch = abstract_batch(config.batch_size, experiment.model.image_size)
+        compiled = train_step.lower(experiment.abstract_state, batch).compile()
+        self._progress.say(f"Compiled in {duration(time.perf_counter() - start)}.")
+        return compiled
+
+    def _report(self, loader: Loader) -> None:
+        config = self.experiment.config
+        report = self._window.close(config.batch_size)
+        report["lr"] = float(self.experiment.schedule(self.step - 1))
+        report["train_seconds"] = self._window.seconds
+        left = (self.experiment.last_step - self.step) * config.batch_size
+        self._writer.write_scalars(self.step, report)
+        self._writer.flush()
+        self._progress.show(self.step, report, left / report["images_per_second"])
+        self._name_bad(self.experiment.train_source, loader)
+
+    def _evaluate(self) -> None:
+        weights = {"eval": self.state.variables, "eval_ema": self.state.ema}
+        self._results = self._evaluator.evaluate(weights)
+        scalars = {f"{n}/{key}": v for n, r in self._results.items() for key, v in r.items()}
+        self._writer.write_scalars(self.step, scalars)
+        self._writer.flush()
+        epoch = self.step / self.experiment.steps_per_epoch
+        raw, ema = self._results["eval"], self._results["eval_ema"]
+        self._progress.say(
+            f"evaluation at step {self.step:,} (epoch {epoch:.1f}): "
+            f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
+            f"EMA top-1 {percent(ema['top1'])}"
+        )
+        self._name_bad(self.experiment.eval_source, self._evaluator.loader)
+        self._evaluated_at = self.step
+
+    def _save(self) -> None:
+        evaluated = getattr(self, "_evaluated_at", None) == self.step
+        metrics = self._results["eval"] if evaluated else None
+        self._checkpoints.save(self.step, _to_items(self.state), metrics)
+
+    def _name_bad(self, source: Source, loader: Loader) -> None:
+        for record in loader.bad_records:
+            print(f"Unreadable image: {source.record_name(record)}", flush=True)
+        loader.bad_records.clear()
+
+
+class Evaluator:
+    """Evaluation of one model on the whole of one source, compiled once."""
+
+    def __init__(self, model: SReT, config: ConfigDict, source: Source, mesh, shardings):
+        self._mesh = mesh
+        self._steps = steps_per_pass(source, config.eval_batch_size)
+        self.loader = eval_loader(
+            source, config.data, model.image_size, config.eval_batch_size, batch_sharding(mesh)
+        )
+        self._step = make_eval_step(model, mesh, shardings)
+
+    def evaluate(self, weights: dict[str, Any]) -> Results:
+        """{name: {"top1", "top5", "loss"}} of each set of weights."""
+        return evaluate(self._step, weights, self.loader, self._steps, self._mesh)
+
+
+class Profiler:
+    """Writes a profiler trace of the steps (first, last), counted from 1, to workdir/profile."""
+
+    def __init__(self, steps: tuple[int, ...], workdir: epath.Path):
+        self._first, self._last = steps or (0, 0)
+        self._folder = workdir / "profile"
+
+    def before(self, step: int) -> None:
+        """Starts the trace if the next step is its first."""
+        if step + 1 == self._first:
+            jax.profiler.start_trace(str(self._folder))
+
+    def after(self, step: int, metrics: Any) -> None:
+        """Ends the trace if this step was its last."""
+        if step == self._last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+
+
+def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+    """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
+
+    Args:
+      config: of the model and the data.
+      workdir: holds checkpoints/; eval.json is written there.
+
+    Returns:
+      What eval.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}}.
+
+    Raises:
+      UserError: whatever the user can mend; before any compilation.
+    """
+    model_without_data(config)
+    source = open_split(config, workdir, config.data.eval_split)
+    model = build_model(config, source)
+    mesh = make_mesh(config.fsdp)
+    abstract = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, model.image_size, model.image_size, 3))
+    )
+    shardings = state_shardings(abstract, mesh)
+    targets = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    step, weights = read_weights(workdir, targets)
+    results = Evaluator(model, config, source, mesh, shardings).evaluate(weights)
+    report = {"step": step, **results}
+    if jax.process_index() == 0:
+        print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
+        print(table(results))
+        (workdir / EVAL_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        print(f"Written: {workdir / EVAL_FILE}")
+    return report
+
+
+def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, for compiling ahead of the data."""
+    shapes = {
+        "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
+        "label": ((batch_size,), jnp.int32),
+        "bad": ((batch_size,), jnp.bool_),
+        "real": ((batch_size,), jnp.bool_),
+    }
+    return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+
+
+def _to_items(state: TrainState) -> dict[str, Any]:
+    train = {"step": state.step, "opt_state": state.opt_state}
+    return {"model": state.variables, "ema": state.ema, "train": train}
+
+
+def _from_items(items: dict[str, Any]) -> TrainState:
+    return TrainState(variables=items["model"], ema=items["ema"], **items["train"])

@@ -1,0 +1,99 @@
+"""How a run is going: throughput, waiting for data, and the live line."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+
+class Window:
+    """Collects the steps since the last report.
+
+    Times are wall-clock seconds; time spent in `paused` (evaluation, say) does not count.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._paused = 0.0
+        self._metrics: list[dict[str, jax.Array]] = []
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the enclosed time as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the enclosed time out."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Takes one step's metrics and waits for the step before it, so one runs ahead at most."""
+        self._metrics.append(metrics)
+        if len(self._metrics) > 1:
+            jax.block_until_ready(self._metrics[-2])
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+    def close(self, batch_size: int) -> dict[str, float]:
+        """Ends the window: mean metrics, images/s and the share of time waited for data."""
+        metrics = jax.device_get(self._metrics)
+        elapsed = time.perf_counter() - self._start - self._paused
+        report = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+        report["bad_images"] = float(np.sum([m["bad_images"] for m in metrics]))
+        report["images_per_second"] = len(metrics) * batch_size / elapsed
+        report["wait_share"] = self._waited / elapsed
+        self.seconds += elapsed
+        self._reset()
+        return report
+
+
+class ProgressLine:
+    """One line that renews itself in a terminal, and a plain line per report elsewhere."""
+
+    def __init__(self, total_steps: int, steps_per_epoch: float, *, enabled: bool):
+        self._total = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._enabled = enabled
+        self._live = enabled and sys.stderr.isatty()
+
+    def show(self, step: int, report: dict[str, float], seconds_left: float) -> None:
+        """Shows the figures of the last window."""
+        line = (
+            f"step {step:,}/{self._total:,} | epoch {step / self._steps_per_epoch:.1f} | "
+            f"loss {report['loss']:.4f} | top-1 {100 * report['top1']:.1f}% | "
+            f"lr {report['lr']:.2e} | {report['images_per_second']:,.0f} images/s | "
+            f"waiting for data {100 * report['wait_share']:.0f}% | "
+            f"{duration(seconds_left)} left"
+        )
+        if self._live:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        elif self._enabled:
+            print(line, flush=True)
+
+    def say(self, message: str) -> None:
+        """Prints a lasting message, above the live line."""
+        if self._live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if self._enabled:
+            print(message, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """3725.0 -> '1h02m'; 65 -> '1m05s'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
