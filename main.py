@@ -1,6 +1,6 @@
 """Trains or evaluates SReT: python main.py --config=configs/sret_s.py --workdir=DIR."""
 
-import os
+import functools
 
 from absl import app, flags, logging
 
@@ -25,8 +25,7 @@ def main(argv: list[str]) -> None:
     """One call, once the flags are read."""
     del argv
     if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow only writes event files here
+        logging.set_verbosity(logging.ERROR)
     # Data workers import this file too and need none of these.
     from sret_jax.cli import clear_errors
     from sret_jax.training.launch import launch
@@ -38,5 +37,4 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     from sret_jax.cli import parse_flags
 
-    define_flags()
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, define_flags))

@@ -4,8 +4,12 @@ An experiment config calls `get_config` and changes the few values that make it 
 Numbers are from SReT section 4.1, which follows DeiT.
 """
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
+
+from sret_jax.errors import did_you_mean
 
 RECIPES = {
     "deit": dict(lr_per_512=5e-4, warmup_epochs=5.0),
@@ -13,8 +17,8 @@ RECIPES = {
 }
 
 
-def parse_arg(arg: str, **defaults):
-    """Reads "unsliced,res=384" into the given settings; a bare word means True.
+def parse_arg(arg: str, **defaults: Any) -> ml_collections.FrozenConfigDict:
+    """Reads "unsliced,res=384" into the given settings; a bare word switches one on.
 
     Raises:
       ValueError: a name that is not among `defaults`, or a value of another kind.
@@ -23,16 +27,35 @@ def parse_arg(arg: str, **defaults):
     for part in filter(None, arg.split(",")):
         name, _, text = part.partition("=")
         if name not in defaults:
-            raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
-        if isinstance(defaults[name], bool):
-            settings[name] = True
-            continue
+            raise ValueError(did_you_mean("config argument", name, defaults))
         kind = type(defaults[name])
+        if (kind is bool) == bool(text):
+            form = f"{name}" if kind is bool else f"{name}=VALUE"
+            raise ValueError(f"config argument {part!r} should read {form!r}")
         try:
-            settings[name] = kind(text)
+            settings[name] = True if kind is bool else kind(text)
         except ValueError as e:
             raise ValueError(f"config argument {part!r}: {name} takes {kind.__name__}") from e
     return ml_collections.FrozenConfigDict(settings)
+
+
+def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
+    """The recipe for a published variant.
+
+    Args:
+      name: of the model.
+      arg: any of "unsliced", "res=N" (image size), "groups=16-14-1" (the first loop's groups by
+        stage, the other loops plain), "recipe=NAME".
+    """
+    args = parse_arg(arg, unsliced=False, res=224, groups="", recipe="deit")
+    config = get_config(args.recipe)
+    config.model.name = name
+    config.model.image_size = args.res
+    if args.unsliced:
+        config.model.groups = ((1,), (1,), (1,))
+    elif args.groups:
+        config.model.groups = tuple((int(g), 1) for g in args.groups.split("-"))
+    return config
 
 
 def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
@@ -42,7 +65,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
       recipe: "deit", or "sret_long_warmup", which SReT's authors recommend later.
     """
     if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
+        raise ValueError(did_you_mean("recipe", recipe, RECIPES))
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.epochs = 300.0

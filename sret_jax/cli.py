@@ -1,14 +1,19 @@
 """What every command line shares: bad input ends in one clear sentence and exit status 2."""
 
 import contextlib
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import flags
 
 from sret_jax.errors import UserError
+
+# TensorFlow only prepares data and writes event files here; its start-up messages help nobody.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @contextlib.contextmanager
@@ -26,24 +31,30 @@ def fail(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses absl flags and the config they name; a mistake exits with status 2."""
+def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:
+    """Defines and parses absl flags and the config they name; a mistake exits with status 2."""
     try:
+        define_flags()  # already reads the default config and its overrides
         rest = flags.FLAGS(argv)
-        missing = f"no config file {flags.FLAGS['config'].value!r}"
         flags.FLAGS.config.to_dict()
     except flags.Error as e:
-        fail(f"{e} (python main.py --help lists the flags)")
-    except FileNotFoundError as e:
-        fail(f"{e}; give --config=configs/NAME.py")
+        fail(f"{_cause(e)} (python main.py --help lists the flags)")
     except (AttributeError, KeyError) as e:
         fail(_unknown_field(str(e)))
+    except OSError:
+        (file,) = [a.partition("=")[2] for a in argv if a.startswith("--config=")][-1:] or [""]
+        fail(f"there is no config file {file.partition(':')[0]!r}; give one of configs/*.py")
     except (ValueError, TypeError) as e:
-        fail(f"the config cannot be read: {e}")
-    del missing
+        fail(f"the config cannot be read: {_cause(e)}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; settings are given as --config.NAME=VALUE")
     return rest
+
+
+def _cause(error: Exception) -> str:
+    """The last line of a message, which may hold a config file's whole traceback."""
+    lines = str(error).strip().splitlines()
+    return re.sub(r"^\w+Error: ", "", lines[-1]) if lines else repr(error)
 
 
 def _unknown_field(message: str) -> str:

@@ -1,7 +1,7 @@
 """The one exception for what a user can get wrong."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -14,3 +14,9 @@ def did_you_mean(what: str, value: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(value, known, 1, cutoff=0.0)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {what} {value!r}{hint}"
+
+
+def few(sentences: Sequence[str], most: int = 8) -> str:
+    """The first sentences, joined, and how many more there are."""
+    more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""
+    return "; ".join(sentences[:most]) + more

@@ -4,19 +4,20 @@ A workdir holds checkpoints/STEP/{model,ema,train}: the raw weights, their movin
 the step with the optimizer's state. Converted weights are a workdir with `model` alone.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from sret_jax.errors import UserError
+from sret_jax.errors import UserError, few
 
 ITEMS = ("model", "ema", "train")
+WEIGHTS = {"model": "eval", "ema": "eval_ema"}
 CHECKPOINTS, DAMAGED = "checkpoints", "checkpoints_damaged"
 BEST_METRIC = "top1"
 
@@ -35,7 +36,7 @@ class Checkpoints:
         keep_latest: int = 1,
         keep_best: int = 1,
         keep_every: int | None = None,
-        read_only: bool = False,
+        create: bool = True,
     ):
         self._workdir = workdir
         rules: list[policies.PreservationPolicy] = [
@@ -51,16 +52,15 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(rules),
                 best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
-                create=not read_only,
-                read_only=read_only,
+                create=create,
             ),
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
         )
 
     @property
-    def latest_step(self) -> int | None:
-        """The newest step on disk, readable or not."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """The steps on disk, readable or not, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
     def save(
         self, step: int, items: Mapping[str, Any], metrics: Mapping[str, float] | None = None
@@ -87,8 +87,8 @@ class Checkpoints:
         Raises:
           UserError: a readable checkpoint lacks an item or is of another architecture.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            restored = self._try_restore(step, targets)
+        for step in self.steps:
+            restored = self.try_restore(step, targets)
             if restored is not None:
                 return step, restored
             self._move_aside(step)
@@ -98,11 +98,12 @@ class Checkpoints:
         """Whether the checkpoint of `step` holds that item."""
         return (self._workdir / CHECKPOINTS / str(step) / name).is_dir()
 
-    def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.close()
+    def try_restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Restores one checkpoint, or returns None if any process finds it damaged.
 
-    def _try_restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any] | None:
+        Raises:
+          UserError: it is readable but lacks an item or is of another architecture.
+        """
         error: Exception | None = None
         restored = None
         try:
@@ -115,23 +116,31 @@ class Checkpoints:
             error = e
         if _all_processes(restored is not None):
             return restored
-        logging.warning("the checkpoint of step %d cannot be read: %s", step, error)
+        reason = str(error or "another process cannot read it").splitlines()[0]
+        print(f"The checkpoint of step {step} cannot be read: {reason}", flush=True)
         return None
 
+    def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays of an item, by path."""
+        return _shapes(self._manager.item_metadata(step)[name].tree)
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.close()
+
     def _check_matches(self, step: int, targets: Mapping[str, Any]) -> None:
-        metadata = self._manager.item_metadata(step)
         for name, target in targets.items():
             if not self.has_item(step, name) and any(self.has_item(step, i) for i in ITEMS):
                 raise UserError(
                     f"{self._workdir} holds weights but no {name!r} item at step {step} (converted "
                     "weights cannot be resumed); train in another --workdir"
                 )
-            differences = _differences(metadata[name].tree, target)
+            differences = _differences(self.shapes(step, name), _shapes(target))
             if differences:
                 raise UserError(
                     f"the checkpoint of step {step} in {self._workdir} is of another architecture "
                     f"or optimizer; use its own config or another --workdir. {len(differences)} "
-                    f"arrays of {name!r} differ: {_few(differences)}"
+                    f"arrays of {name!r} differ: {few(differences)}"
                 )
 
     def _move_aside(self, step: int) -> None:
@@ -147,9 +156,7 @@ class Checkpoints:
                 target = aside / f"{step}.{copy}"
             source.rename(target)
             print(
-                f"The checkpoint of step {step} is damaged: moved to {target}; falling back to "
-                "the one before it.",
-                flush=True,
+                f"It is damaged: moved to {target}; falling back to the one before it.", flush=True
             )
         _all_processes(True)
         self._manager.reload()
@@ -168,16 +175,32 @@ def read_weights(workdir: epath.Path, targets: Any) -> tuple[int, dict[str, Any]
     Raises:
       UserError: no readable checkpoint, or one of another architecture.
     """
+    checkpoints = _open_existing(workdir)
+    for step in checkpoints.steps:
+        items = [name for name in WEIGHTS if checkpoints.has_item(step, name)]
+        restored = checkpoints.try_restore(step, dict.fromkeys(items, targets)) if items else None
+        if restored:
+            return step, {WEIGHTS[name]: restored[name] for name in items}
+    raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
+
+
+def saved_shapes(workdir: epath.Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the newest raw weights on disk, by path such as "params/head/bias".
+
+    Raises:
+      UserError: no checkpoint.
+    """
+    checkpoints = _open_existing(workdir)
+    for step in checkpoints.steps:
+        if checkpoints.has_item(step, "model"):
+            return checkpoints.shapes(step, "model")
+    raise UserError(f"{workdir / CHECKPOINTS} holds no checkpoint; train first")
+
+
+def _open_existing(workdir: epath.Path) -> Checkpoints:
     if not (workdir / CHECKPOINTS).is_dir():
         raise UserError(f"{workdir} holds no checkpoints/; give the --workdir of a run")
-    checkpoints = Checkpoints(workdir, read_only=True)
-    titles = {"model": "eval", "ema": "eval_ema"}
-    for step in sorted(checkpoints._manager.all_steps(), reverse=True):
-        items = [name for name in titles if checkpoints.has_item(step, name)]
-        restored = checkpoints._try_restore(step, dict.fromkeys(items, targets)) if items else None
-        if restored:
-            return step, {titles[name]: tree for name, tree in restored.items()}
-    raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
+    return Checkpoints(workdir, create=False)
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:
@@ -189,9 +212,8 @@ def _all_processes(ok: bool) -> bool:
     return bool(multihost_utils.process_allgather(ok).all())
 
 
-def _differences(saved: Any, target: Any) -> list[str]:
+def _differences(old: dict[str, tuple], new: dict[str, tuple]) -> list[str]:
     """Sentences on the arrays that only one side has or whose shapes differ."""
-    old, new = _shapes(saved), _shapes(target)
     return [
         f"{path} is {old.get(path, 'missing')} there, {new.get(path, 'missing')} here"
         for path in sorted(old.keys() | new.keys())
@@ -201,13 +223,5 @@ def _differences(saved: Any, target: Any) -> list[str]:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path):
-        tuple(leaf.shape)
-        for path, leaf in flat
-    }
-
-
-def _few(sentences: list[str], most: int = 8) -> str:
-    more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""
-    return "; ".join(sentences[:most]) + more
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {keystr(path): tuple(leaf.shape) for path, leaf in flat}

@@ -6,6 +6,7 @@ block shared by several loops stands there once for each.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -97,14 +98,12 @@ def entries(model: SReT) -> Iterator[Entry]:
     """Every array of the published state dict of `model`, shared ones as often as they appear."""
     yield Entry("pos_embed", ("params", "pos_embed"), POSITION)
     for i in (1, 2, 3):
-        yield from _affine(
-            f"patch_embed.conv{i}", ("params", "stem", f"conv{i}"), CONV, "kernel"
-        )
+        yield from _affine(f"patch_embed.conv{i}", ("params", "stem", f"conv{i}"), CONV, "kernel")
         yield from _batch_norm(f"patch_embed.bn{i}", f"bn{i}")
     for s, blocks in enumerate(model.blocks):
         if s > 0:
             channels = model.widths[s - 1]
-            pool = Layout(lambda w, c=channels: _pool_to_flax(w, c), _pool_to_torch)
+            pool = Layout(functools.partial(_pool_to_flax, channels=channels), _pool_to_torch)
             yield from _affine(f"pools.{s - 1}.conv", ("params", f"pool{s}"), pool, "kernel")
         for b in range(blocks):
             path = ("params", f"stage{s}_block{b}")
@@ -114,6 +113,17 @@ def entries(model: SReT) -> Iterator[Entry]:
                 yield from _nll(f"transformers.{s}.blocks.{j + 1}", (*path, "nll"), loop)
     yield from _norm("norm", ("params", "norm"))
     yield from _linear("head", ("params", "head"))
+
+
+class StateDictError(ValueError):
+    """A state dict that does not fit the model; `problems` names each array that does not."""
+
+    def __init__(self, problems: list[str]):
+        places = f"{len(problems)} place{'s' if len(problems) > 1 else ''}"
+        super().__init__(
+            f"the state dict does not fit the model in {places}: {'; '.join(problems)}"
+        )
+        self.problems = problems
 
 
 def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
@@ -128,8 +138,8 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
       {"params": ..., "batch_stats": ...}, float32 NumPy arrays.
 
     Raises:
-      ValueError: one sentence listing every missing or surplus name, every array of another
-        shape, and every shared array whose copies differ.
+      StateDictError: lists every missing or surplus name, every array of another shape, and
+        every shared array whose copies differ.
     """
     expected = to_torch(_abstract_variables(model), model)
     given = {
@@ -147,10 +157,7 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
     if not problems:
         variables, problems = _gather(given, model)
     if problems:
-        raise ValueError(
-            f"the state dict does not fit the model in {len(problems)} places: "
-            + "; ".join(problems)
-        )
+        raise StateDictError(problems)
     return variables
 
 
@@ -166,7 +173,7 @@ def to_torch(variables: Mapping[str, Any], model: SReT) -> dict[str, np.ndarray]
     """
     state_dict = {}
     for entry in entries(model):
-        leaf = variables
+        leaf: Any = variables
         for key in entry.path:
             leaf = leaf[key]
         array = np.asarray(leaf) if entry.loop is None else np.asarray(leaf[entry.loop])
@@ -185,7 +192,9 @@ def _gather(given: dict[str, np.ndarray], model: SReT) -> tuple[dict[str, Any], 
         elif entry.path not in flat:
             flat[entry.path], source[entry.path] = array, entry.torch_name
         elif not np.array_equal(flat[entry.path], array):
-            problems.append(f"{entry.torch_name} differs from {source[entry.path]}, its shared copy")
+            problems.append(
+                f"{entry.torch_name} differs from {source[entry.path]}, its shared copy"
+            )
     variables: dict[str, Any] = {}
     for path, array in flat.items():
         node = variables

@@ -156,20 +156,19 @@ def check_batch_size(field: str, batch_size: int, devices: int) -> None:
         )
 
 
-def _chunks_by_device(
-    sharding: jax.sharding.Sharding, batch_size: int
-) -> dict[jax.Device, int]:
+def _chunks_by_device(sharding: jax.sharding.Sharding, batch_size: int) -> dict[jax.Device, int]:
     """This host's devices and which chunk of the global batch each holds."""
     chunk = batch_size // sharding.num_devices
     indices = sharding.addressable_devices_indices_map((batch_size,))
-    return {device: (index[0].start or 0) // chunk for device, index in indices.items()}
+    return {device: (index[0].start or 0) // chunk for device, index in indices.items() if index}
 
 
 def _read_ahead(chunks: grain.MapDataset, ahead: int, workers: int) -> grain.IterDataset:
     """Reads at most `ahead` chunks early: in threads, or in worker processes (-1: one per core)."""
-    workers = os.cpu_count() if workers < 0 else workers
+    cores = os.cpu_count() or 1
+    workers = cores if workers < 0 else workers
     if not workers:
-        threads = min(os.cpu_count() or 1, ahead)
+        threads = min(cores, ahead)
         return chunks.to_iter_dataset(grain.ReadOptions(threads, max(ahead, threads)))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers insist on it outside absl.app

@@ -34,7 +34,7 @@ def padded(source: Source, batch_size: int) -> grain.MapDataset:
 
 
 class Samples(grain.MapDataset):
-    """Applies `transform` to every position, with randomness that is a function of (seed, position).
+    """Applies `transform` to every position, its randomness a function of (seed, position).
 
     A sample is {"image": (S, S, 3) uint8, "label", "bad", "record", "real"}. A position whose
     image cannot be read keeps its place: with `replace`, it shows the next readable image of the

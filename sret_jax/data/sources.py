@@ -67,6 +67,7 @@ class TfdsSource:
         return {"image": record[self.image_key], "label": int(record[self.label_key])}
 
     def record_name(self, index: int) -> str:
+        """See `Source`."""
         file_name = self._records[index].get("file_name", b"")
         return f"{self._title} record {index} {file_name.decode()}".rstrip()
 
@@ -108,6 +109,7 @@ class FolderSource:
         return {"image": file.read_bytes(), "label": label}
 
     def record_name(self, index: int) -> str:
+        """See `Source`."""
         return os.fspath(self._files[index][0])
 
 

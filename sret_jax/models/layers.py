@@ -4,6 +4,7 @@ All follow the published initialisation: weights *and biases* of linear and conv
 layers are drawn from U(-1/sqrt(fan_in), +1/sqrt(fan_in)).
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -53,7 +54,7 @@ class MLP(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: zeroes whole samples with probability `rate`, scales the rest by 1/(1-rate).
+    """Stochastic depth: drops whole samples with probability `rate`, scales the rest by 1/(1-rate).
 
     Shapes: (B, ...) -> (B, ...). Draws from the rng stream "drop_path"
     (Huang et al., "Deep Networks with Stochastic Depth", 2016).
@@ -144,9 +145,8 @@ class Pooling(nn.Module):
         # Shifted multiply-adds: XLA:CPU runs the backward of a grouped convolution naively.
         height, width = x.shape[1] // 2, x.shape[2] // 2
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)
-        out = sum(
-            x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] * kernel[None, None, None, i, j]
-            for i in range(3)
-            for j in range(3)
-        )  # (B, H/2, W/2, C, m)
+        out = jnp.zeros((), self.dtype)
+        for i, j in itertools.product(range(3), range(3)):
+            shifted = x[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
+            out += shifted * kernel[None, None, None, i, j]  # (B, H/2, W/2, C, m)
         return out.reshape(*out.shape[:3], self.features) + bias.reshape(1, 1, 1, -1)

@@ -116,7 +116,7 @@ class RecursiveBlock(nn.Module):
         def apply_loops(block, x, nll_params, groups):
             for i, g in enumerate(groups):
                 x = block(x, groups=g, permute=i > 0 and g > 1, train=train)
-                x = nll.apply({"params": jax.tree.map(lambda p: p[i], nll_params)}, x)
+                x = nll.apply({"params": _at(nll_params, i)}, x)
             return x
 
         def cycle(block, x, nll_params):
@@ -133,10 +133,10 @@ class RecursiveBlock(nn.Module):
             )
             whole = jax.tree.map(
                 lambda p: p[: cycles * length].reshape(cycles, length, *p.shape[1:]), nll_params
-            )
+            )  # (cycles, length, ...)
             x, _ = scan(block, x, whole)
         if leftover:
-            rest = jax.tree.map(lambda p: p[cycles * length :], nll_params)
+            rest = _at(nll_params, slice(cycles * length, None))
 
             def remainder(block, x, nll_params):
                 return apply_loops(block, x, nll_params, self.groups[:leftover])
@@ -148,6 +148,10 @@ class RecursiveBlock(nn.Module):
         if self.remat == "none":
             return body
         return nn.remat(body, policy=REMAT_POLICIES[self.remat], prevent_cse=prevent_cse)
+
+
+def _at(tree: dict, index: int | slice) -> dict:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _init_per_loop(layer: nn.Module, loops: int, channels: int) -> Callable[[jax.Array], dict]:

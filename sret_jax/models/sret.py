@@ -17,7 +17,7 @@ STEM_STRIDE = 8
 
 
 class SReT(nn.Module):
-    """Stem -> + position -> stages of recursive blocks with pooling between -> mean -> LN -> linear.
+    """Stem -> + position -> recursive blocks, pooling between stages -> mean -> LN -> linear.
 
     Stage s runs at stride 8 * 2^s with width heads[s] * dim and has blocks[s] unique blocks, each
     applied `loops` times in a row. Block b of stage s drops paths at

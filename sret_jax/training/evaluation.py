@@ -1,19 +1,23 @@
 """Evaluation that counts every example exactly once."""
 
-from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 from clu import metrics
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from sret_jax.data.loader import eval_loader, steps_per_pass
+from sret_jax.data.sources import Source
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, replicated
 from sret_jax.training.losses import cross_entropy, in_top_k
 from sret_jax.training.state import Variables
 from sret_jax.training.step import Batch, normalise
+
+Results = dict[str, dict[str, float]]
 
 
 @flax.struct.dataclass
@@ -27,16 +31,59 @@ class EvalMetrics(metrics.Collection):
     )
 
 
-def make_eval_step(
-    model: SReT, mesh: Mesh, shardings: Variables
-) -> Callable[[Variables, Batch, EvalMetrics], EvalMetrics]:
+class Evaluator:
+    """Evaluates weights of one model on the whole of one source.
+
+    Attributes:
+      loader: the batches; its `bad_records` tell what could not be read.
+    """
+
+    def __init__(
+        self, model: SReT, config: ConfigDict, source: Source, mesh: Mesh, shardings: Variables
+    ):
+        """Opens the data.
+
+        Args:
+          model: from `create_model`.
+          config: of the experiment; its data section and eval_batch_size are used.
+          source: the split to evaluate on.
+          mesh: from `make_mesh`.
+          shardings: of the weights.
+        """
+        self._steps = steps_per_pass(source, config.eval_batch_size)
+        self._empty = jax.device_put(EvalMetrics.empty(), replicated(mesh))
+        self._step = make_eval_step(model, mesh, shardings)
+        self.loader = eval_loader(
+            source, config.data, model.image_size, config.eval_batch_size, batch_sharding(mesh)
+        )
+
+    def evaluate(self, weights: dict[str, Variables]) -> Results:
+        """Evaluates several sets of weights in one pass over the data.
+
+        Args:
+          weights: variables by name, e.g. {"eval": raw, "eval_ema": average}.
+
+        Returns:
+          {name: {"top1", "top5" (shares), "loss" (nats)}}.
+        """
+        totals = dict.fromkeys(weights, self._empty)
+        for batch in islice(self.loader, self._steps):
+            totals = {name: self._step(weights[name], batch, totals[name]) for name in weights}
+            jax.block_until_ready(totals)  # keeps one batch on the device at a time
+        return {
+            name: {key: float(value) for key, value in jax.device_get(total).compute().items()}
+            for name, total in totals.items()
+        }
+
+
+def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:
     """Builds the jitted step (variables, batch, metrics so far) -> metrics.
 
     Padding is masked. An unreadable image counts as wrong and has no loss.
     """
 
     def eval_step(variables: Variables, batch: Batch, so_far: EvalMetrics) -> EvalMetrics:
-        logits = model.apply(variables, normalise(batch["image"]), train=False)
+        logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
         labels, real = batch["label"], batch["real"]
         readable = real & ~batch["bad"]
         new = EvalMetrics.single_from_model_output(
@@ -55,42 +102,12 @@ def make_eval_step(
     )
 
 
-def evaluate(
-    eval_step: Callable[[Variables, Batch, EvalMetrics], EvalMetrics],
-    weights: dict[str, Variables],
-    batches: Iterator[Batch],
-    steps: int,
-    mesh: Mesh,
-) -> dict[str, dict[str, float]]:
-    """Evaluates several sets of weights in one pass over the data.
-
-    Args:
-      eval_step: from `make_eval_step`.
-      weights: variables by name, e.g. {"eval": raw, "eval_ema": average}.
-      batches: an iterator over evaluation batches; `steps` are taken, one whole pass.
-      steps: from `steps_per_pass`.
-      mesh: from `make_mesh`.
-
-    Returns:
-      {name: {"top1", "top5" (shares), "loss" (nats)}}.
-    """
-    empty = jax.device_put(EvalMetrics.empty(), replicated(mesh))
-    totals = dict.fromkeys(weights, empty)
-    for batch in islice(batches, steps):
-        totals = {name: eval_step(weights[name], batch, totals[name]) for name in weights}
-        jax.block_until_ready(totals)  # keeps one batch on the device at a time
-    return {
-        name: {key: float(value) for key, value in jax.device_get(total).compute().items()}
-        for name, total in totals.items()
-    }
-
-
 def percent(share: float) -> str:
     """0.98123 -> '98.12%'."""
     return f"{100 * share:.2f}%"
 
 
-def table(results: dict[str, dict[str, float]]) -> str:
+def table(results: Results) -> str:
     """The results as a small aligned table."""
     rows = [f"{'weights':<10} {'top-1':>8} {'top-5':>8} {'loss':>8}"]
     titles = {"eval": "raw", "eval_ema": "EMA"}

@@ -1,5 +1,7 @@
-"""From a config to checked parts: data, model, mesh, schedule. Everything a user can get wrong
-is found here, before anything compiles."""
+"""From a config to checked parts: data, model, mesh, schedule.
+
+Everything a user can get wrong is found here, before anything compiles.
+"""
 
 import dataclasses
 import difflib
@@ -86,7 +88,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     mesh = make_mesh(config.fsdp)
     check_batch_size("batch_size", config.batch_size, mesh.size * config.grad_accum)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
-    model_without_data(config)
+    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
     train_source = open_split(config, workdir, config.data.train_split)
     eval_source = open_split(config, workdir, config.data.eval_split)
     model = build_model(config, eval_source)
@@ -134,12 +136,25 @@ def build_model(config: ConfigDict, source: sources.Source) -> SReT:
             f"{config.data.name} has labels up to {classes - 1}, beyond "
             f"config.model.num_classes={config.model.num_classes}; set it to {classes}"
         )
-    return _create(config, config.model.num_classes or classes)
+    return create_from_config(config, config.model.num_classes or classes)
 
 
-def model_without_data(config: ConfigDict) -> SReT:
-    """The model of config.model, its classes unknown unless the config says them."""
-    return _create(config, config.model.num_classes or 1)
+def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
+    """The model of config.model, with that many classes.
+
+    Raises:
+      UserError: an unknown name or sizes that do not fit.
+    """
+    settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
+    name, dtype = settings.pop("name"), settings.pop("dtype")
+    settings["num_classes"] = num_classes
+    if dtype not in ("float32", "bfloat16"):
+        nearest = difflib.get_close_matches(dtype, ["float32", "bfloat16"], 1, cutoff=0)[0]
+        raise UserError(f"config.model.dtype={dtype!r} is not known; use {nearest!r}")
+    try:
+        return create_model(name, dtype=jnp.dtype(dtype).type, **settings)
+    except ValueError as e:
+        raise UserError(f"config.model: {e}") from e
 
 
 def check_writable(workdir: epath.Path) -> None:
@@ -171,19 +186,6 @@ def load_config(workdir: epath.Path) -> ConfigDict | None:
     """The config saved in a workdir, if there is one."""
     path = workdir / CONFIG_FILE
     return ConfigDict(json.loads(path.read_text())) if path.exists() else None
-
-
-def _create(config: ConfigDict, num_classes: int) -> SReT:
-    settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
-    name, dtype = settings.pop("name"), settings.pop("dtype")
-    settings["num_classes"] = num_classes
-    if dtype not in ("float32", "bfloat16"):
-        nearest = difflib.get_close_matches(dtype, ["float32", "bfloat16"], 1, cutoff=0)[0]
-        raise UserError(f"config.model.dtype={dtype!r} is not known; use {nearest!r}")
-    try:
-        return create_model(name, dtype=jnp.dtype(dtype).type, **settings)
-    except ValueError as e:
-        raise UserError(f"config.model: {e}") from e
 
 
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:

@@ -39,13 +39,13 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
+        left = _shape(equation.invars[0])
         depth = math.prod(left[axis] for axis in contracted)
-        return math.prod(equation.outvars[0].aval.shape) * depth
+        return math.prod(_shape(equation.outvars[0])) * depth
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
-        return math.prod(equation.outvars[0].aval.shape) * per_output
+        return math.prod(_shape(equation.outvars[0])) * per_output
     if name == "while":
         raise ValueError("a while loop's trip count is unknown; use scan to count its MACs")
     inner = [_jaxpr_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
@@ -54,10 +54,17 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _inner_jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
     leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
-    return [leaf.jaxpr if isinstance(leaf, core.ClosedJaxpr) else leaf for leaf in leaves
-            if _is_jaxpr(leaf)]
+    return [
+        leaf.jaxpr if isinstance(leaf, core.ClosedJaxpr) else leaf
+        for leaf in leaves
+        if _is_jaxpr(leaf)
+    ]
 
 
 def _is_jaxpr(x: Any) -> bool:

@@ -19,13 +19,17 @@ def launch(values: flags.FlagValues) -> dict[str, Any]:
       UserError: whatever the user can mend.
     """
     distributed.initialize(values.coordinator, values.processes, values.process_id)
-    config_file = values["config"].config_filename
-    workdir = epath.Path(values.workdir or f"runs/{epath.Path(config_file).stem}").expanduser()
-    if not workdir.is_absolute() and "://" not in str(workdir):
-        workdir = epath.Path.cwd() / workdir
+    config_flag: Any = values["config"]
+    name = epath.Path(config_flag.config_filename).stem
+    workdir = _absolute(values.workdir or f"runs/{name}")
     if values.mode == "train":
         return loop.train(values.config, workdir)
     config = values.config
-    if values["config"].using_default_value:
+    if not config_flag.present:
         config = load_config(workdir) or config
     return loop.evaluate_checkpoint(config, workdir)
+
+
+def _absolute(path: str) -> epath.Path:
+    """Orbax takes no relative path; a bucket's is absolute already."""
+    return epath.Path(path) if "://" in path else epath.Path(path).expanduser().resolve()

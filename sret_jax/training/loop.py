@@ -11,29 +11,27 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import Checkpoints, read_weights
-from sret_jax.data.loader import Loader, eval_loader, steps_per_pass, train_loader
+from sret_jax.data.loader import Loader, train_loader
 from sret_jax.data.sources import Source
-from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
 from sret_jax.training.curves import draw_curves
-from sret_jax.training.evaluation import EvalMetrics, evaluate, make_eval_step, percent, table
+from sret_jax.training.evaluation import Evaluator, Results, percent, table
 from sret_jax.training.experiment import (
     Experiment,
     build_model,
-    model_without_data,
+    create_from_config,
     open_experiment,
     open_split,
     save_description,
 )
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import JsonlWriter, read_metrics
+from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import ProgressLine, Window, duration
 from sret_jax.training.state import TrainState
 from sret_jax.training.step import make_train_step
 
 RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
-
-Results = dict[str, dict[str, float]]
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -78,8 +76,7 @@ class Run:
         self.step = int(self.state.step)
         self._describe()
         self._writer = self._make_writer()
-        self._window = Window()
-        self._window.seconds = self._seconds_before()
+        self._window = Window(self._seconds_before())
         self._evaluator = Evaluator(
             experiment.model,
             config,
@@ -88,6 +85,7 @@ class Run:
             experiment.shardings.variables,
         )
         self._results: Results = {}
+        self._evaluated_at: int | None = None
 
     def train(self) -> None:
         """Takes the steps that are left."""
@@ -108,10 +106,9 @@ class Run:
         eval_every = experiment.steps(config.eval_every_epochs)
         save_every = experiment.steps(config.checkpoint.every_epochs)
         profiler = Profiler(config.profile, experiment.workdir)
-        self._window = Window()
-        self._window.seconds = self._seconds_before()
+        self._window.restart()
         while self.step < experiment.last_step:
-            profiler.before(self.step)
+            profiler.before(self.step + 1)
             with self._window.waiting():
                 batch = next(loader)
             self.state, metrics = train_step(self.state, batch)
@@ -131,17 +128,17 @@ class Run:
 
     def finish(self) -> dict[str, Any]:
         """Evaluates if the last step was not yet, and writes and prints the result."""
-        if not self._results:
+        if self._evaluated_at != self.step:
             self._evaluate()
         self._checkpoints.close()
-        experiment = self.experiment
+        self._evaluator.loader.close()
+        experiment, seconds = self.experiment, self._window.seconds
+        images = self.step * experiment.config.batch_size
         result = {
             "step": self.step,
             **self._results,
-            "train_seconds": self._window.seconds,
-            "images_per_second": self.step * experiment.config.batch_size / self._window.seconds
-            if self._window.seconds
-            else 0.0,
+            "train_seconds": seconds,
+            "images_per_second": images / seconds if seconds else 0.0,
         }
         if self._leader:
             self._writer.close()
@@ -150,7 +147,7 @@ class Run:
             draw_curves(workdir)
             self._progress.say(
                 f"\nTest accuracy {percent(self._results['eval']['top1'])} at step {self.step:,} "
-                f"after {duration(self._window.seconds)} of training "
+                f"after {duration(seconds)} of training "
                 f"(EMA {percent(self._results['eval_ema']['top1'])}).\n"
                 f"Results: {workdir / RESULT_FILE}, {workdir / 'curves.png'}, "
                 f"{workdir / 'metrics.jsonl'}"
@@ -252,49 +249,13 @@ class Run:
         self._evaluated_at = self.step
 
     def _save(self) -> None:
-        evaluated = getattr(self, "_evaluated_at", None) == self.step
-        metrics = self._results["eval"] if evaluated else None
+        metrics = self._results["eval"] if self._evaluated_at == self.step else None
         self._checkpoints.save(self.step, _to_items(self.state), metrics)
 
     def _name_bad(self, source: Source, loader: Loader) -> None:
         for record in loader.bad_records:
             print(f"Unreadable image: {source.record_name(record)}", flush=True)
         loader.bad_records.clear()
-
-
-class Evaluator:
-    """Evaluation of one model on the whole of one source, compiled once."""
-
-    def __init__(self, model: SReT, config: ConfigDict, source: Source, mesh, shardings):
-        self._mesh = mesh
-        self._steps = steps_per_pass(source, config.eval_batch_size)
-        self.loader = eval_loader(
-            source, config.data, model.image_size, config.eval_batch_size, batch_sharding(mesh)
-        )
-        self._step = make_eval_step(model, mesh, shardings)
-
-    def evaluate(self, weights: dict[str, Any]) -> Results:
-        """{name: {"top1", "top5", "loss"}} of each set of weights."""
-        return evaluate(self._step, weights, self.loader, self._steps, self._mesh)
-
-
-class Profiler:
-    """Writes a profiler trace of the steps (first, last), counted from 1, to workdir/profile."""
-
-    def __init__(self, steps: tuple[int, ...], workdir: epath.Path):
-        self._first, self._last = steps or (0, 0)
-        self._folder = workdir / "profile"
-
-    def before(self, step: int) -> None:
-        """Starts the trace if the next step is its first."""
-        if step + 1 == self._first:
-            jax.profiler.start_trace(str(self._folder))
-
-    def after(self, step: int, metrics: Any) -> None:
-        """Ends the trace if this step was its last."""
-        if step == self._last:
-            jax.block_until_ready(metrics)
-            jax.profiler.stop_trace()
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -310,7 +271,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     Raises:
       UserError: whatever the user can mend; before any compilation.
     """
-    model_without_data(config)
+    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
     source = open_split(config, workdir, config.data.eval_split)
     model = build_model(config, source)
     mesh = make_mesh(config.fsdp)
@@ -324,7 +285,9 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
         shardings,
     )
     step, weights = read_weights(workdir, targets)
-    results = Evaluator(model, config, source, mesh, shardings).evaluate(weights)
+    evaluator = Evaluator(model, config, source, mesh, shardings)
+    results = evaluator.evaluate(weights)
+    evaluator.loader.close()
     report = {"step": step, **results}
     if jax.process_index() == 0:
         print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")

@@ -13,13 +13,17 @@ class Window:
     """Collects the steps since the last report.
 
     Times are wall-clock seconds; time spent in `paused` (evaluation, say) does not count.
+
+    Attributes:
+      seconds: of training in all closed windows, and before this process.
     """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._reset()
+    def __init__(self, seconds_before: float) -> None:
+        self.seconds = seconds_before
+        self.restart()
 
-    def _reset(self) -> None:
+    def restart(self) -> None:
+        """Starts the window anew, from now."""
         self._start = time.perf_counter()
         self._waited = 0.0
         self._paused = 0.0
@@ -57,7 +61,7 @@ class Window:
         report["images_per_second"] = len(metrics) * batch_size / elapsed
         report["wait_share"] = self._waited / elapsed
         self.seconds += elapsed
-        self._reset()
+        self.restart()
         return report
 
 

@@ -31,7 +31,7 @@ class TrainState(struct.PyTreeNode):
 def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state, its average equal to its weights; a pure function of the seed."""
     image = jnp.zeros((1, model.image_size, model.image_size, 3))
-    variables = model.init(jax.random.key(seed), image)
+    variables: Variables = dict(model.init(jax.random.key(seed), image))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         variables=variables,

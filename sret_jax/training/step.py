@@ -1,6 +1,5 @@
 """One training step: the batch's loss and gradient, the update, the moving average."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,7 +39,7 @@ def make_train_step(
     label_smoothing: float,
     ema_decay: float,
     grad_accum: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> (state, metrics).
 
     The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are

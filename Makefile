@@ -1,0 +1,29 @@
+# make quickstart   trains on real digits, nothing needed but Python 3.11 or newer
+# make test         lint, types and tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint
+
+quickstart: .venv/installed
+	$(BIN)/python main.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.13"; \
+	  exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+.venv/installed-test: .venv/installed requirements-test.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
+	@touch $@

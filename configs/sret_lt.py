@@ -1,0 +1,20 @@
+"""SReT-LT on ImageNet-1k at 224 pixels.
+
+Costs: 5.0M parameters, 1.164 GMACs per image (1.418 unsliced); 300 epochs of 1.28M images are
+2.7e18 FLOPs (forward and backward, two per multiply-accumulate).
+Should reach: 76.7% top-1 as published, 76.8% unsliced; not yet reproduced with this code.
+
+    python -m sret_jax.tools.prepare imagenet2012 --archives=DIR_OF_THE_TWO_TARS
+    python main.py --config=configs/sret_lt.py --workdir=DIR
+    python main.py --config=configs/sret_lt.py:unsliced --workdir=DIR
+    python main.py --config=configs/sret_lt.py:groups=16-14-1 --workdir=DIR  (76.6%)
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Arguments: unsliced, res=N, groups=A-B-C, recipe=deit|sret_long_warmup."""
+    return common.get_variant("sret_lt", arg)

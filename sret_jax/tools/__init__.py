@@ -1,0 +1,1 @@
+"""Command-line tools: python -m sret_jax.tools.NAME."""

@@ -1,0 +1,179 @@
+"""Prepares a TFDS data set as ArrayRecord, which training reads at random.
+
+python -m sret_jax.tools.prepare imagenet2012 --archives=DIR_OF_THE_TWO_TARS
+python -m sret_jax.tools.prepare cifar10
+python -m sret_jax.tools.prepare imagenet2012 --convert    (an existing TFRecord preparation)
+
+Interrupted, it is started again with the same command: a preparation begins anew, a conversion
+goes on with the next shard.
+"""
+
+import argparse
+import re
+import tarfile
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+from etils import epath
+from tensorflow_datasets.core import file_adapters
+
+from sret_jax.cli import clear_errors
+from sret_jax.data.sources import find_builder
+from sret_jax.errors import UserError, few
+
+ARCHIVES = {  # name: published size in bytes
+    "ILSVRC2012_img_train.tar": 147_897_477_120,
+    "ILSVRC2012_img_val.tar": 6_744_924_160,
+}
+TRAIN_MEMBER = re.compile(r"n\d{8}\.tar")
+VALIDATION_MEMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+INCOMPLETE = "incomplete."
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="of the TFDS data set")
+    parser.add_argument("--data_dir", type=epath.Path, help="default: TFDS_DATA_DIR, or TFDS's own")
+    parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")
+    parser.add_argument("--convert", action="store_true", help="rewrite TFRecord as ArrayRecord")
+    args = parser.parse_args(argv)
+    with clear_errors():
+        builder = find_builder(args.name, args.data_dir)
+        if args.convert:
+            convert(builder)
+        else:
+            prepare(builder, args.archives)
+        print(f"Ready: {builder.info.full_name} in {builder.data_dir}", flush=True)
+
+
+def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> None:
+    """Downloads or reads archives, and writes ArrayRecord; nothing to do if that is done.
+
+    Raises:
+      UserError: archives that are missing or not what they should be.
+    """
+    if builder.is_prepared():
+        return
+    if builder.name == "imagenet2012":
+        check_imagenet_archives(archives)
+    elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS and archives is None:
+        raise UserError(
+            f"{builder.name} needs archives you download yourself; give --archives=DIR. "
+            + " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        )
+    _remove_leftovers(builder)
+    download = tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
+    builder.download_and_prepare(download_config=download)
+
+
+def check_imagenet_archives(archives: epath.Path | None) -> None:
+    """Checks the two ILSVRC 2012 archives; warns of an unexpected size.
+
+    TFDS labels the sorted validation files by their rank: one strange, missing or additional name
+    would shift every label after it.
+
+    Raises:
+      UserError: an archive is missing or unreadable, or holds other names than it should.
+    """
+    if archives is None:
+        raise UserError(
+            f"imagenet2012 needs --archives=DIR with {' and '.join(ARCHIVES)}, from image-net.org"
+        )
+    for name, size in ARCHIVES.items():
+        path = archives / name
+        if not path.exists():
+            raise UserError(f"{path} is missing; put {' and '.join(ARCHIVES)} in {archives}")
+        if path.stat().length != size:
+            print(f"Warning: {path} has {path.stat().length:,} bytes, expected {size:,}.")
+    train, validation = (archives / name for name in ARCHIVES)
+    strange = [n for n in _member_names(train) if not TRAIN_MEMBER.fullmatch(n)]
+    if strange:
+        raise UserError(
+            f"{train} holds {few(strange, 3)}, expected n########.tar only; use the published file"
+        )
+    names = sorted(_member_names(validation))
+    strange = [n for n in names if not VALIDATION_MEMBER.fullmatch(n)]
+    if strange:
+        raise UserError(
+            f"{validation} holds {few(strange, 3)}, expected ILSVRC2012_val_########.JPEG only; "
+            "use the published flat file, for every label would shift"
+        )
+    for rank, name in enumerate(names, start=1):
+        if int(name[len("ILSVRC2012_val_") : -len(".JPEG")]) != rank:
+            raise UserError(
+                f"{validation} holds {name} where number {rank:08d} should be; use the complete "
+                "file, for every later label would shift"
+            )
+
+
+def convert(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes an ArrayRecord copy of every TFRecord shard beside it, and registers the format.
+
+    Records are copied as they are. Shards written by an interrupted conversion are kept.
+
+    Raises:
+      UserError: there is no preparation to convert.
+    """
+    if not builder.is_prepared():
+        raise UserError(
+            f"{builder.name} is not prepared in {builder.data_dir}, so there is nothing to "
+            "convert; leave out --convert"
+        )
+    target_format = file_adapters.FileFormat.ARRAY_RECORD
+    if target_format in builder.info.available_file_formats():
+        return
+    reader = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
+    writer = file_adapters.ADAPTER_FOR_FORMAT[target_format]
+    shards = [
+        (split, epath.Path(old), epath.Path(new))
+        for split in builder.info.splits.values()
+        for old, new in zip(
+            split.filepaths,
+            split.replace(
+                filename_template=split.filename_template.replace(
+                    filetype_suffix=target_format.file_suffix
+                )
+            ).filepaths,
+            strict=True,
+        )
+    ]
+    for i, (split, old, new) in enumerate(shards, start=1):
+        print(f"\rConverting shard {i}/{len(shards)} ({split.name})", end="", flush=True)
+        if new.exists():
+            continue
+        temporary = new.with_name(INCOMPLETE + new.name)
+        writer.write_examples(temporary, _numbered_records(reader, old))
+        temporary.replace(new)
+    print()
+    builder.info.add_alternative_file_format(target_format)
+    builder.info.write_to_directory(builder.data_dir)
+
+
+def _numbered_records(reader, path: epath.Path) -> Iterator[tuple[int, bytes]]:
+    for i, record in enumerate(reader.make_tf_data(path)):
+        yield i, record.numpy()
+
+
+def _member_names(path: epath.Path) -> list[str]:
+    try:
+        with path.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
+            return tar.getnames()
+    except (tarfile.TarError, OSError, EOFError) as e:
+        raise UserError(f"{path} is no readable tar archive ({e}); download it again") from e
+
+
+def _remove_leftovers(builder: tfds.core.DatasetBuilder) -> None:
+    """Removes what an interrupted preparation left."""
+    folder = builder.data_path.parent
+    if folder.exists():
+        for leftover in folder.glob(f"{INCOMPLETE}*_{builder.data_path.name}"):
+            leftover.rmtree()
+
+
+if __name__ == "__main__":
+    main()
