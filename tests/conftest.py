@@ -1,0 +1,72 @@
+"""What all tests share: eight fake devices, strict JAX, and small real data."""
+
+import os
+
+# Set before jax is imported anywhere.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from configs import quickstart
+from sret_jax.data import sources
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> epath.Path:
+    """The digits, really prepared by TFDS."""
+    folder = epath.Path(tmp_path_factory.mktemp("tfds"))
+    sources.prepare_embedded("digits", folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(digits_dir):
+    """The quickstart with a model that compiles in seconds, for runs of a few steps."""
+    config = quickstart.get_config()
+    config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
+    config.epochs = 1.0
+    config.batch_size = 64
+    config.eval_batch_size = 64
+    config.log_every_steps = 1
+    config.data.data_dir = str(digits_dir)
+    return config
+
+
+TINY_FLAGS = (
+    "--config.model.image_size=16",
+    "--config.model.groups=((2,2),(1,1))",
+    "--config.model.heads=(2,4)",
+    "--config.model.dim=8",
+    "--config.eval_batch_size=64",
+    "--config.log_every_steps=1",
+)
+
+
+def run_python(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess[str]:
+    """Runs a real command of the project in its own process, with so many fake devices."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+        **kwargs,
+    )

@@ -1,0 +1,260 @@
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sret_jax
+from sret_jax.models.recursion import NonLinearLayer, RecursiveBlock, SharedBlock
+
+TINY = dict(
+    num_classes=10,
+    image_size=64,
+    blocks=(1, 1),
+    groups=((8, 2), (4, 1)),
+    heads=(2, 4),
+    dim=8,
+    drop_path_rate=0.0,
+)
+
+
+def tiny(**overrides):
+    return sret_jax.create_model("sret_t", **{**TINY, **overrides})
+
+
+def init(model):
+    return jax.jit(model.init)(jax.random.key(0), images(1, model.image_size))
+
+
+def images(batch=2, size=64):
+    return jax.random.normal(jax.random.key(7), (batch, size, size, 3))
+
+
+@pytest.mark.parametrize(
+    ("loops", "groups"), [(1, (4, 2)), (2, (4, 2)), (5, (4, 2)), (3, (1,)), (4, (4, 2, 1))]
+)
+def test_recursion_is_so_many_applications_of_the_shared_block_each_with_its_own_nll(loops, groups):
+    kwargs = dict(heads=2, mlp_ratio=2.0)
+    recursive = RecursiveBlock(loops=loops, groups=groups, nll_ratio=1.0, **kwargs)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 8))
+    variables = jax.jit(functools.partial(recursive.init, train=False))(jax.random.key(1), x)
+    # Distinct scalars too, which start at 1.
+    variables = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), variables
+    )
+
+    @jax.jit
+    def one_by_one(params, x):
+        for loop in range(loops):
+            i = loop % len(groups)
+            x = SharedBlock(**kwargs).apply(
+                {"params": params["block"]},
+                x,
+                groups=groups[i],
+                permute=i > 0 and groups[i] > 1,
+                train=False,
+            )
+            nll = jax.tree.map(lambda p, loop=loop: p[loop], params["nll"])
+            x = NonLinearLayer(1.0).apply({"params": nll}, x)
+        return x
+
+    actual = jax.jit(functools.partial(recursive.apply, train=False))(variables, x)
+    expected = one_by_one(variables["params"], x)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_trace_and_program_do_not_grow_with_loops():
+    def lowered_lines(loops):
+        model = tiny(loops=loops)
+
+        def loss(variables, x):
+            logits, _ = model.apply(
+                variables,
+                x,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"drop_path": jax.random.key(0), "permutation": jax.random.key(0)},
+            )
+            return logits.sum()
+
+        variables = jax.eval_shape(model.init, jax.random.key(0), images(1))
+        return len(jax.jit(jax.grad(loss)).lower(variables, images(1)).as_text().splitlines())
+
+    assert lowered_lines(1000) <= 1.01 * lowered_lines(10)
+
+
+@pytest.mark.parametrize("change", [dict(unroll=2), dict(remat="dots"), dict(remat="full")])
+def test_unroll_and_remat_change_neither_parameters_nor_gradients(change):
+    def gradient(model):
+        variables = init(model)
+
+        def loss(params):
+            logits, _ = model.apply(
+                {**variables, "params": params},
+                images(),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"drop_path": jax.random.key(1), "permutation": jax.random.key(2)},
+            )
+            return (logits**2).sum()
+
+        return jax.jit(jax.grad(loss))(variables["params"])
+
+    plain = gradient(tiny(loops=5, drop_path_rate=0.3))
+    changed = gradient(tiny(loops=5, drop_path_rate=0.3, **change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), plain, changed)
+
+
+def test_permutation_is_random_in_training_and_fixed_in_evaluation():
+    model = tiny(groups=((8, 4), (4, 2)))
+    variables = init(model)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(train, key):
+        out, _ = model.apply(
+            variables,
+            images(),
+            train=train,
+            rngs={"permutation": jax.random.key(key), "drop_path": jax.random.key(0)},
+            mutable=["batch_stats"],
+        )
+        return out
+
+    assert np.array_equal(logits(False, 1), logits(False, 2))
+    assert np.array_equal(logits(True, 1), logits(True, 1))
+    assert not np.array_equal(logits(True, 1), logits(True, 2))
+
+
+def test_a_caller_chooses_the_permutation_also_by_a_function_of_key_and_size():
+    seen = []
+
+    def transpose(key, n):
+        seen.append(n)
+        return jnp.arange(n).reshape(8, -1).T.ravel()
+
+    model = tiny(groups=((8, 4), (4, 1)))
+    variables = init(model)
+
+    def logits(permutation):
+        return jax.jit(model.clone(permutation=permutation).apply)(variables, images())
+
+    transposed = logits(transpose)
+    assert set(seen) == {64}  # stage 1's second element is plain attention
+    identity, fixed = logits("identity"), logits("fixed")
+    assert np.array_equal(fixed, logits(None))
+    assert not np.allclose(identity, transposed, atol=1e-6)
+    assert not np.allclose(identity, fixed, atol=1e-6)
+
+
+def test_random_permutations_differ_between_applications():
+    seen = []
+
+    def spy(key, n):
+        permutation = jax.random.permutation(key, n)
+        jax.debug.callback(lambda p: seen.append(tuple(np.asarray(p).tolist())), permutation)
+        return permutation
+
+    model = tiny(groups=((8, 4), (4, 2)), loops=4, permutation=spy)
+    variables = init(model)
+    seen.clear()
+    jax.jit(model.apply)(variables, images(), rngs={"permutation": jax.random.key(3)})
+    jax.effects_barrier()
+    assert len(seen) == 2 + 2  # two permuted loops in each stage's one block
+    assert len(set(seen)) == len(seen)
+    assert all(sorted(p) == list(range(len(p))) for p in seen)
+
+
+def test_drop_path_rates_rise_by_unique_block_and_are_shared_by_its_loops():
+    model = sret_jax.create_model("sret_t", drop_path_rate=0.2)
+    rates = {}
+
+    def record(next_fun, args, kwargs, context):
+        if isinstance(context.module, RecursiveBlock):
+            rates[context.module.name] = context.module.drop_path_rate
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+    expected = [0, 1, 4, 5, 6, 7, 8, 14, 15, 16]
+    np.testing.assert_allclose(list(rates.values()), [0.2 * i / 20 for i in expected])
+
+
+def test_parameters_start_as_published():
+    model = sret_jax.create_model("sret_t")
+    params = init(model)["params"]
+    fan_ins = {
+        ("stem", "conv1"): 27,
+        ("stem", "conv3"): 9 * 64,
+        ("pool1",): 9,
+        ("head",): 256,
+        ("stage0_block0", "block", "attn", "qkv"): 64,
+        ("stage0_block0", "block", "mlp", "fc2"): 230,
+        ("stage0_block0", "nll", "mlp", "fc1"): 64,
+    }
+    for path, fan_in in fan_ins.items():
+        layer = params
+        for key in path:
+            layer = layer[key]
+        bound = 1 / np.sqrt(fan_in)
+        for leaf in (layer["kernel"], layer["bias"]):
+            assert np.abs(leaf).max() <= bound
+            assert np.abs(leaf).max() > 0.9 * bound, path
+            assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.25)
+    assert np.std(params["pos_embed"]) == pytest.approx(0.02, rel=0.02)
+    assert float(params["stage0_block0"]["block"]["attn_residual"]["skip"]) == 1
+    loops = params["stage0_block0"]["nll"]["mlp"]["fc1"]["kernel"]
+    assert not np.array_equal(loops[0], loops[1])
+
+
+def test_bfloat16_changes_activations_but_neither_parameters_nor_logits_dtype():
+    model = tiny(dtype=jnp.bfloat16)
+    variables = init(model)
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    logits = jax.jit(model.apply)(variables, images())
+    assert logits.dtype == jnp.float32
+    exact = jax.jit(model.clone(dtype=jnp.float32).apply)(variables, images())
+    np.testing.assert_allclose(logits, exact, atol=0.05)
+
+
+def test_groups_none_and_all_ones_mean_unsliced():
+    assert tiny(groups=None) == tiny(groups=((1, 1), (1,)))
+    assert tiny(groups=None).groups == ((1,), (1,))
+
+
+BAD = [
+    (dict(name="sret_x"), "unknown model 'sret_x'; did you mean 'sret_"),
+    (dict(loop=3), "unknown model setting 'loop'; did you mean 'loops'?"),
+    (dict(image_size=72), "image_size=72 is not divisible by 16, .* use 64 or 80"),
+    (dict(groups=((7, 1), (4, 1))), "stage 0 has 64 tokens .* 7 groups .* are 4 and 8"),
+    (dict(groups=((8, 1), (4, 3))), "stage 1 has 16 tokens .* 3 groups .* are 2 and 4"),
+    (dict(groups=((8, 2),)), "groups=.* has 1 entries but blocks=.* has 2"),
+    (dict(heads=(2, 3)), "stage 1 is 24 wide, not a multiple of the 16 of stage 0"),
+    (dict(heads=(3, 6), dim=7), "stem width .* = 21 is odd"),
+    (dict(loops=0), "loops=0 must be at least 1"),
+    (dict(permutation="rand"), "unknown permutation 'rand'; did you mean 'random'?"),
+    (dict(remat="ful"), "unknown remat 'ful'; did you mean 'full'?"),
+    (dict(drop_path_rate=1.0), r"drop_path_rate=1.0 must be in \[0, 1\)"),
+    (dict(mlp_ratio=0.01), "mlp_ratio=0.01 leaves no hidden unit"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_sizes_that_do_not_fit_are_named_with_the_mend(change, message):
+    change = dict(change)
+    name = change.pop("name", "sret_t")
+    with pytest.raises(ValueError, match=message) as error:
+        sret_jax.create_model(name, **{**TINY, **change})
+    assert not re.search(r"\n", str(error.value))
+
+
+def test_every_listed_model_runs():
+    assert sret_jax.list_models() == ["sret_lt", "sret_s", "sret_t"]
+    for name in sret_jax.list_models():
+        model = sret_jax.create_model(name, num_classes=7, image_size=64)
+        shape = jax.eval_shape(
+            lambda x, m=model: m.init_with_output(jax.random.key(0), x)[0], images(3)
+        )
+        assert shape.shape == (3, 7)
