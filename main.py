@@ -2,7 +2,7 @@
 
 import functools
 
-from absl import app, flags, logging
+from absl import app, flags
 
 FLAGS = flags.FLAGS
 
@@ -24,12 +24,12 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """One call, once the flags are read."""
     del argv
-    if not FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)
     # Data workers import this file too and need none of these.
-    from sret_jax.cli import clear_errors
+    from sret_jax.cli import clear_errors, quiet_libraries
     from sret_jax.training.launch import launch
 
+    if not FLAGS["verbosity"].present:
+        quiet_libraries()
     with clear_errors():
         launch(FLAGS)
 

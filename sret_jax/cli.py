@@ -7,13 +7,18 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from absl import flags
+from absl import flags, logging
 
 from sret_jax.errors import UserError
 
 # TensorFlow only prepares data and writes event files here; its start-up messages help nobody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def quiet_libraries() -> None:
+    """Leaves only the errors of what the libraries log."""
+    logging.set_verbosity(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch, to_torch
-from sret_jax.cli import clear_errors
+from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError, few
 from sret_jax.models.sret import STEM_STRIDE, SReT, create_model
 from sret_jax.models.variants import list_models
@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--ema", action="store_true", help="take a run's averaged weights")
     args = parser.parse_args(argv)
+    quiet_libraries()
     with clear_errors():
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import file_adapters
 
-from sret_jax.cli import clear_errors
+from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.data.sources import find_builder
 from sret_jax.errors import UserError, few
 
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")
     parser.add_argument("--convert", action="store_true", help="rewrite TFRecord as ArrayRecord")
     args = parser.parse_args(argv)
+    quiet_libraries()
     with clear_errors():
         builder = find_builder(args.name, args.data_dir)
         if args.convert:
