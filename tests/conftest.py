@@ -1,15 +1,23 @@
 """What all tests share: eight fake devices, strict JAX, and small real data."""
 
 import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Programs here run for moments but compile for seconds: skip LLVM's optimizations, keep the rest.
+FAST_COMPILE = "--xla_backend_optimization_level=0"
+EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
 # Set before jax is imported anywhere.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} {EIGHT_DEVICES}"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
-import pathlib
 import subprocess
 import sys
 
@@ -18,8 +26,6 @@ from etils import epath
 
 from configs import quickstart
 from sret_jax.data import sources
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +63,7 @@ def run_python(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedPr
     """Runs a real command of the project in its own process, with so many fake devices."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
