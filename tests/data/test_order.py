@@ -1,0 +1,124 @@
+"""The order contract, on the real digits."""
+
+import numpy as np
+import pytest
+
+from sret_jax.data import order, sources
+from sret_jax.data.images import BadImage, EvalTransform, TrainTransform
+
+TRANSFORM = TrainTransform(8, (0.5, 1.0), (0.75, 1.33), 0.5)
+
+
+@pytest.fixture
+def digits(digits_dir):
+    return sources.open_source("digits", "train", digits_dir)
+
+
+def samples(source, seed=0, transform=TRANSFORM, replace=True):
+    return order.Samples(order.shuffled(source, seed), transform, 8, seed=seed, replace=replace)
+
+
+def same(a, b):
+    return all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_every_epoch_shows_every_record_once_in_another_order(digits):
+    stream = order.shuffled(digits, seed=0)
+    n = len(digits)
+    epochs = [[stream[e * n + i]["record"] for i in range(n)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_neighbouring_seeds_share_no_epoch(digits):
+    n = len(digits)
+    streams = [order.shuffled(digits, seed) for seed in range(3)]
+    heads = {tuple(s[e * n + i]["record"] for i in range(20)) for s in streams for e in range(3)}
+    assert len(heads) == 9
+
+
+def test_a_sample_is_a_function_of_seed_and_position_alone(digits):
+    forward = [samples(digits)[p] for p in range(5)]
+    backward = [samples(digits)[p] for p in reversed(range(5))][::-1]
+    assert all(same(a, b) for a, b in zip(forward, backward, strict=True))
+    assert not same(samples(digits, seed=0)[3], samples(digits, seed=1)[3])
+
+
+def test_one_record_is_augmented_anew_in_each_epoch(digits):
+    n = len(digits)
+    stream = samples(digits)
+    record = stream[0]["record"]
+    again = next(stream[p] for p in range(n, 2 * n) if stream[p]["record"] == record)
+    assert not np.array_equal(stream[0]["image"], again["image"])
+
+
+@pytest.mark.parametrize("hosts", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 3], [2, 1]], [[2], [0], [3], [1]]])
+def test_hosts_together_hold_the_global_batch_whatever_their_number_or_interleaving(digits, hosts):
+    batch = 16
+    chunks = samples(digits).batch(batch // 4)
+    for step in (0, 5, 100):
+        parts = {}
+        for mine in hosts:
+            view = order.HostChunks(chunks, mine, per_step=4)[step * len(mine) :]
+            parts |= {chunk: view[i] for i, chunk in enumerate(mine)}
+        together = {
+            key: np.concatenate([parts[c][key] for c in range(4)]) for key in ("image", "label")
+        }
+        one_host = samples(digits).batch(batch)[step]
+        assert np.array_equal(together["image"], one_host["image"])
+        assert np.array_equal(together["label"], one_host["label"])
+
+
+class WithBadRecords:
+    """A source some of whose images are broken files."""
+
+    def __init__(self, source, bad):
+        self.source, self.bad, self.class_names = source, set(bad), source.class_names
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        record = self.source[index]
+        return {**record, "image": record["image"][:20]} if index in self.bad else record
+
+
+def test_a_bad_image_keeps_its_position_and_shows_the_next_readable_one(digits):
+    good = samples(digits)
+    positions = (3, 4)
+    bad = [good[p]["record"] for p in positions]
+    stream = samples(WithBadRecords(digits, bad))
+    for p in positions:
+        assert stream[p]["bad"] and stream[p]["real"]
+        assert stream[p]["record"] == good[p]["record"]
+        assert stream[p]["label"] == digits[good[5]["record"]]["label"]
+        assert stream[p]["image"].any()
+    others = [p for p in range(10) if p not in positions]
+    assert all(same(stream[p], good[p]) for p in others)
+
+
+def test_a_source_without_readable_images_is_an_error(digits):
+    stream = samples(WithBadRecords(digits, range(len(digits))))
+    with pytest.raises(BadImage, match="100 images in a row"):
+        stream[0]
+
+
+def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(digits):
+    padded = order.Samples(
+        order.padded(digits, 64), EvalTransform(8, 1.0), 8, seed=0, replace=False
+    )
+    length = -(-len(digits) // 64) * 64
+    for start in (0, length):  # passes repeat
+        real = [padded[start + i]["real"] for i in range(length)]
+        records = [padded[start + i]["record"] for i in range(length)]
+        assert records[: len(digits)] == list(range(len(digits)))
+        assert real == [True] * len(digits) + [False] * (length - len(digits))
+
+
+def test_a_bad_image_in_evaluation_is_black_and_marked(digits):
+    broken = WithBadRecords(digits, [2])
+    padded = order.Samples(
+        order.padded(broken, 8), EvalTransform(8, 1.0), 8, seed=0, replace=False
+    )
+    assert padded[2]["bad"] and not padded[2]["image"].any()
+    assert padded[2]["label"] == digits[2]["label"]

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from etils import epath
+from sklearn.datasets import load_digits
+
+from sret_jax.data import sources
+from sret_jax.data.images import decode
+from sret_jax.errors import UserError
+from tests.archives import encode, photographs
+
+
+def test_the_embedded_digits_are_scikit_learns_split_by_index(digits_dir):
+    scans = load_digits()
+    train = sources.open_source("digits", "train", digits_dir)
+    test = sources.open_source("digits", "test", digits_dir)
+    assert (len(train), len(test)) == (1438, 359)
+    assert test.class_names == [str(i) for i in range(10)]
+    for k in (0, 7, 358):
+        record = test[k]
+        assert record["label"] == scans.target[5 * k + 4]
+        expected = np.round(scans.images[5 * k + 4] * 255 / 16)
+        assert np.array_equal(np.asarray(decode(record["image"]))[:, :, 0], expected)
+
+
+def test_tfds_slicing_chooses_a_part(digits_dir):
+    assert len(sources.open_source("digits", "train[:50%]", digits_dir)) == 719
+    part = sources.open_source("digits", "train[10:20]", digits_dir)
+    whole = sources.open_source("digits", "train", digits_dir)
+    assert [part[i] for i in range(10)] == [whole[10 + i] for i in range(10)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split, per_class in (("train", 4), ("val", 2)):
+        for name in ("cat", "ape", "ünder"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i, photo in enumerate(photographs(per_class, seed=len(name))):
+                suffix, form = (".png", "PNG") if i == 1 else (".JPG", "JPEG")
+                (tmp_path / split / name / f"{i}{suffix}").write_bytes(encode(photo, form))
+    return tmp_path
+
+
+def test_a_folder_of_class_folders_reads_as_tfds_image_folder_does(folder):
+    import tensorflow_datasets as tfds
+
+    source = sources.open_source(str(folder), "train", None)
+    theirs = tfds.ImageFolder(str(folder))
+    assert source.class_names == theirs.info.features["label"].names == ["ape", "cat", "ünder"]
+    assert len(source) == theirs.info.splits["train"].num_examples == 12
+    assert [source[i]["label"] for i in range(12)] == [0] * 4 + [1] * 4 + [2] * 4
+    assert decode(source[0]["image"]).mode == "RGB"
+    assert source.record_name(4).endswith("train/cat/0.JPG")
+    assert len(sources.open_source(str(folder), "val", None)) == 6
+
+
+def test_hidden_files_are_passed_over(folder):
+    (folder / "train" / "cat" / ".hidden.jpg").write_bytes(b"")
+    (folder / "train" / ".DS_Store").write_bytes(b"")
+    assert len(sources.open_source(str(folder), "train", None)) == 12
+
+
+def test_folders_slice_as_tfds_does(folder):
+    assert len(sources.open_source(str(folder), "train[:50%]", None)) == 6
+    assert len(sources.open_source(str(folder), "train[-2:]", None)) == 2
+
+
+def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
+    data_dir = epath.Path(tmp_path) / "tfds"
+    cases = [
+        (("digitz", "train", data_dir), "unknown data set 'digitz'; did you mean 'digits'"),
+        (("mnist", "train", data_dir), "mnist is not prepared .*tools.prepare mnist --data_dir="),
+        (("imagenet2012", "train", data_dir), "tools.prepare imagenet2012 .*--archives=DIR"),
+        (("digits", "tset", digits_dir), "has no split 'tset'; it has: train, test"),
+        (("/no/such/folder", "train", None), "the data folder /no/such/folder does not exist"),
+        ((str(folder), "test", None), "has no folder 'test' of class folders .*train, val"),
+        ((str(folder), "train[:x%]", None), r"cannot read the split 'train\[:x%\]'"),
+        ((str(folder), "train[:0]", None), "is empty"),
+    ]
+    for arguments, message in cases:
+        with pytest.raises(UserError, match=message):
+            sources.open_source(*arguments)
