@@ -1,0 +1,275 @@
+"""The train loop, run: resuming, results, meshes, several processes, damaged checkpoints."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+
+from sret_jax.checkpoints.manager import CHECKPOINTS, DAMAGED
+from sret_jax.errors import UserError
+from sret_jax.training import loop
+from tests.conftest import ROOT, TINY_FLAGS, run_python
+
+
+def metrics(workdir, name="loss"):
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def main(workdir, *flags, digits_dir, devices=1):
+    """Runs main.py on the tiny model in its own process; returns what it printed."""
+    done = run_python(
+        "main.py",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={digits_dir}",
+        *TINY_FLAGS,
+        *flags,
+        devices=devices,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def evaluate(workdir, *flags, devices=1):
+    """Runs main.py --mode=eval in its own process; returns what it printed."""
+    done = run_python("main.py", "--mode=eval", f"--workdir={workdir}", *flags, devices=devices)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def twenty_steps(tmp_path_factory, digits_dir):
+    """One device, twenty steps without interruption; also where the others compare."""
+    workdir = epath.Path(tmp_path_factory.mktemp("whole"))
+    output = main(workdir, "--config.epochs=0.9", digits_dir=digits_dir)
+    return workdir, output
+
+
+def checkpoint_arrays(workdir, step):
+    """Every array of a checkpoint, by path."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    items = {}
+    for item in ("model", "ema", "train"):
+        tree = ocp.StandardCheckpointer().restore(workdir / CHECKPOINTS / str(step) / item)
+        flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+        items |= {f"{item}{jax.tree_util.keystr(path)}": np.asarray(x) for path, x in flat}
+    return items
+
+
+def test_a_run_leaves_its_results_and_says_where(twenty_steps):
+    workdir, output = twenty_steps
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["step"] == 20
+    assert set(result) == {"step", "eval", "eval_ema", "train_seconds", "images_per_second"}
+    assert set(result["eval"]) == set(result["eval_ema"]) == {"top1", "top5", "loss"}
+    assert result["train_seconds"] > 0 and result["images_per_second"] > 0
+    for file in ("config.json", "class_names.json", "curves.png", "tensorboard"):
+        assert (workdir / file).exists()
+    assert json.loads((workdir / "class_names.json").read_text()) == [str(i) for i in range(10)]
+    for text in ("GMACs", "Total:", "step 20/20", "images/s", "waiting for data", " left", "lr "):
+        assert text in output
+    assert f"Test accuracy {100 * result['eval']['top1']:.2f}%" in output
+    assert str(workdir / "result.json") in output
+    assert metrics(workdir)[20] < metrics(workdir)[1]
+
+
+def test_stopped_and_started_again_a_run_ends_bitwise_the_same(twenty_steps, tmp_path, digits_dir):
+    workdir, _ = twenty_steps
+    flags = ("--config.epochs=0.9", "--config.stop_at_step=10")
+    main(tmp_path, *flags, digits_dir=digits_dir)
+    output = main(tmp_path, "--config.epochs=0.9", digits_dir=digits_dir)
+    assert "Resuming" in output and "at step 10" in output
+
+    whole, resumed = checkpoint_arrays(workdir, 20), checkpoint_arrays(tmp_path, 20)
+    assert whole.keys() == resumed.keys()
+    for path, array in whole.items():
+        np.testing.assert_array_equal(resumed[path], array, err_msg=path)
+    assert metrics(tmp_path) == metrics(workdir)
+    assert sorted(metrics(tmp_path)) == list(range(1, 21))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["eval"] == json.loads((workdir / "result.json").read_text())["eval"]
+
+
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_every_mesh_of_eight_devices_gives_the_curve_of_one(fsdp, twenty_steps, tmp_path, tiny_config):
+    workdir, _ = twenty_steps
+    tiny_config.epochs = 0.9
+    tiny_config.fsdp = fsdp
+    result = loop.train(tiny_config, epath.Path(tmp_path))
+    ours, one_device = metrics(tmp_path), metrics(workdir)
+    np.testing.assert_allclose(list(ours.values()), list(one_device.values()), rtol=1e-4)
+    assert result["step"] == 20
+
+
+def test_two_processes_give_the_curve_of_one_and_evaluate_exactly(twenty_steps, tmp_path, digits_dir):
+    workdir, _ = twenty_steps
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    command = [
+        sys.executable,
+        "main.py",
+        f"--workdir={tmp_path}",
+        f"--config.data.data_dir={digits_dir}",
+        "--config.epochs=0.9",
+        f"--coordinator=localhost:{port}",
+        "--processes=2",
+        *TINY_FLAGS,
+    ]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    processes = [
+        subprocess.Popen(
+            [*command, f"--process_id={i}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    assert "(2 hosts)" in outputs[0]
+    np.testing.assert_allclose(
+        list(metrics(tmp_path).values()), list(metrics(workdir).values()), rtol=1e-4
+    )
+    two_processes = json.loads((tmp_path / "result.json").read_text())["eval"]
+    evaluate(tmp_path)
+    one_process = json.loads((tmp_path / "eval.json").read_text())["eval"]
+    assert (two_processes["top1"], two_processes["top5"]) == (
+        one_process["top1"],
+        one_process["top5"],
+    )
+    assert two_processes["loss"] == pytest.approx(one_process["loss"], rel=1e-5)
+
+
+def test_a_finished_run_started_again_trains_no_more_and_reports_again(twenty_steps, digits_dir):
+    workdir, _ = twenty_steps
+    before = (workdir / "metrics.jsonl").read_text().count('"loss"')
+    output = main(workdir, "--config.epochs=0.9", digits_dir=digits_dir)
+    assert "complete at step 20" in output and "Test accuracy" in output
+    assert "Compiling" not in output
+    assert (workdir / "metrics.jsonl").read_text().count('"loss"') == before
+
+
+def test_evaluation_mode_repeats_the_run_s_figures_from_its_own_config(twenty_steps):
+    workdir, _ = twenty_steps
+    output = evaluate(workdir)
+    report = json.loads((workdir / "eval.json").read_text())
+    result = json.loads((workdir / "result.json").read_text())
+    for name in ("eval", "eval_ema"):
+        assert report[name]["top1"] == result[name]["top1"]
+        assert report[name]["loss"] == pytest.approx(result[name]["loss"], rel=1e-5)
+    assert f"{100 * result['eval']['top1']:.2f}%" in output
+
+
+@pytest.fixture
+def two_checkpoints(tiny_config, tmp_path):
+    """A workdir with the checkpoints of steps 3 and 6, and its config."""
+    tiny_config.epochs = 6 * 64 / 1438
+    tiny_config.checkpoint.every_epochs = 3 * 64 / 1438
+    workdir = epath.Path(tmp_path)
+    loop.train(tiny_config, workdir)
+    assert {p.name for p in (workdir / CHECKPOINTS).iterdir()} == {"3", "6"}
+    return tiny_config, workdir
+
+
+def truncate_arrays(step_dir):
+    for file in pathlib.Path(step_dir / "model").glob("**/d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(step_dir):
+    step_dir.rmtree()
+    step_dir.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate_arrays, empty])
+def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(
+    damage, two_checkpoints, capfd
+):
+    config, workdir = two_checkpoints
+    expected = metrics(workdir)
+    damage(workdir / CHECKPOINTS / "6")
+    result = loop.train(config, workdir)
+    output = capfd.readouterr().out
+    assert result["step"] == 6
+    assert "checkpoint of step 6 cannot be read" in output
+    assert "falling back to the one before it" in output and "at step 3" in output
+    assert (workdir / DAMAGED / "6").exists()
+    assert metrics(workdir) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_checkpoint_of_another_architecture_is_an_error_that_names_the_arrays(two_checkpoints):
+    config, workdir = two_checkpoints
+    config.model.mlp_ratio = 3.0
+    with pytest.raises(UserError, match=r"another architecture .*mlp/fc1/bias is \(32,\) there"):
+        loop.train(config, workdir)
+    with pytest.raises(UserError, match="another architecture"):
+        loop.evaluate_checkpoint(config, workdir)
+    assert {p.name for p in (workdir / CHECKPOINTS).iterdir()} == {"3", "6"}
+
+
+def test_a_profile_of_chosen_steps_is_written(tiny_config, tmp_path):
+    tiny_config.stop_at_step = 3
+    tiny_config.profile = (2, 3)
+    loop.train(tiny_config, epath.Path(tmp_path))
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+
+
+def test_unreadable_images_are_counted_and_named(tiny_config, tmp_path, capfd):
+    from tests.archives import encode, photographs
+
+    data = tmp_path / "photos"
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (data / split / name).mkdir(parents=True)
+            for i, photo in enumerate(photographs(8, seed=1)):
+                (data / split / name / f"{i}.jpg").write_bytes(encode(photo.resize((40, 30))))
+    (data / "train" / "a" / "3.jpg").write_bytes(b"no image")
+    (data / "test" / "b" / "0.jpg").write_bytes(b"nor this")
+    tiny_config.data.name = str(data)
+    tiny_config.update(batch_size=16, eval_batch_size=16, epochs=2.0)
+    result = loop.train(tiny_config, epath.Path(tmp_path / "run"))
+    output = capfd.readouterr().out
+    assert "Unreadable image: " + str(data / "train" / "a" / "3.jpg") in output
+    assert "Unreadable image: " + str(data / "test" / "b" / "0.jpg") in output
+    assert sum(metrics(tmp_path / "run", "bad_images").values()) == 2  # once an epoch
+    assert result["eval"]["top5"] == pytest.approx(15 / 16)  # two classes: only the bad one fails
+
+
+def test_evaluation_is_exact_for_any_batch_size_and_device_count(twenty_steps, digits_dir):
+    workdir, _ = twenty_steps
+    result = json.loads((workdir / "result.json").read_text())["eval"]
+    for devices, batch_size in ((1, 359), (1, 50), (4, 1000)):
+        evaluate(
+            workdir,
+            "--config=configs/quickstart.py",
+            f"--config.data.data_dir={digits_dir}",
+            *TINY_FLAGS,
+            f"--config.eval_batch_size={batch_size}",
+            devices=devices,
+        )
+        report = json.loads((workdir / "eval.json").read_text())["eval"]
+        assert report["top1"] == result["top1"] and report["top5"] == result["top5"]
+        assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_a_workdir_copied_elsewhere_goes_on_there(two_checkpoints, tmp_path_factory):
+    config, workdir = two_checkpoints
+    copy = epath.Path(tmp_path_factory.mktemp("copy") / "run")
+    shutil.copytree(workdir, copy)
+    shutil.rmtree(copy / CHECKPOINTS / "6")
+    result = loop.train(config, copy)
+    assert result["step"] == 6

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sret_jax
+from configs import common
+from sret_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+
+
+def test_the_rate_warms_up_from_1e_6_and_follows_a_cosine_to_1e_5():
+    optim = common.get_config().optim
+    schedule = make_schedule(optim, batch_size=1024, steps_per_epoch=100.5, total_steps=30150)
+    peak = 5e-4 * 1024 / 512
+    assert schedule(0) == pytest.approx(1e-6, rel=1e-4)
+    assert schedule(251) == pytest.approx((1e-6 + peak) / 2, rel=0.01)
+    assert schedule(502) == pytest.approx(peak)
+    middle = 502 + (30150 - 502) // 2
+    assert schedule(middle) == pytest.approx((peak + 1e-5) / 2, rel=1e-3)
+    assert schedule(30150) == pytest.approx(1e-5, rel=1e-4)
+
+
+def test_the_long_warm_up_is_one_word():
+    optim = common.get_config("sret_long_warmup").optim
+    schedule = make_schedule(optim, batch_size=512, steps_per_epoch=10, total_steps=3000)
+    assert schedule(300) == pytest.approx(1e-3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    model = sret_jax.create_model("sret_t", num_classes=10, image_size=64)
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+
+
+def test_only_kernels_decay(params):
+    mask = jax.tree_util.tree_flatten_with_path(decay_mask(params))[0]
+    for path, decays in mask:
+        assert decays == (path[-1].key == "kernel")
+    block = decay_mask(params)["stage0_block0"]
+    assert block["nll"]["mlp"]["fc1"] == {"kernel": True, "bias": False}
+    assert not any(jax.tree.leaves(block["block"]["attn_residual"]))
+
+
+def test_decay_is_decoupled_and_scaled_by_the_rate():
+    optim = common.get_config().optim
+    optimizer = make_optimizer(optim, lambda step: 0.1)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.05, rtol=1e-6)
+    np.testing.assert_allclose(updates["bias"], 0)
+
+
+def test_clipping_bounds_the_global_norm_before_adam_sees_it():
+    optim = common.get_config().optim
+    optim.clip_norm = 1.0
+    optimizer = make_optimizer(optim, lambda step: 0.1)
+    params = {"kernel": jnp.zeros(4)}
+    _, state = optimizer.update({"kernel": jnp.full(4, 100.0)}, optimizer.init(params), params)
+    (first_moment,) = [s.mu["kernel"] for s in jax.tree.leaves(state, is_leaf=_has_mu) if _has_mu(s)]
+    np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-5)
+
+
+def _has_mu(state):
+    return hasattr(state, "mu")

@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sret_jax
+from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
+from sret_jax.training.losses import cross_entropy, in_top_k
+from sret_jax.training.state import init_state
+from sret_jax.training.step import make_train_step, micro_batches, normalise
+
+SETTINGS = dict(seed=0, label_smoothing=0.1, ema_decay=0.9, grad_accum=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sret_jax.create_model(
+        "sret_t",
+        num_classes=10,
+        image_size=16,
+        blocks=(1, 1),
+        groups=((2, 2), (1,)),
+        heads=(2, 4),
+        dim=8,
+        drop_path_rate=0.0,
+        permutation="identity",
+    )
+
+
+def batch(size=32):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (size, 16, 16, 3), np.uint8),
+        "label": rng.integers(0, 10, size).astype(np.int32),
+        "bad": np.arange(size) == 3,
+        "real": np.ones(size, bool),
+    }
+
+
+def start(model, optimizer, fsdp=1, **changes):
+    mesh = make_mesh(fsdp)
+    abstract = jax.eval_shape(lambda: init_state(model, optimizer, 0))
+    shardings = state_shardings(abstract, mesh)
+    state = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=shardings)()
+    step = make_train_step(model, optimizer, mesh, shardings, **{**SETTINGS, **changes})
+    return state, step, jax.device_put(batch(), batch_sharding(mesh))
+
+
+def test_a_step_updates_weights_statistics_average_and_counter(model):
+    state, step, data = start(model, optax.sgd(0.1))
+    before = jax.device_get(state)
+    state, metrics = step(state, data)
+    assert int(state.step) == 1
+    assert float(metrics["bad_images"]) == 1
+    kernel = lambda s: np.asarray(s["params"]["head"]["kernel"])  # noqa: E731
+    mean = lambda s: np.asarray(s["batch_stats"]["stem"]["bn1"]["mean"])  # noqa: E731
+    for leaf in (kernel, mean):
+        old, new = leaf(before.variables), leaf(state.variables)
+        assert not np.allclose(old, new)
+        np.testing.assert_allclose(leaf(state.ema), 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_statistics_are_those_of_the_global_batch(model):
+    state, step, data = start(model, optax.sgd(0.1))
+    params = jax.device_get(state.variables["params"]["stem"]["conv1"])
+    state, _ = step(state, data)
+    x = jax.lax.conv_general_dilated(
+        normalise(jnp.asarray(batch()["image"])),
+        params["kernel"],
+        (2, 2),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    expected = 0.1 * (x + params["bias"].reshape(1, 1, 1, -1)).mean((0, 1, 2))
+    actual = state.variables["batch_stats"]["stem"]["bn1"]["mean"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_takes_equal_shares_of_every_devices_rows():
+    mesh = make_mesh()
+    rows = jax.device_put(np.arange(32), batch_sharding(mesh))
+    parts = jax.jit(lambda x: micro_batches(x, 2, mesh))(rows)
+    assert parts.shape == (2, 16)
+    for shard in parts.addressable_shards:
+        device = int(shard.data[0, 0]) // 4
+        np.testing.assert_array_equal(shard.data, 4 * device + np.array([[0, 1], [2, 3]]))
+
+
+def test_accumulated_gradients_are_the_mean_over_micro_batches(model):
+    """With BatchNorm per micro-batch, a batch of equal halves must give what one half gives."""
+    half = batch(16)
+    rows = np.arange(32).reshape(8, 2, 2)  # device, micro-batch, row
+    twice = {key: np.empty((32, *value.shape[1:]), value.dtype) for key, value in half.items()}
+    for key, value in half.items():
+        for part in range(2):
+            twice[key][rows[:, part].ravel()] = value
+
+    def parameters(data, **changes):
+        state, step, _ = start(model, optax.sgd(0.1), **changes)
+        state, metrics = step(state, jax.device_put(data, batch_sharding(make_mesh())))
+        return state.variables["params"], metrics
+
+    expected, one = parameters(half)
+    actual, accumulated = parameters(twice, grad_accum=2)
+    assert float(accumulated["loss"]) == pytest.approx(float(one["loss"]), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, expected
+    )
+
+
+def test_fsdp_splits_parameters_and_optimizer_state(model):
+    state, step, data = start(model, optax.adamw(1e-3), fsdp=4)
+    moments = [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
+               if hasattr(s, "mu")]  # fmt: skip
+    for tree in (state.variables["params"], *moments):
+        kernel = tree["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    state, _ = step(state, data)
+    kernel = state.variables["params"]["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_the_step_lets_nothing_cross_to_the_host(model):
+    state, step, data = start(model, optax.sgd(0.1))
+    with jax.transfer_guard("disallow"):
+        state, metrics = step(state, data)
+        step(state, data)
+    assert np.isfinite(float(metrics["loss"]))
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    logits = jnp.asarray([[2.0, 0.0, -1.0, 0.0]])
+    log_p = jax.nn.log_softmax(logits)[0]
+    expected = -(0.9 * log_p[1] + 0.1 / 4 * log_p.sum())
+    actual = cross_entropy(logits, jnp.asarray([1]), 0.1)
+    np.testing.assert_allclose(actual, [expected], rtol=1e-6)
+
+
+def test_top_k_counts_the_label_among_the_k_largest():
+    logits = jnp.asarray([[0.1, 0.5, 0.3], [0.9, 0.0, 0.1]])
+    labels = jnp.asarray([2, 1])
+    assert in_top_k(logits, labels, 1).tolist() == [False, False]
+    assert in_top_k(logits, labels, 2).tolist() == [True, False]
+    assert in_top_k(logits, labels, 5).tolist() == [True, True]
