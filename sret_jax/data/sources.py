@@ -50,7 +50,7 @@ class TfdsSource:
         except NotImplementedError as e:
             raise UserError(
                 f"{builder.info.full_name} in {builder.data_dir} is stored as "
-                f"{builder.info.file_format}, which has no random access; convert it with: "
+                f"{builder.info.file_format.value}, which has no random access; convert it with: "
                 f"{PREPARE} {builder.info.name} --data_dir={builder.data_dir_root} --convert"
             ) from e
         except ValueError as e:

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from sret_jax.checkpoints.manager import Checkpoints, read_weights
+from sret_jax.errors import UserError
+
+TREE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
+TARGET = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREE
+)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return epath.Path(tmp_path)
+
+
+def save(workdir, scores, **settings):
+    """Saves a checkpoint per score, opening the manager anew each time as a restart does."""
+    for step, top1 in scores.items():
+        checkpoints = Checkpoints(workdir, **settings)
+        checkpoints.save(step, {"model": TREE}, None if top1 is None else {"top1": top1})
+        checkpoints.close()
+
+
+def steps(workdir):
+    return {int(p.name) for p in (workdir / "checkpoints").iterdir()}
+
+
+def test_latest_best_and_every_nth_are_kept_together_across_restarts(workdir):
+    scores = {10: 0.2, 15: 0.9, 20: 0.3, 25: 0.1, 30: 0.4, 35: None, 40: 0.5}
+    save(workdir, scores, keep_latest=2, keep_best=1, keep_every=20)
+    assert steps(workdir) == {15, 20, 35, 40}
+
+
+def test_a_new_best_replaces_the_old(workdir):
+    save(workdir, {1: 0.5, 2: 0.6, 3: 0.1, 4: 0.2}, keep_latest=1, keep_best=1)
+    assert steps(workdir) == {2, 4}
+
+
+def test_weights_are_read_from_the_newest_checkpoint(workdir):
+    save(workdir, {1: 0.5, 2: 0.6})
+    step, weights = read_weights(workdir, TARGET)
+    assert step == 2 and set(weights) == {"eval"}
+    assert jnp.array_equal(weights["eval"]["params"]["kernel"], TREE["params"]["kernel"])
+
+
+def test_a_folder_without_checkpoints_is_an_error(workdir):
+    with pytest.raises(UserError, match="holds no checkpoints/"):
+        read_weights(workdir, TARGET)
+    (workdir / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no readable checkpoint"):
+        read_weights(workdir, TARGET)
+
+
+def test_converted_weights_cannot_be_resumed_and_say_so(workdir):
+    save(workdir, {0: None})
+    with pytest.raises(UserError, match="no 'ema' item at step 0 .* train in another --workdir"):
+        Checkpoints(workdir).restore_newest({"model": TARGET, "ema": TARGET})
+
+
+def test_other_shapes_are_named(workdir):
+    save(workdir, {1: 0.5})
+    other = {"params": {"kernel": jax.ShapeDtypeStruct((3, 3), jnp.float32)}}
+    with pytest.raises(UserError, match=r"params/kernel is \(2, 3\) there, \(3, 3\) here"):
+        Checkpoints(workdir).restore_newest({"model": other})

@@ -1,0 +1,85 @@
+import argparse
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sret_jax.tools import convert
+from tests import golden
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    return golden.state_dict(golden.build("sret_t"))
+
+
+def run(*args):
+    convert.main([str(a) for a in args])
+
+
+def fails(capsys, *args):
+    """The one sentence with which the command ends, at exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        run(*args)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("Error: ") and "\n" not in error
+    return error
+
+
+def test_safetensors_to_a_checkpoint_and_back_changes_nothing(state_dict, tmp_path):
+    save_file(state_dict, tmp_path / "in.safetensors")
+    run(tmp_path / "in.safetensors", tmp_path / "folder", "--model=sret_t")
+    run(tmp_path / "folder", tmp_path / "out.safetensors", "--model=sret_t")
+    out = load_file(tmp_path / "out.safetensors")
+    assert out.keys() == state_dict.keys()
+    for name, array in state_dict.items():
+        np.testing.assert_array_equal(out[name], array, err_msg=name)
+
+
+def test_a_training_checkpoint_of_torch_is_read_through_its_wrappers(state_dict, tmp_path):
+    torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
+    tensors = {f"module.{k}": torch.from_numpy(v.copy()) for k, v in state_dict.items()}
+    tensors["module.patch_embed.bn1.num_batches_tracked"] = torch.tensor(5)
+    wrapped = {"model": tensors, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    torch.save(wrapped, tmp_path / "in.pth")
+    run(tmp_path / "in.pth", tmp_path / "folder", "--model=sret_t")
+    run(tmp_path / "folder", tmp_path / "out.pth", "--model=sret_t")
+    out = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
+    assert out.keys() == state_dict.keys()
+    for name, array in state_dict.items():
+        np.testing.assert_array_equal(out[name].numpy(), array, err_msg=name)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_torch_file_that_would_run_code_is_refused_unrun(tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
+    torch.save({"model": Malicious(tmp_path / "owned")}, tmp_path / "evil.pth")
+    error = fails(capsys, tmp_path / "evil.pth", tmp_path / "out", "--model=sret_t")
+    assert "is no torch file of plain weights and was not loaded" in error
+    assert not (tmp_path / "owned").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_is_said(state_dict, tmp_path, capsys):
+    save_file(state_dict, tmp_path / "t.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    (tmp_path / "there").mkdir()
+    t = tmp_path / "t.safetensors"
+    assert "does not fit sret_s" in fails(capsys, t, tmp_path / "a", "--model=sret_s")
+    assert "did you mean 'sret_t'" in fails(capsys, t, tmp_path / "a", "--model=sret_tt")
+    assert "give --model" in fails(capsys, t, tmp_path / "a")
+    assert "exists already" in fails(capsys, t, tmp_path / "there", "--model=sret_t")
+    assert "no readable safetensors" in fails(
+        capsys, tmp_path / "broken.safetensors", tmp_path / "a", "--model=sret_t"
+    )
+    assert "cannot convert" in fails(capsys, tmp_path / "none.pth", tmp_path / "a")
+    assert "holds no checkpoints/" in fails(capsys, tmp_path / "there", tmp_path / "o.safetensors")

@@ -1,0 +1,182 @@
+"""From ILSVRC-shaped archives to trained and evaluated models, with the published configs."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+
+from sret_jax.data import sources
+from sret_jax.data.images import decode
+from sret_jax.tools import prepare
+from tests import archives
+from tests.conftest import ROOT, run_python
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """A data_dir with the tiny ImageNet, prepared by the command."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    archives.write_imagenet(folder / "archives")
+    done = run_python(
+        "-m",
+        "sret_jax.tools.prepare",
+        "imagenet2012",
+        f"--archives={folder / 'archives'}",
+        f"--data_dir={folder / 'data'}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "has 532,480 bytes, expected 147,897,477,120" in done.stdout
+    assert "Ready: imagenet2012/" in done.stdout
+    assert "Generating" in done.stderr  # progress
+    return epath.Path(folder / "data")
+
+
+def test_every_image_of_the_archives_is_there_and_decodes(imagenet):
+    train = sources.open_source("imagenet2012", "train", imagenet)
+    validation = sources.open_source("imagenet2012", "validation", imagenet)
+    assert (len(train), len(validation)) == (18, 10)
+    assert len(train.class_names) == 1000
+    for source in (train, validation):
+        assert all(decode(source[i]["image"]).mode == "RGB" for i in range(len(source)))
+    names = {train.record_name(i).split()[-1] for i in range(18)}
+    assert "n01440764_0.JPEG" in names
+    labels = {train.record_name(i).split()[-1][:9]: train[i]["label"] for i in range(18)}
+    assert labels == {s: train.class_names.index(s) for s in archives.SYNSETS}
+
+
+def train_and_evaluate(imagenet, workdir, config):
+    common = (
+        f"--config={config}",
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={imagenet}",
+        "--config.model.dtype=float32",
+        "--config.eval_batch_size=4",
+        "--config.data.workers=1",
+    )
+    done = run_python(
+        "main.py",
+        *common,
+        "--config.batch_size=6",
+        "--config.epochs=0.7",
+        "--config.log_every_steps=1",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["step"] == 2
+    assert 6 < result["eval"]["loss"] < 9  # ln 1000 = 6.9
+    done = run_python("main.py", "--mode=eval", *common)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((workdir / "eval.json").read_text())
+    assert report["eval"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-5)
+
+
+def test_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):
+    train_and_evaluate(imagenet, tmp_path, "configs/sret_t.py")
+
+
+@pytest.mark.slow  # each compiles a whole model twice
+@pytest.mark.parametrize("config", ["sret_lt.py:groups=16-14-1", "sret_s.py", "sret_s.py:unsliced"])
+def test_the_other_imagenet_configs_train_and_evaluate_too(imagenet, tmp_path, config):
+    train_and_evaluate(imagenet, tmp_path, f"configs/{config}")
+
+
+def fails(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        prepare.main([str(a) for a in args])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("Error: ")
+    return error[-1]
+
+
+def imagenet_error(capsys, tmp_path, archive_folder):
+    return fails(
+        capsys, "imagenet2012", f"--archives={archive_folder}", f"--data_dir={tmp_path / 'data'}"
+    )
+
+
+def test_archives_that_are_not_what_they_should_be_are_refused(tmp_path, capsys):
+    folder = archives.write_imagenet(tmp_path / "good")
+    train, validation = folder / "ILSVRC2012_img_train.tar", folder / "ILSVRC2012_img_val.tar"
+    assert "needs --archives=DIR" in fails(capsys, "imagenet2012", f"--data_dir={tmp_path}")
+
+    strange = archives.write_imagenet(tmp_path / "strange", **{"val/readme.txt": b"x"})
+    error = imagenet_error(capsys, tmp_path, strange)
+    assert "val/readme.txt" in error and "every label would shift" in error
+
+    gap = archives.write_imagenet(tmp_path / "gap", **{"ILSVRC2012_val_00000012.JPEG": b"x"})
+    assert "ILSVRC2012_val_00000012.JPEG where number 00000011" in imagenet_error(
+        capsys, tmp_path, gap
+    )
+
+    train_bytes = train.read_bytes()
+    train.write_bytes(b"not a tar" * 1000)
+    assert "is no readable tar archive" in imagenet_error(capsys, tmp_path, folder)
+    train.write_bytes(validation.read_bytes())
+    assert "expected n########.tar only" in imagenet_error(capsys, tmp_path, folder)
+    train.write_bytes(train_bytes)
+    validation.unlink()
+    assert "ILSVRC2012_img_val.tar is missing" in imagenet_error(capsys, tmp_path, folder)
+    assert not list((tmp_path / "data").glob("imagenet2012/*/*.array_record*"))
+
+
+def test_tfrecord_data_is_refused_with_the_command_that_converts_it(tmp_path, capsys):
+    archives.write_imagenet(tmp_path / "archives")
+    builder = tfds.builder("imagenet2012", data_dir=tmp_path / "data", file_format="tfrecord")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=str(tmp_path / "archives"))
+    )
+    before = {
+        bytes(x["image"]): int(x["label"])
+        for x in tfds.as_numpy(
+            builder.as_dataset(split="train", decoders={"image": tfds.decode.SkipDecoding()})
+        )
+    }
+    data_dir = epath.Path(tmp_path / "data")
+    with pytest.raises(ValueError, match="no random access; convert it with: ") as error:
+        sources.open_source("imagenet2012", "train", data_dir)
+    command = str(error.value).split("convert it with: python -m sret_jax.tools.prepare ")[1]
+
+    prepare.main(command.split())
+    after = sources.open_source("imagenet2012", "train", data_dir)
+    assert {after[i]["image"]: after[i]["label"] for i in range(len(after))} == before
+    capsys.readouterr()
+    prepare.main(command.split())  # a second call finds nothing to do
+    assert "Converting" not in capsys.readouterr().out
+
+
+def test_nothing_prepared_is_nothing_to_convert(tmp_path, capsys):
+    error = fails(capsys, "imagenet2012", f"--data_dir={tmp_path}", "--convert")
+    assert "there is nothing to convert" in error
+
+
+def test_a_preparation_killed_midway_starts_cleanly_again(tmp_path, capsys):
+    archives.write_imagenet(tmp_path / "archives")
+    args = (
+        "imagenet2012",
+        f"--archives={tmp_path / 'archives'}",
+        f"--data_dir={tmp_path / 'data'}",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sret_jax.tools.prepare", *args],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = tmp_path / "data" / "imagenet2012"
+    deadline = time.time() + 120
+    while not list(folder.glob("incomplete.*")) and time.time() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(folder.glob("incomplete.*")), "the kill came too late to test anything"
+
+    prepare.main(list(args))
+    assert "Ready" in capsys.readouterr().out
+    assert [p.name for p in folder.iterdir()] == ["5.1.0"]
+    assert len(sources.open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))) == 18
