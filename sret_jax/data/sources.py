@@ -156,10 +156,15 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
     from sret_jax.data import digits  # noqa: F401, registers the embedded data set
 
     try:
-        return tfds.builder(name, data_dir=data_dir, **_format_for_new_data(name, data_dir))
+        builder = tfds.builder(name, data_dir=data_dir, **_format_for_new_data(name, data_dir))
     except tfds.core.DatasetNotFoundError as e:
         sentence = did_you_mean("data set", name, tfds.list_builders())
         raise UserError(f"{sentence} (a folder of images is named by its path)") from e
+    # TFDS reads the formats a conversion added, but forgets to offer them.
+    for added in set(builder.info.as_proto.alternative_file_formats):
+        if added not in {f.value for f in builder.info.alternative_file_formats}:
+            builder.info.add_alternative_file_format(added)
+    return builder
 
 
 def is_folder(name: str) -> bool:

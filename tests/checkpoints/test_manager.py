@@ -7,9 +7,7 @@ from sret_jax.checkpoints.manager import Checkpoints, read_weights
 from sret_jax.errors import UserError
 
 TREE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
-TARGET = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREE
-)
+TARGET = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREE)
 
 
 @pytest.fixture

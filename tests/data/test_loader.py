@@ -24,9 +24,7 @@ def sharding(devices):
 def batches(source, devices, *, start_step=0, count=2, **data):
     config = quickstart.get_config().data
     config.update(data)
-    loader = train_loader(
-        source, config, 16, 16, sharding(devices), seed=3, start_step=start_step
-    )
+    loader = train_loader(source, config, 16, 16, sharding(devices), seed=3, start_step=start_step)
     taken = [jax.device_get(next(loader)) for _ in range(count)]
     loader.close()
     return taken

@@ -52,7 +52,9 @@ def test_one_record_is_augmented_anew_in_each_epoch(digits):
     assert not np.array_equal(stream[0]["image"], again["image"])
 
 
-@pytest.mark.parametrize("hosts", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 3], [2, 1]], [[2], [0], [3], [1]]])
+@pytest.mark.parametrize(
+    "hosts", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[0, 3], [2, 1]], [[2], [0], [3], [1]]]
+)
 def test_hosts_together_hold_the_global_batch_whatever_their_number_or_interleaving(digits, hosts):
     batch = 16
     chunks = samples(digits).batch(batch // 4)
@@ -117,8 +119,6 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(dig
 
 def test_a_bad_image_in_evaluation_is_black_and_marked(digits):
     broken = WithBadRecords(digits, [2])
-    padded = order.Samples(
-        order.padded(broken, 8), EvalTransform(8, 1.0), 8, seed=0, replace=False
-    )
+    padded = order.Samples(order.padded(broken, 8), EvalTransform(8, 1.0), 8, seed=0, replace=False)
     assert padded[2]["bad"] and not padded[2]["image"].any()
     assert padded[2]["label"] == digits[2]["label"]

@@ -64,9 +64,7 @@ def test_training_mode_logits_gradients_and_statistics_are_the_published_ones(na
     variables = golden.variables(model)
     x = golden.images(0, 2, batch=8, size=64)
     labels = np.random.default_rng([0, 3]).integers(0, 10, 8)
-    value_and_grad = jax.jit(
-        jax.value_and_grad(loss_fn, argnums=1, has_aux=True), static_argnums=0
-    )
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=1, has_aux=True), static_argnums=0)
     (loss, (logits, stats)), grads = value_and_grad(
         model, variables["params"], variables["batch_stats"], x, labels
     )

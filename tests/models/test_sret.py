@@ -105,7 +105,9 @@ def test_unroll_and_remat_change_neither_parameters_nor_gradients(change):
 
     plain = gradient(tiny(loops=5, drop_path_rate=0.3))
     changed = gradient(tiny(loops=5, drop_path_rate=0.3, **change))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), plain, changed)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3), plain, changed
+    )
 
 
 def test_permutation_is_random_in_training_and_fixed_in_evaluation():

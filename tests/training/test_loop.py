@@ -100,7 +100,9 @@ def test_stopped_and_started_again_a_run_ends_bitwise_the_same(twenty_steps, tmp
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
-def test_every_mesh_of_eight_devices_gives_the_curve_of_one(fsdp, twenty_steps, tmp_path, tiny_config):
+def test_every_mesh_of_eight_devices_gives_the_curve_of_one(
+    fsdp, twenty_steps, tmp_path, tiny_config
+):
     workdir, _ = twenty_steps
     tiny_config.epochs = 0.9
     tiny_config.fsdp = fsdp
@@ -110,7 +112,9 @@ def test_every_mesh_of_eight_devices_gives_the_curve_of_one(fsdp, twenty_steps, 
     assert result["step"] == 20
 
 
-def test_two_processes_give_the_curve_of_one_and_evaluate_exactly(twenty_steps, tmp_path, digits_dir):
+def test_two_processes_give_the_curve_of_one_and_evaluate_exactly(
+    twenty_steps, tmp_path, digits_dir
+):
     workdir, _ = twenty_steps
     with socket.socket() as s:
         s.bind(("localhost", 0))

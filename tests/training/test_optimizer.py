@@ -57,7 +57,9 @@ def test_clipping_bounds_the_global_norm_before_adam_sees_it():
     optimizer = make_optimizer(optim, lambda step: 0.1)
     params = {"kernel": jnp.zeros(4)}
     _, state = optimizer.update({"kernel": jnp.full(4, 100.0)}, optimizer.init(params), params)
-    (first_moment,) = [s.mu["kernel"] for s in jax.tree.leaves(state, is_leaf=_has_mu) if _has_mu(s)]
+    (first_moment,) = [
+        s.mu["kernel"] for s in jax.tree.leaves(state, is_leaf=_has_mu) if _has_mu(s)
+    ]
     np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-5)
 
 
