@@ -51,9 +51,9 @@ def test_training_crops_have_the_area_aspect_and_flips_that_were_asked_for():
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0 and boxes[:, 2:].max() <= 400
     ratios, shares = widths / heights, widths * heights / 400**2
-    assert 0.74 < ratios.min() and ratios.max() < 1.35
+    assert ratios.min() > 0.74 and ratios.max() < 1.35
     assert np.mean(np.log(ratios)) == pytest.approx(0, abs=0.02)
-    assert 0.079 < shares.min() and shares.max() <= 1
+    assert shares.min() > 0.079 and shares.max() <= 1
     # Uniform on [0.08, 1], less the largest boxes, many of which do not fit and are drawn again.
     assert np.mean(shares) == pytest.approx(0.50, abs=0.03)
 
