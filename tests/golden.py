@@ -10,7 +10,7 @@ import numpy as np
 
 import sret_jax
 from sret_jax.checkpoints.torch_names import entries
-from sret_jax.models.sret import SReT
+from sret_jax.models.sret import SReT, abstract_variables
 
 DATA = pathlib.Path(__file__).parent / "data"
 MODELS = json.loads((DATA / "golden_models.json").read_text())
@@ -57,10 +57,7 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def state_dict(model: SReT) -> dict[str, np.ndarray]:
     """The generated state dict of a model; copies of a shared block are equal."""
-    shapes = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, model.image_size, model.image_size, 3))
-    )
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), abstract_variables(model))
     published = sret_jax.to_torch(zeros, model)
     canonical: dict = {}
     for entry in entries(model):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sret_jax.models.sret import SReT
+from sret_jax.models.sret import SReT, abstract_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,11 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
       StateDictError: lists every missing or surplus name, every array of another shape, and
         every shared array whose copies differ.
     """
-    expected = to_torch(_abstract_variables(model), model)
+    # Broadcast zeros have the right shapes and no memory.
+    zeros = jax.tree.map(
+        lambda s: np.broadcast_to(np.float32(0), s.shape), abstract_variables(model)
+    )
+    expected = to_torch(zeros, model)
     given = {
         name: _to_numpy(value)
         for name, value in state_dict.items()
@@ -202,13 +206,6 @@ def _gather(given: dict[str, np.ndarray], model: SReT) -> tuple[dict[str, Any], 
             node = node.setdefault(key, {})
         node[path[-1]] = np.stack(array) if isinstance(array, list) else array
     return variables, problems
-
-
-def _abstract_variables(model: SReT) -> Any:
-    """Zero-cost stand-ins of the model's variables: right shapes, no memory."""
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), np.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    return jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
 
 
 def _to_numpy(value: Any) -> np.ndarray:

@@ -85,6 +85,12 @@ class SReT(nn.Module):
         return linear(self.num_classes, x.shape[-1], dtype=jnp.float32, name="head")(x)
 
 
+def abstract_variables(model: SReT) -> Any:
+    """The shapes of the model's variables {"params", "batch_stats"}, at no cost."""
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
 def create_model(
     name: str,
     *,

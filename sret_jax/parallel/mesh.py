@@ -60,3 +60,12 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
     return jax.tree.map(sharding, abstract_state)
+
+
+def with_shardings(abstract: Any, shardings: Any) -> Any:
+    """Joins a tree of shapes and one of shardings: what to restore or compile for."""
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )

@@ -17,8 +17,9 @@ from sret_jax.checkpoints.manager import Checkpoints, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch, to_torch
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError, few
-from sret_jax.models.sret import STEM_STRIDE, SReT, create_model
+from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
 from sret_jax.models.variants import list_models
+from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.experiment import create_from_config, load_config
 
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -88,7 +89,10 @@ def folder_to_file(
         that model's.
     """
     model, name = _model_of_folder(source, model_name), "eval_ema" if ema else "eval"
-    step, weights = read_weights(source, _abstract(model))
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = abstract_variables(model)
+    targets = with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
+    step, weights = read_weights(source, targets)
     if name not in weights:
         raise UserError(f"{source} holds no averaged weights; leave out --ema")
     print(f"Read step {step} of {source}")
@@ -163,13 +167,6 @@ def _model_of_folder(source: epath.Path, name: str | None) -> SReT:
         return create_model(name, groups=None, num_classes=num_classes, image_size=image_size)
     except ValueError as e:
         raise UserError(str(e)) from e
-
-
-def _abstract(model: SReT) -> Any:
-    image = jnp.zeros((1, model.image_size, model.image_size, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=here), shapes)
 
 
 def _import_torch() -> Any:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -83,7 +84,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     Raises:
       UserError: one sentence on the first thing that is wrong.
     """
-    _check_numbers(config)
+    check_numbers(config)
     check_writable(workdir)
     mesh = make_mesh(config.fsdp)
     check_batch_size("batch_size", config.batch_size, mesh.size * config.grad_accum)
@@ -157,47 +158,8 @@ def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
         raise UserError(f"config.model: {e}") from e
 
 
-def check_writable(workdir: epath.Path) -> None:
-    """Makes the workdir.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    probe = workdir / f".probe-{jax.process_index()}"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as e:
-        raise UserError(
-            f"the workdir {workdir} is not writable ({e.strerror or e}); give another --workdir"
-        ) from e
-
-
-def save_description(experiment: Experiment) -> None:
-    """Writes config.json and class_names.json beside the checkpoints."""
-    config = json.dumps(experiment.config.to_dict(), indent=2)
-    (experiment.workdir / CONFIG_FILE).write_text(config + "\n")
-    names = json.dumps(experiment.eval_source.class_names, ensure_ascii=False, indent=0)
-    (experiment.workdir / CLASSES_FILE).write_text(names + "\n")
-
-
-def load_config(workdir: epath.Path) -> ConfigDict | None:
-    """The config saved in a workdir, if there is one."""
-    path = workdir / CONFIG_FILE
-    return ConfigDict(json.loads(path.read_text())) if path.exists() else None
-
-
-def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
-    """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
-    if config.data.data_dir:
-        return epath.Path(config.data.data_dir).expanduser()
-    if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
-        return workdir / "data"
-    return None
-
-
-def _check_numbers(config: ConfigDict) -> None:
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError for a number out of range."""
     positive = (
         "epochs",
         "batch_size",
@@ -220,6 +182,66 @@ def _check_numbers(config: ConfigDict) -> None:
         raise UserError(f"config.profile={config.profile} must be () or (first, last) step")
     if config.data.workers < -1:
         raise UserError(f"config.data.workers={config.data.workers} must be -1, 0 or more")
+
+
+def check_writable(workdir: epath.Path) -> None:
+    """Makes the workdir.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    probe = workdir / f".probe-{jax.process_index()}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as e:
+        raise UserError(
+            f"the workdir {workdir} is not writable ({e.strerror or e}); give another --workdir"
+        ) from e
+
+
+def save_description(experiment: Experiment) -> None:
+    """Writes config.json and class_names.json beside the checkpoints."""
+    (experiment.workdir / CONFIG_FILE).write_text(_to_json(experiment.config))
+    names = json.dumps(experiment.eval_source.class_names, ensure_ascii=False, indent=0)
+    (experiment.workdir / CLASSES_FILE).write_text(names + "\n")
+
+
+def changed_settings(config: ConfigDict, workdir: epath.Path) -> list[str]:
+    """What this config changes of the one saved in the workdir, as "name: old -> new"."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return []
+    old, new = (_flatten(json.loads(text)) for text in (path.read_text(), _to_json(config)))
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def load_config(workdir: epath.Path) -> ConfigDict | None:
+    """The config saved in a workdir, if there is one."""
+    path = workdir / CONFIG_FILE
+    return ConfigDict(json.loads(path.read_text())) if path.exists() else None
+
+
+def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
+    """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
+    if config.data.data_dir:
+        return epath.Path(config.data.data_dir).expanduser()
+    if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
+        return workdir / "data"
+    return None
+
+
+def _to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(settings, sep=".")
 
 
 def _get(config: ConfigDict, name: str) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from sret_jax.models.sret import SReT, abstract_variables
+
 
 def count_macs(fn: Callable, *args: Any) -> int:
     """Multiply-accumulates of the matrix products and convolutions in one call of `fn`.
@@ -24,11 +26,10 @@ def count_macs(fn: Callable, *args: Any) -> int:
     return _jaxpr_macs(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def model_macs(model: Any) -> int:
+def model_macs(model: SReT) -> int:
     """Multiply-accumulates of one image's forward pass, Q K^T and A V included."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return count_macs(model.apply, variables, image)
+    return count_macs(model.apply, abstract_variables(model), image)
 
 
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:

@@ -6,8 +6,9 @@ from absl import flags
 from etils import epath
 
 from sret_jax.parallel import distributed
-from sret_jax.training import loop
+from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.experiment import load_config
+from sret_jax.training.loop import train
 
 
 def launch(values: flags.FlagValues) -> dict[str, Any]:
@@ -23,11 +24,11 @@ def launch(values: flags.FlagValues) -> dict[str, Any]:
     name = epath.Path(config_flag.config_filename).stem
     workdir = _absolute(values.workdir or f"runs/{name}")
     if values.mode == "train":
-        return loop.train(values.config, workdir)
+        return train(values.config, workdir)
     config = values.config
     if not config_flag.present:
         config = load_config(workdir) or config
-    return loop.evaluate_checkpoint(config, workdir)
+    return evaluate_checkpoint(config, workdir)
 
 
 def _absolute(path: str) -> epath.Path:

@@ -10,28 +10,25 @@ from clu import metric_writers, parameter_overview
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import Checkpoints, read_weights
+from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data.loader import Loader, train_loader
-from sret_jax.data.sources import Source
-from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
+from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.training.curves import draw_curves
-from sret_jax.training.evaluation import Evaluator, Results, percent, table
+from sret_jax.training.evaluation import Evaluator, Results, percent
 from sret_jax.training.experiment import (
     Experiment,
-    build_model,
-    create_from_config,
+    changed_settings,
     open_experiment,
-    open_split,
     save_description,
 )
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import JsonlWriter, read_metrics
 from sret_jax.training.profiler import Profiler
-from sret_jax.training.progress import ProgressLine, Window, duration
+from sret_jax.training.progress import ProgressLine, Window, duration, name_bad_images
 from sret_jax.training.state import TrainState
 from sret_jax.training.step import make_train_step
 
-RESULT_FILE, EVAL_FILE = "result.json", "eval.json"
+RESULT_FILE = "result.json"
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -124,6 +121,7 @@ class Run:
                     self._evaluate()
                 if last or self.step % save_every == 0:
                     self._save()
+        profiler.close()
         loader.close()
 
     def finish(self) -> dict[str, Any]:
@@ -155,16 +153,15 @@ class Run:
         return result
 
     def _restore(self) -> TrainState | None:
-        abstract = jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            self.experiment.abstract_state,
-            self.experiment.shardings,
-        )
-        restored = self._checkpoints.restore_newest(_to_items(abstract))
+        target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
+        restored = self._checkpoints.restore_newest(_to_items(target))
         if restored is None:
             return None
         step, items = restored
         self._progress.say(f"Resuming {self.experiment.workdir} at step {step:,}.")
+        changed = changed_settings(self.experiment.config, self.experiment.workdir)
+        if changed:
+            self._progress.say(f"The config has changed since: {'; '.join(changed)}.")
         return _from_items(items)
 
     def _describe(self) -> None:
@@ -199,8 +196,10 @@ class Run:
     def _seconds_before(self) -> float:
         """Training time up to the step at which this run resumes."""
         lines = read_metrics(self.experiment.workdir)
-        seconds = [x["train_seconds"] for x in lines if "train_seconds" in x]
-        return seconds[-1] if seconds and self.step else 0.0
+        return max(
+            (x["train_seconds"] for x in lines if "train_seconds" in x and x["step"] <= self.step),
+            default=0.0,
+        )
 
     def _compile_step(self) -> jax.stages.Compiled:
         experiment, config = self.experiment, self.experiment.config
@@ -230,7 +229,7 @@ class Run:
         self._writer.write_scalars(self.step, report)
         self._writer.flush()
         self._progress.show(self.step, report, left / report["images_per_second"])
-        self._name_bad(self.experiment.train_source, loader)
+        name_bad_images(self.experiment.train_source, loader)
 
     def _evaluate(self) -> None:
         weights = {"eval": self.state.variables, "eval_ema": self.state.ema}
@@ -245,56 +244,12 @@ class Run:
             f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
             f"EMA top-1 {percent(ema['top1'])}"
         )
-        self._name_bad(self.experiment.eval_source, self._evaluator.loader)
+        name_bad_images(self.experiment.eval_source, self._evaluator.loader)
         self._evaluated_at = self.step
 
     def _save(self) -> None:
         metrics = self._results["eval"] if self._evaluated_at == self.step else None
         self._checkpoints.save(self.step, _to_items(self.state), metrics)
-
-    def _name_bad(self, source: Source, loader: Loader) -> None:
-        for record in loader.bad_records:
-            print(f"Unreadable image: {source.record_name(record)}", flush=True)
-        loader.bad_records.clear()
-
-
-def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
-    """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
-
-    Args:
-      config: of the model and the data.
-      workdir: holds checkpoints/; eval.json is written there.
-
-    Returns:
-      What eval.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}}.
-
-    Raises:
-      UserError: whatever the user can mend; before any compilation.
-    """
-    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
-    source = open_split(config, workdir, config.data.eval_split)
-    model = build_model(config, source)
-    mesh = make_mesh(config.fsdp)
-    abstract = jax.eval_shape(
-        model.init, jax.random.key(0), jnp.zeros((1, model.image_size, model.image_size, 3))
-    )
-    shardings = state_shardings(abstract, mesh)
-    targets = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-    step, weights = read_weights(workdir, targets)
-    evaluator = Evaluator(model, config, source, mesh, shardings)
-    results = evaluator.evaluate(weights)
-    evaluator.loader.close()
-    report = {"step": step, **results}
-    if jax.process_index() == 0:
-        print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
-        print(table(results))
-        (workdir / EVAL_FILE).write_text(json.dumps(report, indent=2) + "\n")
-        print(f"Written: {workdir / EVAL_FILE}")
-    return report
 
 
 def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:

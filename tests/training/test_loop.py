@@ -15,6 +15,7 @@ from etils import epath
 from sret_jax.checkpoints.manager import CHECKPOINTS, DAMAGED
 from sret_jax.errors import UserError
 from sret_jax.training import loop
+from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from tests.conftest import ROOT, TINY_FLAGS, run_python
 
 
@@ -88,6 +89,7 @@ def test_stopped_and_started_again_a_run_ends_bitwise_the_same(twenty_steps, tmp
     main(tmp_path, *flags, digits_dir=digits_dir)
     output = main(tmp_path, "--config.epochs=0.9", digits_dir=digits_dir)
     assert "Resuming" in output and "at step 10" in output
+    assert "The config has changed since: stop_at_step: 10 -> None." in output
 
     whole, resumed = checkpoint_arrays(workdir, 20), checkpoint_arrays(tmp_path, 20)
     assert whole.keys() == resumed.keys()
@@ -221,7 +223,7 @@ def test_a_checkpoint_of_another_architecture_is_an_error_that_names_the_arrays(
     with pytest.raises(UserError, match=r"another architecture .*mlp/fc1/bias is \(32,\) there"):
         loop.train(config, workdir)
     with pytest.raises(UserError, match="another architecture"):
-        loop.evaluate_checkpoint(config, workdir)
+        evaluate_checkpoint(config, workdir)
     assert {p.name for p in (workdir / CHECKPOINTS).iterdir()} == {"3", "6"}
 
 
