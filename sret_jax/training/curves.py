@@ -17,7 +17,11 @@ def draw_curves(workdir: epath.Path) -> epath.Path:
     FigureCanvasAgg(figure)
     losses, accuracies, rates = figure.subplots(1, 3)
     panels = (
-        (losses, {"loss": "train", "eval/loss": "test", "eval_ema/loss": "test, EMA"}, 1),
+        (
+            losses,
+            {"loss": "train, smoothed labels", "eval/loss": "test", "eval_ema/loss": "test, EMA"},
+            1,
+        ),
         (accuracies, {"top1": "train", "eval/top1": "test", "eval_ema/top1": "test, EMA"}, 100),
         (rates, {"lr": "learning rate"}, 1),
     )
