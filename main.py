@@ -11,11 +11,14 @@ def define_flags() -> None:
     """Defines the command line."""
     from ml_collections import config_flags
 
+    from sret_jax.cli import DEFAULT_CONFIG
+
     config_flags.DEFINE_config_file(
-        "config", "configs/quickstart.py", "What to run: a file of configs/, and its :ARGS."
+        "config", DEFAULT_CONFIG, "What to run: a file of configs/, and its :ARGS."
     )
     flags.DEFINE_string("workdir", None, "Where results go; default: runs/NAME_OF_THE_CONFIG.")
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate what is in workdir.")
+    flags.DEFINE_string("json", None, "Also write the figures printed at the end to this file.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot tell.")
     flags.DEFINE_integer("processes", None, "How many processes run, where JAX cannot tell.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")

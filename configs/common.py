@@ -4,6 +4,7 @@ An experiment config calls `get_config` and changes the few values that make it 
 Numbers are from SReT section 4.1, which follows DeiT.
 """
 
+import re
 from typing import Any
 
 import ml_collections
@@ -51,9 +52,13 @@ def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
     config = get_config(args.recipe)
     config.model.name = name
     config.model.image_size = args.res
+    if args.unsliced and args.groups:
+        raise ValueError(f"unsliced and groups={args.groups} exclude each other; give one")
     if args.unsliced:
         config.model.groups = ((1,), (1,), (1,))
     elif args.groups:
+        if not re.fullmatch(r"\d+(-\d+)*", args.groups):
+            raise ValueError(f"groups={args.groups} should read like groups=16-14-1")
         config.model.groups = tuple((int(g), 1) for g in args.groups.split("-"))
     return config
 
@@ -111,7 +116,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.data.flip = 0.5
     config.data.test_crop = 0.875
     config.data.workers = -1  # processes; -1: one per core, 0: threads only
-    config.data.prefetch = 2  # global batches read ahead
+    config.data.prefetch = 2  # global batches read ahead; at least a device's share a worker
 
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0

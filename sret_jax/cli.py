@@ -3,17 +3,21 @@
 import contextlib
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
-from sret_jax.errors import UserError
+from sret_jax.errors import UserError, did_you_mean
 
 # TensorFlow only prepares data and writes event files here; its start-up messages help nobody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+DEFAULT_CONFIG = "configs/quickstart.py"
 
 
 def quiet_libraries() -> None:
@@ -44,13 +48,10 @@ def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:
         flags.FLAGS.config.to_dict()
     except flags.Error as e:
         fail(f"{_cause(e)} (python main.py --help lists the flags)")
-    except (AttributeError, KeyError) as e:
-        fail(_unknown_field(str(e)))
     except OSError:
-        (file,) = [a.partition("=")[2] for a in argv if a.startswith("--config=")][-1:] or [""]
-        fail(f"there is no config file {file.partition(':')[0]!r}; give one of configs/*.py")
-    except (ValueError, TypeError) as e:
-        fail(f"the config cannot be read: {_cause(e)}")
+        fail(f"there is no config file {_config_file(argv)[0]!r}; give one of configs/*.py")
+    except (AttributeError, KeyError, ValueError, TypeError) as e:
+        fail(_unknown_setting(argv) or f"the config cannot be read: {_cause(e)}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; settings are given as --config.NAME=VALUE")
     return rest
@@ -59,11 +60,32 @@ def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:
 def _cause(error: Exception) -> str:
     """The last line of a message, which may hold a config file's whole traceback."""
     lines = str(error).strip().splitlines()
-    return re.sub(r"^\w+Error: ", "", lines[-1]) if lines else repr(error)
+    cause = re.sub(r"^\w+Error: ", "", lines[-1]) if lines else repr(error)
+    if "get_config() takes" in cause:
+        return "this config takes no arguments after a colon"
+    return cause
 
 
-def _unknown_field(message: str) -> str:
-    quoted = re.findall(r"""["']([\w.]+)\\?["']""", message)
-    if len(quoted) < 2:
-        return f"unknown config field: {' '.join(message.split())}"
-    return f"unknown config field {quoted[0]!r}; did you mean {quoted[1]!r}?"
+def _config_file(argv: list[str]) -> list[str]:
+    """File and arguments of the config on a command line, or of the default one."""
+    given = [arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)]
+    return (given or [DEFAULT_CONFIG])[-1].split(":", 1)
+
+
+def _unknown_setting(argv: list[str]) -> str | None:
+    """The sentence on the first --config.NAME that the config does not have."""
+    file, *args = _config_file(argv)
+    settings = runpy.run_path(file)["get_config"](*args).to_dict()
+    known = [".".join(path) for path in _paths(settings)]
+    for arg in argv:
+        match = re.match(r"--?config\.([\w.]+)", arg)
+        if match and match[1] not in known:
+            return did_you_mean("config field", match[1], known)
+    return None
+
+
+def _paths(settings: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, value in settings.items():
+        yield (name,)
+        if isinstance(value, dict):
+            yield from ((name, *rest) for rest in _paths(value))

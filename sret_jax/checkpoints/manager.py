@@ -4,17 +4,19 @@ A workdir holds checkpoints/STEP/{model,ema,train}: the raw weights, their movin
 the step with the optimizer's state. Converted weights are a workdir with `model` alone.
 """
 
+import contextlib
 import functools
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from sret_jax.errors import UserError, few
+from sret_jax.parallel.distributed import agreed, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
 WEIGHTS = {"model": "eval", "ema": "eval_ema"}
@@ -73,7 +75,8 @@ class Checkpoints:
           metrics: of the raw weights; "top1" ranks the checkpoint.
         """
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**saves), metrics=metrics)
+        if not self._manager.save(step, args=ocp.args.Composite(**saves), metrics=metrics):
+            raise RuntimeError(f"Orbax refused to save step {step}; on disk are {self.steps}")
 
     def restore_newest(self, targets: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Restores the newest readable checkpoint and moves damaged newer ones aside.
@@ -82,16 +85,22 @@ class Checkpoints:
           targets: trees of `jax.ShapeDtypeStruct` with shardings, by item name.
 
         Returns:
-          (step, {item: tree}), or None if there is no readable checkpoint.
+          (step, {item: tree}), or None if there is no checkpoint.
 
         Raises:
-          UserError: a readable checkpoint lacks an item or is of another architecture.
+          UserError: a checkpoint lacks an item or is of another architecture, or none is readable.
         """
-        for step in self.steps:
+        steps = self.steps
+        for i, step in enumerate(steps):
             restored = self.try_restore(step, targets)
             if restored is not None:
+                self._move_aside(steps[:i])
                 return step, restored
-            self._move_aside(step)
+        if steps:
+            raise UserError(
+                f"none of the checkpoints {steps} in {self._workdir} can be read; mend the storage "
+                "or train in another --workdir"
+            )
         return None
 
     def has_item(self, step: int, name: str) -> bool:
@@ -107,17 +116,21 @@ class Checkpoints:
         error: Exception | None = None
         restored = None
         try:
-            self._check_matches(step, targets)
+            with agreed():
+                self._check_matches(step, targets)
             restores = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)))
         except UserError:
             raise
         except Exception as e:  # whatever a storage layer raises on damaged files
             error = e
-        if _all_processes(restored is not None):
+        if gather(restored is not None).all():
             return restored
         reason = str(error or "another process cannot read it").splitlines()[0]
-        print(f"The checkpoint of step {step} cannot be read: {reason}", flush=True)
+        print(
+            f"The checkpoint of step {step} cannot be read ({reason}); trying the one before it.",
+            flush=True,
+        )
         return None
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
@@ -143,22 +156,19 @@ class Checkpoints:
                     f"arrays of {name!r} differ: {few(differences)}"
                 )
 
-    def _move_aside(self, step: int) -> None:
-        """Hides a damaged checkpoint from the manager without deleting it."""
-        source = self._workdir / CHECKPOINTS / str(step)
-        aside = self._workdir / DAMAGED
-        if jax.process_index() == 0:
+    def _move_aside(self, steps: list[int]) -> None:
+        """Hides damaged checkpoints from the manager without deleting them."""
+        if not steps:
+            return
+        if is_leader():
+            aside = self._workdir / DAMAGED
             aside.mkdir(parents=True, exist_ok=True)
-            target = aside / str(step)
-            copy = 0
-            while target.exists():
-                copy += 1
-                target = aside / f"{step}.{copy}"
-            source.rename(target)
-            print(
-                f"It is damaged: moved to {target}; falling back to the one before it.", flush=True
-            )
-        _all_processes(True)
+            for step in steps:
+                targets = (aside / f"{step}.{i}" for i in count())
+                target = next(path for path in targets if not path.exists())
+                (self._workdir / CHECKPOINTS / str(step)).rename(target)
+                print(f"The damaged checkpoint of step {step} is now {target}.", flush=True)
+        gather(True)
         self._manager.reload()
 
 
@@ -175,12 +185,13 @@ def read_weights(workdir: epath.Path, targets: Any) -> tuple[int, dict[str, Any]
     Raises:
       UserError: no readable checkpoint, or one of another architecture.
     """
-    checkpoints = _open_existing(workdir)
-    for step in checkpoints.steps:
-        items = [name for name in WEIGHTS if checkpoints.has_item(step, name)]
-        restored = checkpoints.try_restore(step, dict.fromkeys(items, targets)) if items else None
-        if restored:
-            return step, {WEIGHTS[name]: restored[name] for name in items}
+    with contextlib.closing(open_existing(workdir)) as checkpoints:
+        for step in checkpoints.steps:
+            items = [name for name in WEIGHTS if checkpoints.has_item(step, name)]
+            targets_of = dict.fromkeys(items, targets)
+            restored = checkpoints.try_restore(step, targets_of) if items else None
+            if restored:
+                return step, {WEIGHTS[name]: restored[name] for name in items}
     raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
 
 
@@ -190,14 +201,19 @@ def saved_shapes(workdir: epath.Path) -> dict[str, tuple[int, ...]]:
     Raises:
       UserError: no checkpoint.
     """
-    checkpoints = _open_existing(workdir)
-    for step in checkpoints.steps:
-        if checkpoints.has_item(step, "model"):
-            return checkpoints.shapes(step, "model")
+    with contextlib.closing(open_existing(workdir)) as checkpoints:
+        for step in checkpoints.steps:
+            if checkpoints.has_item(step, "model"):
+                return checkpoints.shapes(step, "model")
     raise UserError(f"{workdir / CHECKPOINTS} holds no checkpoint; train first")
 
 
-def _open_existing(workdir: epath.Path) -> Checkpoints:
+def open_existing(workdir: epath.Path) -> Checkpoints:
+    """The checkpoints of a workdir, to read.
+
+    Raises:
+      UserError: there are none.
+    """
     if not (workdir / CHECKPOINTS).is_dir():
         raise UserError(f"{workdir} holds no checkpoints/; give the --workdir of a run")
     return Checkpoints(workdir, create=False)
@@ -205,11 +221,6 @@ def _open_existing(workdir: epath.Path) -> Checkpoints:
 
 def _best_metric(metrics: Mapping[str, float]) -> float:
     return metrics[BEST_METRIC]
-
-
-def _all_processes(ok: bool) -> bool:
-    """Whether every process is ok; also a barrier."""
-    return bool(multihost_utils.process_allgather(ok).all())
 
 
 def _differences(old: dict[str, tuple], new: dict[str, tuple]) -> list[str]:

@@ -99,9 +99,7 @@ def train_loader(
       UserError: a batch that the devices do not divide, or a bad data setting.
     """
     check_batch_size("batch_size", batch_size, sharding.num_devices)
-    transform = TrainTransform(
-        image_size, tuple(config.crop_scale), tuple(config.crop_ratio), config.flip
-    )
+    transform = train_transform(config, image_size)
     samples = order.Samples(
         order.shuffled(source, seed), transform, image_size, seed=seed, replace=True
     )
@@ -127,7 +125,7 @@ def eval_loader(
     Args and errors are those of `train_loader`. One pass is `steps_per_pass` batches.
     """
     check_batch_size("eval_batch_size", batch_size, sharding.num_devices)
-    transform = EvalTransform(image_size, config.test_crop)
+    transform = eval_transform(config, image_size)
     samples = order.Samples(
         order.padded(source, batch_size), transform, image_size, seed=0, replace=False
     )
@@ -141,18 +139,39 @@ def eval_loader(
     )
 
 
+def train_transform(config: Any, image_size: int) -> TrainTransform:
+    """The training transform of config.data; raises UserError for a setting out of range."""
+    return TrainTransform(
+        image_size, tuple(config.crop_scale), tuple(config.crop_ratio), config.flip
+    )
+
+
+def eval_transform(config: Any, image_size: int) -> EvalTransform:
+    """The evaluation transform of config.data; raises UserError for a setting out of range."""
+    return EvalTransform(image_size, config.test_crop)
+
+
 def steps_per_pass(source: Source, batch_size: int) -> int:
     """Batches that hold every example of `source` once."""
     return -(-len(source) // batch_size)
 
 
-def check_batch_size(field: str, batch_size: int, devices: int) -> None:
-    """Raises UserError unless every device gets the same number of images, at least one."""
-    if batch_size < 1 or batch_size % devices:
-        nearest = max(1, round(batch_size / devices)) * devices
+def name_bad_images(source: Source, loader: Loader) -> None:
+    """Prints, on the host that met them, the names of the images that could not be read."""
+    for record in loader.bad_records:
+        print(f"Unreadable image: {source.record_name(record)}", flush=True)
+    loader.bad_records.clear()
+
+
+def check_batch_size(field: str, batch_size: int, devices: int, grad_accum: int = 1) -> None:
+    """Raises UserError unless each device gets equally many images for each micro-batch."""
+    parts = devices * grad_accum
+    if batch_size < 1 or batch_size % parts:
+        nearest = max(1, round(batch_size / parts)) * parts
+        micro = f" times config.grad_accum={grad_accum}" if grad_accum > 1 else ""
         raise UserError(
             f"config.{field}={batch_size} is not divisible by the {devices} devices "
-            f"({jax.process_count()} hosts); use {nearest}"
+            f"({jax.process_count()} hosts){micro}; use {nearest}"
         )
 
 
@@ -164,8 +183,11 @@ def _chunks_by_device(sharding: jax.sharding.Sharding, batch_size: int) -> dict[
 
 
 def _read_ahead(chunks: grain.MapDataset, ahead: int, workers: int) -> grain.IterDataset:
-    """Reads at most `ahead` chunks early: in threads, or in worker processes (-1: one per core)."""
-    cores = os.cpu_count() or 1
+    """Reads `ahead` chunks early: in threads, or in worker processes (-1: one per core).
+
+    Every thread and every worker holds at least one chunk.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     workers = cores if workers < 0 else workers
     if not workers:
         threads = min(cores, ahead)

@@ -14,6 +14,7 @@ import numpy as np
 
 from sret_jax.data.images import BadImage
 from sret_jax.data.sources import Source
+from sret_jax.errors import UserError
 
 Transform = Callable[[bytes, np.random.Generator], np.ndarray]
 
@@ -122,7 +123,14 @@ class _Numbered:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._source[index], "record": int(index)}
+        record = self._source[index]
+        classes = len(self._source.class_names)
+        if not 0 <= record["label"] < classes:
+            raise UserError(
+                f"{self._source.record_name(index)} has label {record['label']}, expected 0 to "
+                f"{classes - 1}; choose a split with labels"
+            )
+        return {**record, "record": int(index)}
 
 
 class _Padded(grain.MapDataset):

@@ -53,7 +53,8 @@ class TfdsSource:
                 f"{builder.info.file_format.value}, which has no random access; convert it with: "
                 f"{PREPARE} {builder.info.name} --data_dir={builder.data_dir_root} --convert"
             ) from e
-        except ValueError as e:
+            len(self._records)  # an empty slice only fails here
+        except (ValueError, AssertionError) as e:
             known = ", ".join(builder.info.splits)
             raise UserError(
                 f"{builder.info.full_name} has no split {split!r}; it has: {known}"
@@ -82,35 +83,32 @@ class FolderSource:
         splits = {d.name: d for d in sorted(root.iterdir()) if _is_visible_dir(d)}
         classes = {c.name for d in splits.values() for c in d.iterdir() if _is_visible_dir(c)}
         self.class_names = sorted(classes)
-        name = split.split("[")[0]
-        if name not in splits or not classes:
+        files = {name: self._files_of(folder) for name, folder in splits.items()}
+        if not any(files.values()):
             raise UserError(
-                f"{root} has no folder {name!r} of class folders (it holds: "
-                f"{', '.join(splits) or 'no folders'}); lay it out as {root}/SPLIT/CLASS/IMAGE.jpg "
-                "or name another split in config.data"
+                f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
+                f"{root}/SPLIT/CLASS/IMAGE.jpg"
             )
-        files = [
-            (file, label)
+        # Strings, for a million of them travel to every worker.
+        self._files = [file for part in _parts(split, files) for file in part]
+
+    def _files_of(self, folder: epath.Path) -> list[tuple[str, int]]:
+        return [
+            (os.fspath(file), label)
             for label, class_name in enumerate(self.class_names)
-            for file in _images_in(splits[name] / class_name)
+            for file in _images_in(folder / class_name)
         ]
-        if not files:
-            raise UserError(
-                f"{splits[name]} holds no image ({', '.join(IMAGE_SUFFIXES)}) in its class folders"
-            )
-        begin, end = _slice(split, name, len(files))
-        self._files = files[begin:end]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
         file, label = self._files[index]
-        return {"image": file.read_bytes(), "label": label}
+        return {"image": epath.Path(file).read_bytes(), "label": label}
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        return os.fspath(self._files[index][0])
+        return self._files[index][0]
 
 
 def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
@@ -156,10 +154,19 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
     from sret_jax.data import digits  # noqa: F401, registers the embedded data set
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir, **_format_for_new_data(name, data_dir))
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.is_prepared():
+            # Only here: forcing a format on data prepared in another makes TFDS raise.
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as e:
         sentence = did_you_mean("data set", name, tfds.list_builders())
-        raise UserError(f"{sentence} (a folder of images is named by its path)") from e
+        raise UserError(f"{sentence} (a folder of images is named by its path, as ./{name})") from e
+    except (ValueError, AssertionError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(
+            f"TFDS cannot open {name!r} ({reason}); name it DATASET, DATASET/CONFIG or "
+            "DATASET:VERSION"
+        ) from e
     # TFDS reads the formats a conversion added, but forgets to offer them.
     for added in set(builder.info.as_proto.alternative_file_formats):
         if added not in {f.value for f in builder.info.alternative_file_formats}:
@@ -168,8 +175,8 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
 
 
 def is_folder(name: str) -> bool:
-    """Whether a data set's name is a path rather than a TFDS name."""
-    return name.startswith(("/", ".", "~")) or "://" in name or epath.Path(name).is_dir()
+    """Whether a data set's name is a path (/data, ./data, ~/data, gs://data), not a TFDS name."""
+    return name.startswith(("/", ".", "~")) or "://" in name
 
 
 def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
@@ -182,12 +189,6 @@ def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of a download
             builder.download_and_prepare()
-
-
-def _format_for_new_data(name: str, data_dir: epath.Path | None) -> dict[str, str]:
-    # Forcing a format on data prepared in another one makes TFDS raise.
-    prepared = tfds.builder(name, data_dir=data_dir).is_prepared()
-    return {} if prepared else {"file_format": "array_record"}
 
 
 def _classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
@@ -207,15 +208,20 @@ def _class_names(label: tfds.features.ClassLabel) -> list[str]:
     return list(label.names or map(str, range(label.num_classes)))
 
 
-def _slice(split: str, name: str, length: int) -> tuple[int, int]:
-    info = tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
+def _parts(split: str, files: dict[str, list]) -> list[list]:
+    """What a split in TFDS's syntax, e.g. "train[:99%]" or "train+val", takes of each folder."""
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(of)], num_bytes=0)
+        for name, of in files.items()
+    }
     try:
-        (part,) = tfds.core.ReadInstruction.from_spec(split).to_absolute({name: info})
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     except (ValueError, AssertionError) as e:
         raise UserError(
-            f"cannot read the split {split!r}; write it as TFDS does, e.g. 'train[:99%]'"
+            f"cannot read the split {split!r}; write it as TFDS does, e.g. 'train[:99%]', with "
+            f"the folders there are: {', '.join(files)}"
         ) from e
-    return part.from_ or 0, length if part.to is None else part.to
+    return [files[part.splitname][part.from_ : part.to] for part in parts]
 
 
 def _is_visible_dir(path: epath.Path) -> bool:

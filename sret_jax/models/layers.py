@@ -140,13 +140,13 @@ class Pooling(nn.Module):
         init = fan_in_uniform(9)
         kernel = self.param("kernel", init, (3, 3, channels, multiplier))
         bias = self.param("bias", init, (self.features,))
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
 
         # Shifted multiply-adds: XLA:CPU runs the backward of a grouped convolution naively.
         height, width = x.shape[1] // 2, x.shape[2] // 2
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)
-        out = jnp.zeros((), self.dtype)
+        out = jnp.zeros((), jnp.float32)
         for i, j in itertools.product(range(3), range(3)):
             shifted = x[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
             out += shifted * kernel[None, None, None, i, j]  # (B, H/2, W/2, C, m)
-        return out.reshape(*out.shape[:3], self.features) + bias.reshape(1, 1, 1, -1)
+        out = out.reshape(*out.shape[:3], self.features) + bias.reshape(1, 1, 1, -1)
+        return out.astype(self.dtype)

@@ -1,6 +1,7 @@
 """The Sliced Recursive Transformer (SReT, ECCV 2022) and its constructor."""
 
 import difflib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -152,7 +153,16 @@ def _group_cycles(
     """One cycle of group counts per stage; a cycle of ones is plain attention, written (1,)."""
     if groups is None:
         return ((1,),) * stages
-    return tuple((1,) if set(cycle) == {1} else tuple(cycle) for cycle in groups)
+    try:
+        cycles = [tuple(map(operator.index, cycle)) for cycle in groups]
+    except TypeError:
+        cycles = [()]
+    if not all(cycles):
+        raise ValueError(
+            f"groups={groups} must hold a tuple of whole numbers per stage, e.g. "
+            "((8, 2), (4, 1), (1, 1))"
+        )
+    return tuple((1,) if set(cycle) == {1} else cycle for cycle in cycles)
 
 
 def _check_sizes(model: SReT) -> None:
@@ -164,11 +174,13 @@ def _check_sizes(model: SReT) -> None:
                 f"blocks={model.blocks} has {stages}; give one entry per stage"
             )
     for field in ("blocks", "heads"):
-        if min(getattr(model, field), default=0) < 1:
-            raise ValueError(f"{field}={getattr(model, field)} must hold positive numbers only")
+        values = getattr(model, field)
+        if not values or not all(isinstance(n, int) and n > 0 for n in values):
+            raise ValueError(f"{field}={values} must hold a positive whole number per stage")
     for field in ("loops", "dim", "num_classes", "image_size", "unroll"):
-        if getattr(model, field) < 1:
-            raise ValueError(f"{field}={getattr(model, field)} must be at least 1")
+        value = getattr(model, field)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{field}={value} must be a whole number of at least 1")
     last_stride = STEM_STRIDE * 2 ** (stages - 1)
     if model.image_size % last_stride:
         below = model.image_size // last_stride * last_stride

@@ -1,8 +1,48 @@
-"""Start-up of several processes."""
+"""Start-up of several processes, and how they agree to stop."""
+
+import contextlib
+from collections.abc import Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from sret_jax.errors import UserError
+
+
+class AgreedError(UserError):
+    """A UserError of some process that every process raises."""
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Lets every process stop when the enclosed code finds bad input in any; also a barrier.
+
+    Raises:
+      AgreedError: in the process that met a UserError its sentence, elsewhere who met one.
+    """
+    error: UserError | None = None
+    try:
+        yield
+    except AgreedError:
+        raise
+    except UserError as e:
+        error = e
+    failed = np.flatnonzero(gather(error is not None))
+    if error is not None:
+        raise AgreedError(str(error)) from error
+    if failed.size:
+        raise AgreedError(f"process {failed[0]} stopped at bad input; its own output says which")
+
+
+def gather(value: bool) -> np.ndarray:
+    """The value of every process, (processes,); also a barrier."""
+    return np.atleast_1d(multihost_utils.process_allgather(value))
+
+
+def is_leader() -> bool:
+    """Whether this process writes and speaks for all."""
+    return jax.process_index() == 0
 
 
 def initialize(

@@ -17,6 +17,7 @@ from sret_jax.checkpoints.manager import Checkpoints, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch, to_torch
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError, few
+from sret_jax.files import absolute
 from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
 from sret_jax.models.variants import list_models
 from sret_jax.parallel.mesh import with_shardings
@@ -33,8 +34,8 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="IN", type=epath.Path, help="a weight file or a folder")
-    parser.add_argument("target", metavar="OUT", type=epath.Path, help="the other of the two")
+    parser.add_argument("source", metavar="IN", type=absolute, help="a weight file or a folder")
+    parser.add_argument("target", metavar="OUT", type=absolute, help="the other of the two")
     parser.add_argument(
         "--model", help=f"one of {', '.join(list_models())}; default: as the folder's config says"
     )
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
+        args.target.parent.mkdir(parents=True, exist_ok=True)
         if args.source.suffix in SUFFIXES and args.source.is_file():
             file_to_folder(args.source, args.target, args.model)
         elif args.target.suffix in SUFFIXES and args.source.is_dir():

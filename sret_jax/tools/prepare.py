@@ -28,6 +28,7 @@ ARCHIVES = {  # name: published size in bytes
 TRAIN_MEMBER = re.compile(r"n\d{8}\.tar")
 VALIDATION_MEMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 INCOMPLETE = "incomplete."
+ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,6 +60,11 @@ def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> N
       UserError: archives that are missing or not what they should be.
     """
     if builder.is_prepared():
+        if ARRAY_RECORD not in builder.info.available_file_formats():
+            raise UserError(
+                f"{builder.name} is prepared in {builder.data_dir} as "
+                f"{builder.info.file_format.value}, which has no random access; add --convert"
+            )
         return
     if builder.name == "imagenet2012":
         check_imagenet_archives(archives)
@@ -125,11 +131,10 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
             f"{builder.name} is not prepared in {builder.data_dir}, so there is nothing to "
             "convert; leave out --convert"
         )
-    target_format = file_adapters.FileFormat.ARRAY_RECORD
-    if target_format in builder.info.available_file_formats():
+    if ARRAY_RECORD in builder.info.available_file_formats():
         return
     reader = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
-    writer = file_adapters.ADAPTER_FOR_FORMAT[target_format]
+    writer = file_adapters.ADAPTER_FOR_FORMAT[ARRAY_RECORD]
     shards = [
         (split, epath.Path(old), epath.Path(new))
         for split in builder.info.splits.values()
@@ -137,7 +142,7 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
             split.filepaths,
             split.replace(
                 filename_template=split.filename_template.replace(
-                    filetype_suffix=target_format.file_suffix
+                    filetype_suffix=ARRAY_RECORD.file_suffix
                 )
             ).filepaths,
             strict=True,
@@ -151,7 +156,7 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
         writer.write_examples(temporary, _numbered_records(reader, old))
         temporary.replace(new)
     print()
-    builder.info.add_alternative_file_format(target_format)
+    builder.info.add_alternative_file_format(ARRAY_RECORD)
     builder.info.write_to_directory(builder.data_dir)
 
 

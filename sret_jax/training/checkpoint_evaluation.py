@@ -1,19 +1,27 @@
 """Evaluation of a saved checkpoint: python main.py --mode=eval."""
 
-import json
+import contextlib
 from typing import Any
 
-import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import read_weights
-from sret_jax.data.loader import check_batch_size
-from sret_jax.models.sret import abstract_variables
+from sret_jax.checkpoints.manager import open_existing, read_weights
+from sret_jax.data.loader import check_batch_size, eval_transform, name_bad_images
+from sret_jax.data.sources import Source
+from sret_jax.files import write_json
+from sret_jax.models.sret import SReT, abstract_variables
+from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.training.evaluation import Evaluator, table
-from sret_jax.training.experiment import build_model, check_numbers, create_from_config, open_split
-from sret_jax.training.progress import name_bad_images
+from sret_jax.training.experiment import (
+    build_model,
+    check_numbers,
+    check_writable,
+    create_from_config,
+    open_split,
+)
 
 EVAL_FILE = "eval.json"
 
@@ -31,23 +39,31 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     Raises:
       UserError: whatever the user can mend; before any compilation.
     """
-    check_numbers(config)
-    mesh = make_mesh(config.fsdp)
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
-    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
-    source = open_split(config, workdir, config.data.eval_split)
-    model = build_model(config, source)
+    with agreed():
+        model, source, mesh = _open(config, workdir)
     abstract = abstract_variables(model)
     shardings = state_shardings(abstract, mesh)
     step, weights = read_weights(workdir, with_shardings(abstract, shardings))
     evaluator = Evaluator(model, config, source, mesh, shardings)
-    results = evaluator.evaluate(weights)
+    with contextlib.closing(evaluator.loader):
+        results = evaluator.evaluate(weights)
     name_bad_images(source, evaluator.loader)
-    evaluator.loader.close()
     report = {"step": step, **results}
-    if jax.process_index() == 0:
+    if is_leader():
         print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
         print(table(results))
-        (workdir / EVAL_FILE).write_text(json.dumps(report, indent=2) + "\n")
+        write_json(workdir / EVAL_FILE, report)
         print(f"Written: {workdir / EVAL_FILE}")
     return report
+
+
+def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh]:
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp)
+    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
+    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
+    eval_transform(config.data, config.model.image_size)
+    open_existing(workdir).close()
+    check_writable(workdir)
+    source = open_split(config, workdir, config.data.eval_split)
+    return build_model(config, source), source, mesh

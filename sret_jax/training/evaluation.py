@@ -83,7 +83,8 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
     """
 
     def eval_step(variables: Variables, batch: Batch, so_far: EvalMetrics) -> EvalMetrics:
-        logits: Any = model.apply(variables, normalise(batch["image"]), train=False)
+        rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
+        logits: Any = model.apply(variables, normalise(batch["image"]), train=False, rngs=rngs)
         labels, real = batch["label"], batch["real"]
         readable = real & ~batch["bad"]
         new = EvalMetrics.single_from_model_output(

@@ -4,7 +4,6 @@ Everything a user can get wrong is found here, before anything compiles.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 from collections.abc import Callable
@@ -15,19 +14,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.data import sources
-from sret_jax.data.loader import check_batch_size
-from sret_jax.errors import UserError
+from sret_jax.data.loader import check_batch_size, eval_transform, train_transform
+from sret_jax.errors import UserError, did_you_mean
+from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, create_model
+from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
+DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +66,27 @@ class Experiment:
         """Where this run ends: at total_steps, or earlier at config.stop_at_step."""
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
 
-    def steps(self, epochs: float) -> int:
-        """So many epochs in steps, at least one."""
+    @property
+    def eval_every(self) -> int:
+        """Steps between evaluations."""
+        return self._steps(self.config.eval_every_epochs)
+
+    @property
+    def save_every(self) -> int:
+        """Steps between checkpoints."""
+        return self._steps(self.config.checkpoint.every_epochs)
+
+    @property
+    def keep_every(self) -> int:
+        """Steps between the checkpoints kept for good, a multiple of save_every; 0 for none."""
+        checkpoint = self.config.checkpoint
+        if not checkpoint.keep_every_epochs:
+            return 0
+        return self.save_every * max(
+            1, round(checkpoint.keep_every_epochs / checkpoint.every_epochs)
+        )
+
+    def _steps(self, epochs: float) -> int:
         return max(1, round(epochs * self.steps_per_epoch))
 
     def init_state(self) -> TrainState:
@@ -87,9 +107,11 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     check_numbers(config)
     check_writable(workdir)
     mesh = make_mesh(config.fsdp)
-    check_batch_size("batch_size", config.batch_size, mesh.size * config.grad_accum)
+    check_batch_size("batch_size", config.batch_size, mesh.size, config.grad_accum)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
     create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
+    train_transform(config.data, config.model.image_size)
+    eval_transform(config.data, config.model.image_size)
     train_source = open_split(config, workdir, config.data.train_split)
     eval_source = open_split(config, workdir, config.data.eval_split)
     model = build_model(config, eval_source)
@@ -118,10 +140,9 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
 def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.Source:
     """Opens a split of config.data; process 0 first prepares the embedded digits if need be."""
     name, data_dir = config.data.name, _data_dir(config, workdir)
-    if jax.process_index() == 0:
-        sources.prepare_embedded(name, data_dir)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("data prepared")
+    with agreed():
+        if is_leader():
+            sources.prepare_embedded(name, data_dir)
     return sources.open_source(name, split, data_dir)
 
 
@@ -132,12 +153,13 @@ def build_model(config: ConfigDict, source: sources.Source) -> SReT:
       UserError: sizes that do not fit, or labels beyond num_classes.
     """
     classes = len(source.class_names)
-    if config.model.num_classes is not None and config.model.num_classes < classes:
+    given = config.model.num_classes
+    if given is not None and given < classes:
         raise UserError(
             f"{config.data.name} has labels up to {classes - 1}, beyond "
-            f"config.model.num_classes={config.model.num_classes}; set it to {classes}"
+            f"config.model.num_classes={given}; set it to {classes}"
         )
-    return create_from_config(config, config.model.num_classes or classes)
+    return create_from_config(config, classes if given is None else given)
 
 
 def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
@@ -149,9 +171,8 @@ def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
     settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
     name, dtype = settings.pop("name"), settings.pop("dtype")
     settings["num_classes"] = num_classes
-    if dtype not in ("float32", "bfloat16"):
-        nearest = difflib.get_close_matches(dtype, ["float32", "bfloat16"], 1, cutoff=0)[0]
-        raise UserError(f"config.model.dtype={dtype!r} is not known; use {nearest!r}")
+    if dtype not in DTYPES:
+        raise UserError(did_you_mean("config.model.dtype", dtype, DTYPES))
     try:
         return create_model(name, dtype=jnp.dtype(dtype).type, **settings)
     except ValueError as e:
@@ -175,11 +196,21 @@ def check_numbers(config: ConfigDict) -> None:
         value = _get(config, name)
         if not value > 0:
             raise UserError(f"config.{name}={value} must be above 0")
+    for name in ("seed", "optim.warmup_epochs", "optim.weight_decay", "optim.clip_norm"):
+        if _get(config, name) < 0:
+            raise UserError(f"config.{name}={_get(config, name)} must be 0 or more")
+    for name in ("stop_at_step", "model.num_classes"):
+        value = _get(config, name)
+        if value is not None and value < 1:
+            raise UserError(f"config.{name}={value} must be at least 1, or left out")
     for name in ("label_smoothing", "ema_decay"):
         if not 0 <= config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be in [0, 1)")
-    if len(config.profile) not in (0, 2):
-        raise UserError(f"config.profile={config.profile} must be () or (first, last) step")
+    profile = tuple(config.profile)
+    if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
+        raise UserError(
+            f"config.profile={profile} must be () or (first, last), two ascending steps from 1"
+        )
     if config.data.workers < -1:
         raise UserError(f"config.data.workers={config.data.workers} must be -1, 0 or more")
 
@@ -188,37 +219,45 @@ def check_writable(workdir: epath.Path) -> None:
     """Makes the workdir.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: a process cannot write it, or the processes do not share it.
     """
-    probe = workdir / f".probe-{jax.process_index()}"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
+    probe = workdir / ".probe"
+    with agreed():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if is_leader():
+                probe.write_text("")
+        except OSError as e:
+            raise UserError(
+                f"the workdir {workdir} is not writable ({e.strerror or e}); give another --workdir"
+            ) from e
+    with agreed():
+        if not probe.exists():
+            raise UserError(
+                f"the workdir {workdir} is not the folder that process 0 sees; give a --workdir on "
+                "storage that all hosts share"
+            )
+    if is_leader():
         probe.unlink()
-    except OSError as e:
-        raise UserError(
-            f"the workdir {workdir} is not writable ({e.strerror or e}); give another --workdir"
-        ) from e
 
 
 def save_description(experiment: Experiment) -> None:
     """Writes config.json and class_names.json beside the checkpoints."""
-    (experiment.workdir / CONFIG_FILE).write_text(_to_json(experiment.config))
-    names = json.dumps(experiment.eval_source.class_names, ensure_ascii=False, indent=0)
-    (experiment.workdir / CLASSES_FILE).write_text(names + "\n")
+    write_json(experiment.workdir / CONFIG_FILE, experiment.config.to_dict())
+    write_json(experiment.workdir / CLASSES_FILE, experiment.eval_source.class_names)
 
 
-def changed_settings(config: ConfigDict, workdir: epath.Path) -> list[str]:
-    """What this config changes of the one saved in the workdir, as "name: old -> new"."""
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        return []
-    old, new = (_flatten(json.loads(text)) for text in (path.read_text(), _to_json(config)))
-    return [
-        f"{name}: {old.get(name)} -> {new.get(name)}"
+def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, str]:
+    """What this config changes of the one saved in the workdir: {name: "old -> new"}."""
+    saved = load_config(workdir)
+    if saved is None:
+        return {}
+    old, new = (_flatten(json.loads(json.dumps(c.to_dict()))) for c in (saved, config))
+    return {
+        name: f"{old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
-    ]
+    }
 
 
 def load_config(workdir: epath.Path) -> ConfigDict | None:
@@ -234,10 +273,6 @@ def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
         return workdir / "data"
     return None
-
-
-def _to_json(config: ConfigDict) -> str:
-    return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,7 +30,8 @@ def count_macs(fn: Callable, *args: Any) -> int:
 def model_macs(model: SReT) -> int:
     """Multiply-accumulates of one image's forward pass, Q K^T and A V included."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
-    return count_macs(model.apply, abstract_variables(model), image)
+    rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
+    return count_macs(partial(model.apply, rngs=rngs), abstract_variables(model), image)
 
 
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:

@@ -1,10 +1,12 @@
 """From the command line of main.py to one call of training or evaluation."""
 
+import re
 from typing import Any
 
 from absl import flags
 from etils import epath
 
+from sret_jax.files import absolute, write_json
 from sret_jax.parallel import distributed
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.experiment import load_config
@@ -14,23 +16,30 @@ from sret_jax.training.loop import train
 def launch(values: flags.FlagValues) -> dict[str, Any]:
     """Joins the other processes, then trains or evaluates as the flags say.
 
-    Evaluating without --config takes the config saved in the workdir.
+    Evaluating without --config takes the config saved in the workdir; single settings are
+    overridden in any case.
 
     Raises:
       UserError: whatever the user can mend.
     """
     distributed.initialize(values.coordinator, values.processes, values.process_id)
     config_flag: Any = values["config"]
-    name = epath.Path(config_flag.config_filename).stem
-    workdir = _absolute(values.workdir or f"runs/{name}")
-    if values.mode == "train":
-        return train(values.config, workdir)
+    workdir = absolute(values.workdir or default_workdir(config_flag.config_filename))
     config = values.config
-    if not config_flag.present:
-        config = load_config(workdir) or config
-    return evaluate_checkpoint(config, workdir)
+    if values.mode == "train":
+        report = train(config, workdir)
+    else:
+        saved = None if config_flag.present else load_config(workdir)
+        if saved is not None:
+            saved.update_from_flattened_dict(config_flag.override_values)
+        report = evaluate_checkpoint(saved or config, workdir)
+    if values.json and distributed.is_leader():
+        write_json(epath.Path(values.json), report)
+    return report
 
 
-def _absolute(path: str) -> epath.Path:
-    """Orbax takes no relative path; a bucket's is absolute already."""
-    return epath.Path(path) if "://" in path else epath.Path(path).expanduser().resolve()
+def default_workdir(config_file: str) -> str:
+    """configs/sret_lt.py:unsliced,res=384 -> runs/sret_lt-unsliced-res384."""
+    file, _, args = config_file.partition(":")
+    words = [epath.Path(file).stem, *re.findall(r"[\w.]+", args.replace("=", ""))]
+    return "runs/" + "-".join(words)

@@ -1,6 +1,7 @@
 """The train loop: resume, step, report, evaluate, save."""
 
-import json
+import contextlib
+import math
 import time
 from typing import Any
 
@@ -11,7 +12,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.data.loader import Loader, train_loader
+from sret_jax.data.loader import Loader, name_bad_images, train_loader
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Evaluator, Results, percent
@@ -24,11 +28,12 @@ from sret_jax.training.experiment import (
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import JsonlWriter, read_metrics
 from sret_jax.training.profiler import Profiler
-from sret_jax.training.progress import ProgressLine, Window, duration, name_bad_images
+from sret_jax.training.progress import ProgressLine, Window, duration
 from sret_jax.training.state import TrainState
 from sret_jax.training.step import make_train_step
 
 RESULT_FILE = "result.json"
+ARCHITECTURE = ("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "permutation")
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -48,9 +53,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     Raises:
       UserError: whatever the user can mend; before any compilation.
     """
-    run = Run(open_experiment(config, workdir))
-    run.train()
-    return run.finish()
+    with agreed():
+        experiment = open_experiment(config, workdir)
+    with contextlib.closing(Run(experiment)) as run:
+        run.train()
+        return run.finish()
 
 
 class Run:
@@ -58,21 +65,23 @@ class Run:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._leader = jax.process_index() == 0
         self._progress = ProgressLine(
-            experiment.total_steps, experiment.steps_per_epoch, enabled=self._leader
+            experiment.total_steps, experiment.steps_per_epoch, enabled=is_leader()
         )
+        self._resources = contextlib.ExitStack()
         config = experiment.config
         self._checkpoints = Checkpoints(
             experiment.workdir,
             keep_latest=config.checkpoint.keep_latest,
             keep_best=config.checkpoint.keep_best,
-            keep_every=round(config.checkpoint.keep_every_epochs * experiment.steps_per_epoch),
+            keep_every=experiment.keep_every,
         )
+        self._resources.callback(self._checkpoints.close)
         self.state = self._restore() or experiment.init_state()
         self.step = int(self.state.step)
         self._describe()
         self._writer = self._make_writer()
+        self._resources.callback(self._writer.close)
         self._window = Window(self._seconds_before())
         self._evaluator = Evaluator(
             experiment.model,
@@ -81,6 +90,7 @@ class Run:
             experiment.mesh,
             experiment.shardings.variables,
         )
+        self._resources.callback(self._evaluator.loader.close)
         self._results: Results = {}
         self._evaluated_at: int | None = None
 
@@ -100,9 +110,9 @@ class Run:
             seed=config.seed,
             start_step=self.step,
         )
-        eval_every = experiment.steps(config.eval_every_epochs)
-        save_every = experiment.steps(config.checkpoint.every_epochs)
+        self._resources.callback(loader.close)
         profiler = Profiler(config.profile, experiment.workdir)
+        self._resources.callback(profiler.close)
         self._window.restart()
         while self.step < experiment.last_step:
             profiler.before(self.step + 1)
@@ -116,20 +126,19 @@ class Run:
             last = self.step == experiment.last_step
             if last or self.step % config.log_every_steps == 0:
                 self._report(loader)
+            save = last or self.step % experiment.save_every == 0
             with self._window.paused():
-                if last or self.step % eval_every == 0:
+                # Before every save, for the best checkpoint is known by its evaluation.
+                if save or self.step % experiment.eval_every == 0:
                     self._evaluate()
-                if last or self.step % save_every == 0:
+                if save:
                     self._save()
-        profiler.close()
-        loader.close()
 
     def finish(self) -> dict[str, Any]:
         """Evaluates if the last step was not yet, and writes and prints the result."""
         if self._evaluated_at != self.step:
             self._evaluate()
-        self._checkpoints.close()
-        self._evaluator.loader.close()
+        self.close()
         experiment, seconds = self.experiment, self._window.seconds
         images = self.step * experiment.config.batch_size
         result = {
@@ -138,10 +147,9 @@ class Run:
             "train_seconds": seconds,
             "images_per_second": images / seconds if seconds else 0.0,
         }
-        if self._leader:
-            self._writer.close()
+        if is_leader():
             workdir = experiment.workdir
-            (workdir / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n")
+            write_json(workdir / RESULT_FILE, result)
             draw_curves(workdir)
             self._progress.say(
                 f"\nTest accuracy {percent(self._results['eval']['top1'])} at step {self.step:,} "
@@ -152,6 +160,10 @@ class Run:
             )
         return result
 
+    def close(self) -> None:
+        """Waits for the last checkpoint and ends the loader's workers."""
+        self._resources.close()
+
     def _restore(self) -> TrainState | None:
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
         restored = self._checkpoints.restore_newest(_to_items(target))
@@ -159,13 +171,26 @@ class Run:
             return None
         step, items = restored
         self._progress.say(f"Resuming {self.experiment.workdir} at step {step:,}.")
-        changed = changed_settings(self.experiment.config, self.experiment.workdir)
-        if changed:
-            self._progress.say(f"The config has changed since: {'; '.join(changed)}.")
+        self._compare_config()
         return _from_items(items)
 
+    def _compare_config(self) -> None:
+        """Says what the config changes; another architecture of the same shapes is refused."""
+        with agreed():
+            changed = {}
+            if is_leader():
+                changed = changed_settings(self.experiment.config, self.experiment.workdir)
+            model = {k: v for k, v in changed.items() if k.removeprefix("model.") in ARCHITECTURE}
+            if model:
+                raise UserError(
+                    f"{self.experiment.workdir} was trained with another model ({_listed(model)}); "
+                    "use its own config or another --workdir"
+                )
+        if changed:
+            self._progress.say(f"The config has changed since: {_listed(changed)}.")
+
     def _describe(self) -> None:
-        if not self._leader:
+        if not is_leader():
             return
         experiment = self.experiment
         save_description(experiment)
@@ -183,7 +208,7 @@ class Run:
         )
 
     def _make_writer(self) -> metric_writers.MetricWriter:
-        if not self._leader:
+        if not is_leader():
             return metric_writers.MultiWriter([])
         workdir = self.experiment.workdir
         return metric_writers.MultiWriter(
@@ -225,6 +250,11 @@ class Run:
         report = self._window.close(config.batch_size)
         report["lr"] = float(self.experiment.schedule(self.step - 1))
         report["train_seconds"] = self._window.seconds
+        if not math.isfinite(report["loss"]):
+            raise UserError(
+                f"the loss is {report['loss']} in the steps up to {self.step}; start again from "
+                "the last checkpoint with a lower config.optim.lr_per_512 or config.optim.clip_norm"
+            )
         left = (self.experiment.last_step - self.step) * config.batch_size
         self._writer.write_scalars(self.step, report)
         self._writer.flush()
@@ -248,8 +278,7 @@ class Run:
         self._evaluated_at = self.step
 
     def _save(self) -> None:
-        metrics = self._results["eval"] if self._evaluated_at == self.step else None
-        self._checkpoints.save(self.step, _to_items(self.state), metrics)
+        self._checkpoints.save(self.step, _to_items(self.state), self._results["eval"])
 
 
 def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -261,6 +290,10 @@ def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtype
         "real": ((batch_size,), jnp.bool_),
     }
     return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+
+
+def _listed(changed: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {change}" for name, change in changed.items())
 
 
 def _to_items(state: TrainState) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import numpy as np
 from clu import metric_writers
 from etils import epath
 
+from sret_jax.files import write_text
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -20,19 +22,19 @@ class JsonlWriter(metric_writers.MetricWriter):
 
     def __init__(self, workdir: epath.Path, *, last_step: int):
         self._path = workdir / METRICS_FILE
-        self._lines = [line for line in read_metrics(workdir) if line["step"] <= last_step]
+        self._lines = {
+            _key(line): line for line in read_metrics(workdir) if line["step"] <= last_step
+        }
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds one line."""
+        """Adds one line, in place of one of the same step and names."""
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
-        self._lines.append({"step": step, **values})
+        line = {"step": step, **values}
+        self._lines[_key(line)] = line
 
     def flush(self) -> None:
         """Puts everything on disk, whole or not at all."""
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        temporary = self._path.with_name(METRICS_FILE + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines.values()))
 
     def close(self) -> None:
         """Flushes."""
@@ -44,6 +46,10 @@ class JsonlWriter(metric_writers.MetricWriter):
 
     write_summaries = write_images = write_videos = write_audios = _scalars_only
     write_texts = write_histograms = write_pointcloud = write_hparams = _scalars_only
+
+
+def _key(line: dict[str, float]) -> tuple:
+    return line["step"], *sorted(line)
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from sret_jax.data.loader import Loader
-from sret_jax.data.sources import Source
-
 
 class Window:
     """Collects the steps since the last report.
@@ -97,13 +94,6 @@ class ProgressLine:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         if self._enabled:
             print(message, flush=True)
-
-
-def name_bad_images(source: Source, loader: Loader) -> None:
-    """Prints, on the host that met them, the names of the images that could not be read."""
-    for record in loader.bad_records:
-        print(f"Unreadable image: {source.record_name(record)}", flush=True)
-    loader.bad_records.clear()
 
 
 def duration(seconds: float) -> str:

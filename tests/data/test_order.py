@@ -5,6 +5,7 @@ import pytest
 
 from sret_jax.data import order, sources
 from sret_jax.data.images import BadImage, EvalTransform, TrainTransform
+from sret_jax.errors import UserError
 
 TRANSFORM = TrainTransform(8, (0.5, 1.0), (0.75, 1.33), 0.5)
 
@@ -115,6 +116,19 @@ def test_evaluation_shows_every_record_once_in_order_and_pads_the_last_batch(dig
         records = [padded[start + i]["record"] for i in range(length)]
         assert records[: len(digits)] == list(range(len(digits)))
         assert real == [True] * len(digits) + [False] * (length - len(digits))
+
+
+def test_a_label_outside_the_classes_is_an_error_that_names_the_record(digits):
+    class Mislabelled(WithBadRecords):
+        def __getitem__(self, index):
+            return {**self.source[index], "label": 10}
+
+        def record_name(self, index):
+            return self.source.record_name(index)
+
+    stream = order.shuffled(Mislabelled(digits, []), seed=0)
+    with pytest.raises(UserError, match=r"digits/1.0.0 train record \d+ has label 10, expected 0"):
+        stream[0]
 
 
 def test_a_bad_image_in_evaluation_is_black_and_marked(digits):

@@ -62,6 +62,7 @@ def test_hidden_files_are_passed_over(folder):
 def test_folders_slice_as_tfds_does(folder):
     assert len(sources.open_source(str(folder), "train[:50%]", None)) == 6
     assert len(sources.open_source(str(folder), "train[-2:]", None)) == 2
+    assert len(sources.open_source(str(folder), "train+val[:1]", None)) == 13
 
 
 def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
@@ -72,7 +73,12 @@ def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
         (("imagenet2012", "train", data_dir), "tools.prepare imagenet2012 .*--archives=DIR"),
         (("digits", "tset", digits_dir), "has no split 'tset'; it has: train, test"),
         (("/no/such/folder", "train", None), "the data folder /no/such/folder does not exist"),
-        ((str(folder), "test", None), "has no folder 'test' of class folders .*train, val"),
+        (
+            (str(folder), "test", None),
+            "cannot read the split 'test'.* folders there are: train, val",
+        ),
+        (("digits/big", "train", digits_dir), "TFDS cannot open 'digits/big'"),
+        (("digits", "train[5:3]", digits_dir), "has no split"),
         ((str(folder), "train[:x%]", None), r"cannot read the split 'train\[:x%\]'"),
         ((str(folder), "train[:0]", None), "is empty"),
     ]

@@ -1,12 +1,17 @@
 import argparse
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
+from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.tools import convert
 from tests import golden
+from tests.conftest import run_python
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +41,37 @@ def test_safetensors_to_a_checkpoint_and_back_changes_nothing(state_dict, tmp_pa
     assert out.keys() == state_dict.keys()
     for name, array in state_dict.items():
         np.testing.assert_array_equal(out[name], array, err_msg=name)
+
+
+def test_relative_paths_and_new_folders_will_do(state_dict, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(state_dict, "in.safetensors")
+    run("in.safetensors", "new/folder", "--model=sret_t")
+    run("new/folder", "other/out.safetensors", "--model=sret_t")
+    assert load_file("other/out.safetensors").keys() == state_dict.keys()
+
+
+def test_a_converted_checkpoint_evaluates(tmp_path, digits_dir):
+    model = golden.build("tiny_unsliced_1_loop", nll_ratio=1.0, blocks=(1, 1, 1))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    checkpoints = Checkpoints(epath.Path(tmp_path / "converted"))
+    checkpoints.save(0, {"model": variables})
+    checkpoints.close()
+    done = run_python(
+        "main.py",
+        "--mode=eval",
+        f"--workdir={tmp_path / 'converted'}",
+        f"--config.data.data_dir={digits_dir}",
+        "--config.model.image_size=64",
+        "--config.model.blocks=(1,1,1)",
+        "--config.model.loops=1",
+        "--config.model.groups=((1,),(1,),(1,))",
+        "--config.model.heads=(2,4,8)",
+        "--config.model.dim=8",
+        "--config.model.mlp_ratio=2.5",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "raw" in done.stdout and "EMA" not in done.stdout
 
 
 def test_a_training_checkpoint_of_torch_is_read_through_its_wrappers(state_dict, tmp_path):

@@ -140,6 +140,7 @@ def test_tfrecord_data_is_refused_with_the_command_that_converts_it(tmp_path, ca
     data_dir = epath.Path(tmp_path / "data")
     with pytest.raises(ValueError, match="no random access; convert it with: ") as error:
         sources.open_source("imagenet2012", "train", data_dir)
+    assert "prepared in" in fails(capsys, "imagenet2012", f"--data_dir={data_dir}")
     command = str(error.value).split("convert it with: python -m sret_jax.tools.prepare ")[1]
 
     prepare.main(command.split())

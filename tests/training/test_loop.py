@@ -163,7 +163,7 @@ def test_two_processes_resume_give_the_curve_of_one_and_evaluate_exactly(
         rtol=1e-4,
     )
     two = json.loads((tmp_path / "result.json").read_text())["eval"]
-    evaluate(tmp_path, "--config.fsdp=1", "--config=configs/quickstart.py", *TINY_FLAGS)
+    evaluate(tmp_path, "--config.fsdp=1")  # the run's own config, this one setting changed
     one = json.loads((tmp_path / "eval.json").read_text())["eval"]
     assert (two["top1"], two["top5"]) == (one["top1"], one["top5"])
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -171,22 +171,23 @@ def test_two_processes_resume_give_the_curve_of_one_and_evaluate_exactly(
 
 def test_a_finished_run_started_again_trains_no_more_and_reports_again(twenty_steps, digits_dir):
     workdir, _ = twenty_steps
-    before = (workdir / "metrics.jsonl").read_text().count('"loss"')
+    before = (workdir / "metrics.jsonl").read_text()
     output = main(workdir, "--config.epochs=0.9", digits_dir=digits_dir)
     assert "complete at step 20" in output and "Test accuracy" in output
     assert "Compiling" not in output
-    assert (workdir / "metrics.jsonl").read_text().count('"loss"') == before
+    assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_evaluation_mode_repeats_the_run_s_figures_from_its_own_config(twenty_steps):
+def test_evaluation_mode_repeats_the_run_s_figures_from_its_own_config(twenty_steps, tmp_path):
     workdir, _ = twenty_steps
-    output = evaluate(workdir)
+    output = evaluate(workdir, f"--json={tmp_path / 'figures.json'}")
     report = json.loads((workdir / "eval.json").read_text())
     result = json.loads((workdir / "result.json").read_text())
     for name in ("eval", "eval_ema"):
         assert report[name]["top1"] == result[name]["top1"]
         assert report[name]["loss"] == pytest.approx(result[name]["loss"], rel=1e-5)
     assert f"{100 * result['eval']['top1']:.2f}%" in output
+    assert json.loads((tmp_path / "figures.json").read_text()) == report
 
 
 @pytest.fixture
@@ -221,9 +222,56 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(
     output = capfd.readouterr().out
     assert result["step"] == 6
     assert "checkpoint of step 6 cannot be read" in output
-    assert "falling back to the one before it" in output and "at step 3" in output
-    assert (workdir / DAMAGED / "6").exists()
+    assert "trying the one before it" in output and "at step 3" in output
+    assert (workdir / DAMAGED / "6.0").exists()
     assert metrics(workdir) == pytest.approx(expected, rel=1e-6)
+
+
+def test_when_no_checkpoint_can_be_read_nothing_is_moved_and_nothing_starts_over(two_checkpoints):
+    config, workdir = two_checkpoints
+    before = (workdir / "metrics.jsonl").read_text()
+    for step in ("3", "6"):
+        empty(workdir / CHECKPOINTS / step)
+    with pytest.raises(UserError, match=r"none of the checkpoints \[6, 3\] .* can be read"):
+        loop.train(config, workdir)
+    assert {p.name for p in (workdir / CHECKPOINTS).iterdir()} == {"3", "6"}
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_model_of_the_same_shapes_is_refused(two_checkpoints):
+    config, workdir = two_checkpoints
+    config.model.groups = ((4, 2), (1, 1))
+    with pytest.raises(UserError, match=r"trained with another model \(model.groups: "):
+        loop.train(config, workdir)
+
+
+def test_best_and_every_nth_are_saved_where_epochs_are_no_whole_number_of_steps(
+    tiny_config, tmp_path
+):
+    tiny_config.epochs = 0.62  # 14 of 22.47 steps
+    tiny_config.eval_every_epochs = 1.0
+    tiny_config.checkpoint.every_epochs = 0.1  # 2 steps
+    tiny_config.checkpoint.keep_every_epochs = 0.3  # 7 steps are no multiple of 2; 6 are
+    tiny_config.checkpoint.keep_latest = 1
+    loop.train(tiny_config, epath.Path(tmp_path))
+    top1 = metrics(tmp_path, "eval/top1")
+    assert sorted(top1) == [2, 4, 6, 8, 10, 12, 14]  # before every save
+    kept = {int(p.name) for p in (tmp_path / CHECKPOINTS).iterdir()}
+    assert {6, 12, 14} <= kept
+    assert max(top1.values()) in {top1[step] for step in kept}
+
+
+def test_a_run_that_diverges_stops_with_a_clear_sentence(tiny_config, tmp_path):
+    tiny_config.optim.update(lr_per_512=1e30, warmup_epochs=0.0)
+    with pytest.raises(UserError, match="the loss is nan in the steps up to"):
+        loop.train(tiny_config, epath.Path(tmp_path))
+    assert not list((tmp_path / CHECKPOINTS).iterdir())
+
+
+def test_a_run_with_random_permutations_throughout_trains_and_evaluates(tiny_config, tmp_path):
+    tiny_config.model.permutation = "random"
+    tiny_config.stop_at_step = 2
+    assert loop.train(tiny_config, epath.Path(tmp_path))["step"] == 2
 
 
 def test_a_checkpoint_of_another_architecture_is_an_error_that_names_the_arrays(two_checkpoints):
@@ -264,18 +312,11 @@ def test_unreadable_images_are_counted_and_named(tiny_config, tmp_path, capfd):
     assert result["eval"]["top5"] == pytest.approx(15 / 16)  # two classes: only the bad one fails
 
 
-def test_evaluation_is_exact_for_any_batch_size_and_device_count(twenty_steps, digits_dir):
+def test_evaluation_is_exact_for_any_batch_size_and_device_count(twenty_steps):
     workdir, _ = twenty_steps
     result = json.loads((workdir / "result.json").read_text())["eval"]
     for devices, batch_size in ((1, 359), (1, 50), (4, 1000)):
-        evaluate(
-            workdir,
-            "--config=configs/quickstart.py",
-            f"--config.data.data_dir={digits_dir}",
-            *TINY_FLAGS,
-            f"--config.eval_batch_size={batch_size}",
-            devices=devices,
-        )
+        evaluate(workdir, f"--config.eval_batch_size={batch_size}", devices=devices)
         report = json.loads((workdir / "eval.json").read_text())["eval"]
         assert report["top1"] == result["top1"] and report["top5"] == result["top5"]
         assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)

@@ -129,6 +129,18 @@ def test_the_step_lets_nothing_cross_to_the_host(model):
     assert np.isfinite(float(metrics["loss"]))
 
 
+@pytest.mark.parametrize("changes", [{}, dict(grad_accum=2)])
+def test_a_bfloat16_step_follows_the_float32_one(model, changes):
+    def gradient_norm(dtype):
+        clone = model.clone(dtype=dtype, loops=3, remat="full")
+        state, step, data = start(clone, optax.sgd(0.1), **changes)
+        state, metrics = step(state, data)
+        assert {p.dtype for p in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
+        return float(metrics["loss"]), float(metrics["grad_norm"])
+
+    np.testing.assert_allclose(gradient_norm(jnp.bfloat16), gradient_norm(jnp.float32), rtol=0.03)
+
+
 def test_label_smoothing_spreads_its_share_over_all_classes():
     logits = jnp.asarray([[2.0, 0.0, -1.0, 0.0]])
     log_p = jax.nn.log_softmax(logits)[0]
