@@ -5,7 +5,7 @@ import pytest
 from tests.conftest import run_python
 
 BAD = [
-    (["--config.model.lops=3"], "unknown config field 'lops'; did you mean 'loops'?"),
+    (["--config.model.lops=3"], "unknown config field 'model.lops'; did you mean 'model.loops'?"),
     (["--config.model.name=sret_x"], "unknown model 'sret_x'; did you mean 'sret_"),
     (["--config.data.name=imagnet2012"], "'imagnet2012'; did you mean 'imagenet2012'?"),
     (["--config.model.groups=((3,1),(1,1))"], "3 groups do not divide"),

@@ -47,13 +47,13 @@ class TfdsSource:
             self._records: Sequence[dict[str, Any]] = builder.as_data_source(
                 split, decoders={self.image_key: tfds.decode.SkipDecoding()}
             )
+            len(self._records)  # a slice that ends before it starts only fails here
         except NotImplementedError as e:
             raise UserError(
                 f"{builder.info.full_name} in {builder.data_dir} is stored as "
                 f"{builder.info.file_format.value}, which has no random access; convert it with: "
                 f"{PREPARE} {builder.info.name} --data_dir={builder.data_dir_root} --convert"
             ) from e
-            len(self._records)  # an empty slice only fails here
         except (ValueError, AssertionError) as e:
             known = ", ".join(builder.info.splits)
             raise UserError(
