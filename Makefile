@@ -1,15 +1,19 @@
 # make quickstart   trains on real digits, nothing needed but Python 3.11 or newer
 # make test         lint, types and tests
+# make test-slow    the tests that take minutes each
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test test-slow lint
 
 quickstart: .venv/installed
 	$(BIN)/python main.py
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -61,7 +61,8 @@ def make_train_step(
       grad_accum: micro-batches per step; it must divide each device's rows.
 
     Returns:
-      The step; its metrics are float32 scalars: loss, top1 (share of the batch) and grad_norm.
+      The step; its metrics are scalars: loss (nats), top1 (share of the batch), grad_norm, and
+      bad_images (how many of the batch could not be read).
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
