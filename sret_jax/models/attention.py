@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from sret_jax.models.layers import Dtype, linear
+from sret_jax.models.layers import linear
 
 PermutationFn = Callable[[jax.Array, int], jax.Array | np.ndarray]
 
@@ -48,7 +49,7 @@ class SlicedAttention(nn.Module):
     """
 
     heads: int
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -11,27 +11,26 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-Dtype = jnp.dtype | type
+from jax.typing import DTypeLike
 
 
 def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
     """Returns an initializer drawing from U(-1/sqrt(fan_in), +1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
 
-def linear(features: int, fan_in: int, *, dtype: Dtype, name: str | None = None) -> nn.Dense:
+def linear(features: int, fan_in: int, *, dtype: DTypeLike, name: str | None = None) -> nn.Dense:
     """A linear map with bias, R^fan_in -> R^features, initialised as published."""
     init = fan_in_uniform(fan_in)
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
 
 
-def layer_norm(*, dtype: Dtype, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(*, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over channels with eps 1e-6; its statistics are float32 for every dtype."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
 
@@ -43,7 +42,7 @@ class MLP(nn.Module):
     """
 
     hidden: int
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -94,7 +93,7 @@ class Stem(nn.Module):
     """
 
     channels: int
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -131,7 +130,7 @@ class Pooling(nn.Module):
     """
 
     features: int
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn, SlicedAttention
-from sret_jax.models.layers import MLP, DropPath, Dtype, LearnedResidual, layer_norm
+from sret_jax.models.layers import MLP, DropPath, LearnedResidual, layer_norm
 
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -38,7 +39,7 @@ class SharedBlock(nn.Module):
     mlp_ratio: float
     drop_path_rate: float = 0.0
     permutation: str | PermutationFn | None = None
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, groups: int, permute: bool, train: bool) -> jax.Array:
@@ -70,7 +71,7 @@ class NonLinearLayer(nn.Module):
     """
 
     nll_ratio: float
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -98,7 +99,7 @@ class RecursiveBlock(nn.Module):
     permutation: str | PermutationFn | None = None
     unroll: int = 1
     remat: str = "none"
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -8,9 +8,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn
-from sret_jax.models.layers import Dtype, Pooling, Stem, layer_norm, linear
+from sret_jax.models.layers import Pooling, Stem, layer_norm, linear
 from sret_jax.models.recursion import REMAT_POLICIES, RecursiveBlock
 from sret_jax.models.variants import SLICED, VARIANTS, list_models
 
@@ -45,7 +46,7 @@ class SReT(nn.Module):
     permutation: str | PermutationFn | None = None
     unroll: int = 1
     remat: str = "none"
-    dtype: Dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -97,7 +98,7 @@ def create_model(
     *,
     num_classes: int = 1000,
     image_size: int = 224,
-    dtype: Dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     **overrides: Any,
 ) -> SReT:
     """Builds a published SReT variant, or a change of one.
