@@ -9,6 +9,7 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.checkpoints.torch_names import from_torch
 from sret_jax.tools import convert
 from tests import golden
 from tests.conftest import run_python
@@ -49,6 +50,17 @@ def test_relative_paths_and_new_folders_will_do(state_dict, tmp_path, monkeypatc
     run("in.safetensors", "new/folder", "--model=sret_t")
     run("new/folder", "other/out.safetensors", "--model=sret_t")
     assert load_file("other/out.safetensors").keys() == state_dict.keys()
+
+
+def test_the_average_is_taken_when_asked_for(state_dict, tmp_path):
+    variables = from_torch(state_dict, golden.build("sret_t"))
+    average = jax.tree.map(lambda x: x + 1, variables)
+    checkpoints = Checkpoints(epath.Path(tmp_path / "run"))
+    checkpoints.save(0, jax.tree.map(jnp.asarray, {"model": variables, "ema": average}))
+    checkpoints.close()
+    run(tmp_path / "run", tmp_path / "ema.safetensors", "--model=sret_t", "--ema")
+    ours = load_file(tmp_path / "ema.safetensors")["head.weight"]
+    np.testing.assert_array_equal(ours, state_dict["head.weight"] + 1)
 
 
 def test_a_converted_checkpoint_evaluates(tmp_path, digits_dir):

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tests.conftest import ROOT, TINY_FLAGS, run_python
 
 
 def metrics(workdir, name="loss"):
+    if not (workdir / "metrics.jsonl").exists():
+        return {}
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
 
@@ -36,6 +39,25 @@ def main(workdir, *flags, digits_dir, devices=1):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def start_main(workdir, *flags, digits_dir, devices=1):
+    """Starts main.py on the tiny model in its own process."""
+    flags = (
+        f"--workdir={workdir}",
+        f"--config.data.data_dir={digits_dir}",
+        *TINY_FLAGS,
+        *flags,
+    )
+    xla_flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
+    return subprocess.Popen(
+        [sys.executable, "main.py", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def evaluate(workdir, *flags, devices=1):
@@ -101,6 +123,27 @@ def test_stopped_and_started_again_a_run_ends_bitwise_the_same(twenty_steps, tmp
     assert result["eval"] == json.loads((workdir / "result.json").read_text())["eval"]
 
 
+def test_killed_midway_and_started_again_a_run_ends_bitwise_the_same(
+    twenty_steps, tmp_path, digits_dir
+):
+    workdir, _ = twenty_steps
+    flags = ("--config.epochs=0.9", "--config.checkpoint.every_epochs=0.25")  # 6 steps
+    process = start_main(tmp_path, *flags, digits_dir=digits_dir)
+    deadline = time.time() + 200
+    while time.time() < deadline and max(metrics(tmp_path), default=0) < 14:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert 14 <= max(metrics(tmp_path)) < 20, "the kill came too late to test anything"
+
+    output = main(tmp_path, *flags, digits_dir=digits_dir)
+    assert "Resuming" in output
+    whole, resumed = checkpoint_arrays(workdir, 20), checkpoint_arrays(tmp_path, 20)
+    for path, array in whole.items():
+        np.testing.assert_array_equal(resumed[path], array, err_msg=path)
+    assert metrics(tmp_path) == metrics(workdir)
+
+
 @pytest.mark.parametrize("fsdp", [1, 2, 8])
 def test_every_mesh_of_eight_devices_gives_the_curve_of_one(
     fsdp, twenty_steps, tmp_path, tiny_config
@@ -119,26 +162,9 @@ def two_processes(workdir, *flags, digits_dir):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    command = [
-        sys.executable,
-        "main.py",
-        f"--workdir={workdir}",
-        f"--config.data.data_dir={digits_dir}",
-        f"--coordinator=localhost:{port}",
-        "--processes=2",
-        *TINY_FLAGS,
-        *flags,
-    ]
-    devices = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    cluster = (f"--coordinator=localhost:{port}", "--processes=2")
     processes = [
-        subprocess.Popen(
-            [*command, f"--process_id={i}"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        start_main(workdir, *cluster, f"--process_id={i}", *flags, digits_dir=digits_dir, devices=2)
         for i in range(2)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in processes]
