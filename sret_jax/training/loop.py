@@ -250,11 +250,7 @@ class Run:
         report = self._window.close(config.batch_size)
         report["lr"] = float(self.experiment.schedule(self.step - 1))
         report["train_seconds"] = self._window.seconds
-        if not math.isfinite(report["loss"]):
-            raise UserError(
-                f"the loss is {report['loss']} in the steps up to {self.step}; start again from "
-                "the last checkpoint with a lower config.optim.lr_per_512 or config.optim.clip_norm"
-            )
+        self._check_finite(report["loss"])
         left = (self.experiment.last_step - self.step) * config.batch_size
         self._writer.write_scalars(self.step, report)
         self._writer.flush()
@@ -264,6 +260,7 @@ class Run:
     def _evaluate(self) -> None:
         weights = {"eval": self.state.variables, "eval_ema": self.state.ema}
         self._results = self._evaluator.evaluate(weights)
+        self._check_finite(self._results["eval"]["loss"])  # before anything is saved
         scalars = {f"{n}/{key}": v for n, r in self._results.items() for key, v in r.items()}
         self._writer.write_scalars(self.step, scalars)
         self._writer.flush()
@@ -276,6 +273,13 @@ class Run:
         )
         name_bad_images(self.experiment.eval_source, self._evaluator.loader)
         self._evaluated_at = self.step
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss} by step {self.step}; start again from the last checkpoint "
+                "with a lower config.optim.lr_per_512, or clip with config.optim.clip_norm"
+            )
 
     def _save(self) -> None:
         self._checkpoints.save(self.step, _to_items(self.state), self._results["eval"])

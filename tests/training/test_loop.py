@@ -289,7 +289,7 @@ def test_best_and_every_nth_are_saved_where_epochs_are_no_whole_number_of_steps(
 
 def test_a_run_that_diverges_stops_with_a_clear_sentence(tiny_config, tmp_path):
     tiny_config.optim.update(lr_per_512=1e30, warmup_epochs=0.0)
-    with pytest.raises(UserError, match="the loss is nan in the steps up to"):
+    with pytest.raises(UserError, match="the loss is nan by step"):
         loop.train(tiny_config, epath.Path(tmp_path))
     assert not list((tmp_path / CHECKPOINTS).iterdir())
 
