@@ -43,7 +43,7 @@ class Samples(grain.MapDataset):
     Padding has "real" 0.
 
     Raises (when read):
-      BadImage: over a hundred unreadable images in a row.
+      UserError: a hundred unreadable images in a row.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Samples(grain.MapDataset):
                 return self._image_at(position, element), element["label"]
             except BadImage:
                 continue
-        raise BadImage(
+        raise UserError(
             f"{MAX_BAD_RUN} images in a row cannot be read, the last one record "
             f"{element['record']}; check the data set"
         )
