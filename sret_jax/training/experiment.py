@@ -1,6 +1,6 @@
 """From a config to checked parts: data, model, mesh, schedule.
 
-Everything a user can get wrong is found here, before anything compiles.
+What a config can get wrong is found here, before anything compiles.
 """
 
 import dataclasses

@@ -51,7 +51,8 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
       "train_seconds", "images_per_second"}.
 
     Raises:
-      UserError: whatever the user can mend; before any compilation.
+      UserError: a bad config, data set or checkpoint, before any compilation; later, a label
+        outside the classes, a hundred unreadable images in a row, or a loss that is not finite.
     """
     with agreed():
         experiment = open_experiment(config, workdir)
