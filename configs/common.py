@@ -12,9 +12,18 @@ from ml_collections import config_dict
 
 from sret_jax.errors import did_you_mean
 
-RECIPES = {
-    "deit": dict(lr_per_512=5e-4, warmup_epochs=5.0),
-    "sret_long_warmup": dict(lr_per_512=1e-3, warmup_epochs=30.0),
+DEIT_AUGMENT = dict(
+    policy="rand-m9-mstd0.5-inc1",
+    erasing=0.25,
+    mixup=0.8,
+    cutmix=1.0,
+    repeats=3,
+    label_smoothing=0.1,
+)
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "deit": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment=DEIT_AUGMENT),
+    "sret_long_warmup": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=30.0), augment=DEIT_AUGMENT),
+    "none": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment={}),
 }
 
 
@@ -67,7 +76,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     """The settings of a 300-epoch ImageNet run.
 
     Args:
-      recipe: "deit", or "sret_long_warmup", which SReT's authors recommend later.
+      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; or "none", which
+        leaves only random crops and flips of the augmentation.
     """
     if recipe not in RECIPES:
         raise ValueError(did_you_mean("recipe", recipe, RECIPES))
@@ -79,7 +89,6 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.grad_accum = 1  # BatchNorm then sees micro-batches
     config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
     config.fsdp = 1  # devices that share one copy of the parameters
-    config.label_smoothing = 0.1
     config.ema_decay = 0.99996
 
     config.model = ml_collections.ConfigDict()
@@ -100,7 +109,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.unroll = config_dict.placeholder(int)
     config.model.remat = config_dict.placeholder(str)
 
-    config.optim = ml_collections.ConfigDict(RECIPES[recipe])
+    config.optim = ml_collections.ConfigDict(RECIPES[recipe]["optim"])
     config.optim.warmup_lr = 1e-6
     config.optim.min_lr = 1e-5
     config.optim.weight_decay = 0.05
@@ -111,12 +120,26 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.data.data_dir = ""  # of TFDS; "": TFDS_DATA_DIR, else TFDS's own default
     config.data.train_split = "train"
     config.data.eval_split = "validation"
-    config.data.crop_scale = (0.08, 1.0)  # share of the image's area
-    config.data.crop_ratio = (3 / 4, 4 / 3)  # width / height
-    config.data.flip = 0.5
     config.data.test_crop = 0.875
     config.data.workers = -1  # processes; -1: one per core, 0: threads only
-    config.data.prefetch = 2  # global batches read ahead; at least a device's share a worker
+    config.data.prefetch = 2  # global batches read ahead, those in the making included
+    config.data.max_bad_fraction = 0.001  # of the images; more that are unreadable end the run
+    config.data.synthetic = False  # noise that is already on the devices: the speed without data
+
+    config.augment = ml_collections.ConfigDict()  # what is 0 or "" is off
+    config.augment.crop_scale = (0.08, 1.0)  # share of the image's area
+    config.augment.crop_ratio = (3 / 4, 4 / 3)  # width / height
+    config.augment.flip = 0.5
+    config.augment.policy = ""  # RandAugment as timm writes it, or "three" for Three-Augment
+    config.augment.color_jitter = 0.0
+    config.augment.erasing = 0.0  # probability
+    config.augment.mixup = 0.0  # alpha
+    config.augment.cutmix = 0.0  # alpha
+    config.augment.mix_switch = 0.5  # probability of cutmix where both are on
+    config.augment.mix_prob = 1.0  # that a pair of images is mixed at all
+    config.augment.repeats = 1  # times each image is shown in a row of shuffled images
+    config.augment.label_smoothing = 0.0
+    config.augment.update(RECIPES[recipe]["augment"])
 
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0

@@ -13,7 +13,7 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """The quickstart."""
-    config = common.get_config()
+    config = common.get_config(recipe="none")
     config.epochs = 60.0
     config.batch_size = 64
     config.eval_batch_size = 128
@@ -35,11 +35,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.update(
         name="digits",
         eval_split="test",
-        crop_scale=(0.6, 1.0),
-        crop_ratio=(0.8, 1.25),
-        flip=0.0,
         test_crop=1.0,
         workers=0,
+    )
+    config.augment.update(
+        crop_scale=(0.6, 1.0), crop_ratio=(0.8, 1.25), flip=0.0, label_smoothing=0.1
     )
     config.log_every_steps = 22
     config.eval_every_epochs = 5.0

@@ -16,7 +16,7 @@ BAD = [
     (["--config.grad_accum=3"], "the 8 devices (1 hosts) times config.grad_accum=3; use 72"),
     (["--config.lr=3"], "unknown config field 'lr'; did you mean '"),
     (["--config.model.groups=(8,4)"], "groups=(8, 4) must hold a tuple of whole numbers"),
-    (["--config.data.crop_scale=(0.9,0.1)"], "data.crop_scale=(0.9, 0.1) is no range"),
+    (["--config.augment.crop_scale=(0.9,0.1)"], "augment.crop_scale=(0.9, 0.1) is no range"),
     (["--config.seed=-1"], "config.seed=-1 must be 0 or more"),
     (["--config.profile=(5,3)"], "config.profile=(5, 3) must be () or (first, last)"),
     (["--config=configs/quickstart.py:foo"], "this config takes no arguments after a colon"),

@@ -1,15 +1,25 @@
-"""Host-side image work: decoding, the training crop, the evaluation crop. No JAX here."""
+"""From stored bytes to pixels, and the evaluation view. No JAX here."""
 
 import dataclasses
 import io
-import math
+import warnings
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
 
 from sret_jax.errors import UserError
 
-CROP_ATTEMPTS = 10
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+EXIF_MARK = b"Exif\0\0"
+LONGEST_SEGMENT = 1 << 16
+LONGEST = 16  # sides, beyond which only a part of an image is resized
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow itself refuses
+
+# Between half of MAX_PIXELS and all of it, Pillow warns of a decompression bomb.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class BadImage(ValueError):
@@ -17,68 +27,52 @@ class BadImage(ValueError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes an image to RGB by what its bytes are, whatever its file was called.
+    """Decodes an image to upright RGB by what its bytes are, whatever its file was called.
 
-    JPEG or PNG, greyscale, CMYK, palette or RGB.
+    JPEG or PNG; greyscale, CMYK, palette or RGB; 16 bits are cut to the upper 8, transparency is
+    left out, and EXIF's orientation is applied.
+
+    Raises:
+      BadImage: unreadable or truncated bytes, or more than 179 million pixels.
+    """
+    try:
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if image.mode.startswith("I"):
+            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError) as e:
+        raise BadImage(str(e)) from e
+
+
+def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -> np.ndarray:
+    """Decodes a part of an image, fast where it is a plain JPEG.
+
+    Of a large JPEG the 1/2, 1/4 or 1/8 resolution is decoded that still has `size` pixels a side;
+    the box is then widened to whole pixels of it.
+
+    Args:
+      data: the bytes of the file.
+      choose_box: (width, height) of the image -> the part.
+      size: how many pixels a side of the part are enough.
+
+    Returns:
+      The part, (H, W, 3) uint8.
 
     Raises:
       BadImage: unreadable or truncated bytes.
     """
-    try:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise BadImage(str(e)) from e
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainTransform:
-    """Random-resized crop and horizontal flip, as torchvision samples them.
-
-    A box whose area is uniform in `scale` (share of the image) and whose aspect ratio w/h is
-    log-uniform in `ratio`, resized bicubically to size x size; then a flip with probability
-    `flip`. After ten boxes that do not fit: the largest central box within `ratio`.
-
-    Shapes: an RGB image of any size -> (size, size, 3) uint8.
-    """
-
-    size: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
-    flip: float
-
-    def __post_init__(self):
-        _check_range("crop_scale", self.scale, above=0, most=1)
-        _check_range("crop_ratio", self.ratio, above=0, most=math.inf)
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"data.flip={self.flip} is no probability; use a number in [0, 1]")
-
-    def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-        image = decode(data)
-        box = self._sample_box(image.width, image.height, rng)
-        image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image)
-        return pixels[:, ::-1] if rng.random() < self.flip else pixels
-
-    def _sample_box(
-        self, width: int, height: int, rng: np.random.Generator
-    ) -> tuple[int, int, int, int]:
-        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for _ in range(CROP_ATTEMPTS):
-            area = width * height * rng.uniform(*self.scale)
-            ratio = math.exp(rng.uniform(low, high))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                left = int(rng.integers(0, width - w + 1))
-                top = int(rng.integers(0, height - h + 1))
-                return left, top, left + w, top + h
-        return self._central_box(width, height)
-
-    def _central_box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
-        w = min(width, max(1, round(height * ratio)))
-        h = min(height, max(1, round(width / ratio)))
-        left, top = (width - w) // 2, (height - h) // 2
-        return left, top, left + w, top + h
+    jpeg = _plain_jpeg_size(data)
+    if jpeg:
+        box = choose_box(*jpeg)
+        try:
+            return _decode_jpeg(data, jpeg, box, size)
+        except ValueError:
+            pass  # damaged, but perhaps no more than Pillow puts up with
+    image = decode(data)
+    left, top, right, bottom = box if jpeg else choose_box(*image.size)
+    return np.asarray(image)[top:bottom, left:right]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +97,47 @@ class EvalTransform:
             target = (short, max(short, short * image.height // image.width))
         else:
             target = (max(short, short * image.width // image.height), short)
-        image = image.resize(target, Image.Resampling.BICUBIC)
-        left = round((image.width - self.size) / 2)
-        top = round((image.height - self.size) / 2)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        left, top = (round((side - self.size) / 2) for side in target)
+        square = (left, top, left + self.size, top + self.size)
+        if max(target) <= LONGEST * short:
+            return np.asarray(image.resize(target, Image.Resampling.BICUBIC).crop(square))
+        # The whole of it, resized, might not fit into memory.
+        x, y = image.width / target[0], image.height / target[1]
+        box = (square[0] * x, square[1] * y, square[2] * x, square[3] * y)
+        size = (self.size, self.size)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
 
 
-def _check_range(name: str, values: tuple[float, float], *, above: float, most: float) -> None:
-    if len(values) != 2 or not above < values[0] <= values[1] <= most:
-        raise UserError(
-            f"data.{name}={values} is no range; use two ascending numbers in ({above}, {most}]"
-        )
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of an upright RGB or greyscale JPEG; None for whatever else it is."""
+    if not simplejpeg.is_jpeg(data):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace in ("CMYK", "YCCK") or width * height > MAX_PIXELS or _is_turned(data):
+        return None
+    return width, height
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether EXIF says that the image is stored other than upright."""
+    if data.find(EXIF_MARK, 0, LONGEST_SEGMENT) < 0:
+        return False
+    try:
+        exif = Image.open(io.BytesIO(data)).getexif()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return exif.get(ExifTags.Base.Orientation, 1) != 1
+
+
+def _decode_jpeg(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.ndarray:
+    left, top, right, bottom = box
+    shrink = 1
+    while shrink < 8 and min(right - left, bottom - top) >= 2 * shrink * least:
+        shrink *= 2
+    width, height = (-(-side // shrink) for side in size)
+    pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
+    rows = slice(top // shrink, -(-bottom // shrink))
+    return pixels[rows, left // shrink : -(-right // shrink)]

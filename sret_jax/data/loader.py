@@ -1,20 +1,17 @@
 """Batches on devices: each host reads the chunks its own devices hold, ahead of the step."""
 
-import ctypes
-import os
-import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import grain
 import jax
 import numpy as np
-from absl import flags
 
 from sret_jax.data import order
-from sret_jax.data.images import EvalTransform, TrainTransform
+from sret_jax.data.images import EvalTransform
+from sret_jax.data.read_ahead import ReadAhead
 from sret_jax.data.sources import Source
+from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
 
 Batch = dict[str, jax.Array]
@@ -40,38 +37,85 @@ class Loader:
         workers: int,
         prefetch: int,
     ):
+        """Starts to read.
+
+        Args:
+          samples: what stands at each position.
+          batch_size: of the global batch.
+          sharding: of the batch axis over the devices.
+          start_step: the step whose batch comes first.
+          workers: processes that read; 0: threads, -1: one process per core.
+          prefetch: global batches that may be read ahead, those in the making included.
+        """
         self._batch_size = batch_size
         self._sharding = sharding
-        self._devices = _chunks_by_device(sharding, batch_size)
         self.bad_records: list[int] = []
 
-        per_step = sharding.num_devices
+        rows = batch_size // sharding.num_devices
+        self._devices = _first_rows_by_device(sharding, batch_size)
+        plan = ReadAhead.plan(rows, prefetch * rows * len(self._devices), workers)
+        self._chunks_per_device = rows // plan.chunk
         chunks = order.HostChunks(
-            samples.batch(batch_size // per_step, drop_remainder=True),
-            chunks=list(self._devices.values()),
-            per_step=per_step,
+            samples.batch(plan.chunk, drop_remainder=True),
+            chunks=[
+                first // plan.chunk + i
+                for first in self._devices.values()
+                for i in range(self._chunks_per_device)
+            ],
+            per_step=batch_size // plan.chunk,
         )
-        chunks = chunks[start_step * len(self._devices) :]
-        self._iterator = iter(_read_ahead(chunks, prefetch * len(self._devices), workers))
+        chunks = chunks[start_step * len(self._devices) * self._chunks_per_device :]
+        self._iterator = iter(plan.read(chunks))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        chunks = [next(self._iterator) for _ in self._devices]
-        for chunk in chunks:
-            self.bad_records.extend(chunk["record"][chunk["bad"]].tolist())
+        shards = [self._next_shard() for _ in self._devices]
+        for shard in shards:
+            self.bad_records.extend(shard["record"][shard["bad"]].tolist())
         keys = ("image", "label", "bad", "real")
-        return {key: self._to_devices([chunk[key] for chunk in chunks]) for key in keys}
+        return {key: self._to_devices([shard[key] for shard in shards]) for key in keys}
 
     def close(self) -> None:
         """Ends the worker processes."""
         self._iterator.close()
 
-    def _to_devices(self, chunks: list[np.ndarray]) -> jax.Array:
-        shape = (self._batch_size, *chunks[0].shape[1:])
-        shards = jax.device_put(chunks, list(self._devices))
-        return jax.make_array_from_single_device_arrays(shape, self._sharding, shards)
+    def _next_shard(self) -> dict[str, np.ndarray]:
+        """What one device holds of the next batch."""
+        chunks = [next(self._iterator) for _ in range(self._chunks_per_device)]
+        return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+
+    def _to_devices(self, shards: list[np.ndarray]) -> jax.Array:
+        shape = (self._batch_size, *shards[0].shape[1:])
+        placed = jax.device_put(shards, list(self._devices))
+        return jax.make_array_from_single_device_arrays(shape, self._sharding, placed)
+
+
+class SyntheticLoader:
+    """The same batch of noise at every step, already on the devices: no data to wait for."""
+
+    def __init__(
+        self, batch_size: int, image_size: int, classes: int, sharding: jax.sharding.Sharding
+    ):
+        rng = np.random.default_rng(0)
+        batch = {
+            "image": rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
+            "label": rng.integers(0, classes, batch_size, np.int32),
+            "bad": np.zeros(batch_size, bool),
+            "real": np.ones(batch_size, bool),
+        }
+        self.bad_records: list[int] = []
+        self._batch: Batch = jax.device_put(batch, sharding)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        return self._batch
+
+    def close(self) -> None:
+        """Nothing to end."""
 
 
 def train_loader(
@@ -83,12 +127,12 @@ def train_loader(
     *,
     seed: int,
     start_step: int,
-) -> Loader:
+) -> Loader | SyntheticLoader:
     """Endless augmented training batches, starting with that of `start_step`.
 
     Args:
       source: the training split.
-      config: the section config.data.
+      config: of the experiment; its sections data and augment are used.
       image_size: side of the images, in pixels.
       batch_size: of the global batch.
       sharding: of the batch axis over the devices.
@@ -99,17 +143,20 @@ def train_loader(
       UserError: a batch that the devices do not divide, or a bad data setting.
     """
     check_batch_size("batch_size", batch_size, sharding.num_devices)
-    transform = train_transform(config, image_size)
-    samples = order.Samples(
-        order.shuffled(source, seed), transform, image_size, seed=seed, replace=True
-    )
+    if config.data.synthetic:
+        return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
+    stream = order.shuffled(source, seed)
+    if config.augment.repeats > 1:
+        stream = order.Repeated(stream, config.augment.repeats)
+    transform = train_transform(config.augment, image_size)
+    samples = order.Samples(stream, transform, image_size, seed=seed, replace=True)
     return Loader(
         samples,
         batch_size,
         sharding,
         start_step=start_step,
-        workers=config.workers,
-        prefetch=config.prefetch,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
     )
 
 
@@ -119,13 +166,15 @@ def eval_loader(
     image_size: int,
     batch_size: int,
     sharding: jax.sharding.Sharding,
-) -> Loader:
+) -> Loader | SyntheticLoader:
     """Endless passes over the whole of `source`, each padded to whole batches ("real" 0).
 
     Args and errors are those of `train_loader`. One pass is `steps_per_pass` batches.
     """
     check_batch_size("eval_batch_size", batch_size, sharding.num_devices)
-    transform = eval_transform(config, image_size)
+    if config.data.synthetic:
+        return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
+    transform = eval_transform(config.data, image_size)
     samples = order.Samples(
         order.padded(source, batch_size), transform, image_size, seed=0, replace=False
     )
@@ -134,15 +183,20 @@ def eval_loader(
         batch_size,
         sharding,
         start_step=0,
-        workers=config.workers,
-        prefetch=config.prefetch,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
     )
 
 
-def train_transform(config: Any, image_size: int) -> TrainTransform:
-    """The training transform of config.data; raises UserError for a setting out of range."""
+def train_transform(augment: Any, image_size: int) -> TrainTransform:
+    """The training transform of config.augment; raises UserError for a setting out of range."""
     return TrainTransform(
-        image_size, tuple(config.crop_scale), tuple(config.crop_ratio), config.flip
+        image_size,
+        tuple(augment.crop_scale),
+        tuple(augment.crop_ratio),
+        augment.flip,
+        augment.policy,
+        augment.color_jitter,
     )
 
 
@@ -156,53 +210,24 @@ def steps_per_pass(source: Source, batch_size: int) -> int:
     return -(-len(source) // batch_size)
 
 
-def name_bad_images(source: Source, loader: Loader) -> None:
-    """Prints, on the host that met them, the names of the images that could not be read."""
-    for record in loader.bad_records:
-        print(f"Unreadable image: {source.record_name(record)}", flush=True)
-    loader.bad_records.clear()
-
-
-def check_batch_size(field: str, batch_size: int, devices: int, grad_accum: int = 1) -> None:
-    """Raises UserError unless each device gets equally many images for each micro-batch."""
-    parts = devices * grad_accum
+def check_batch_size(
+    field: str, batch_size: int, devices: int, grad_accum: int = 1, *, in_pairs: bool = False
+) -> None:
+    """Raises UserError unless each device gets equally many images, or pairs, a micro-batch."""
+    parts = devices * grad_accum * (2 if in_pairs else 1)
     if batch_size < 1 or batch_size % parts:
         nearest = max(1, round(batch_size / parts)) * parts
         micro = f" times config.grad_accum={grad_accum}" if grad_accum > 1 else ""
+        pairs = ", each of which mixes pairs of images (config.augment.mixup, cutmix)"
         raise UserError(
             f"config.{field}={batch_size} is not divisible by the {devices} devices "
-            f"({jax.process_count()} hosts){micro}; use {nearest}"
+            f"({jax.process_count()} hosts){micro}{pairs if in_pairs else ''}; use {nearest}"
         )
 
 
-def _chunks_by_device(sharding: jax.sharding.Sharding, batch_size: int) -> dict[jax.Device, int]:
-    """This host's devices and which chunk of the global batch each holds."""
-    chunk = batch_size // sharding.num_devices
+def _first_rows_by_device(
+    sharding: jax.sharding.Sharding, batch_size: int
+) -> dict[jax.Device, int]:
+    """This host's devices and where in the global batch the rows of each begin."""
     indices = sharding.addressable_devices_indices_map((batch_size,))
-    return {device: (index[0].start or 0) // chunk for device, index in indices.items() if index}
-
-
-def _read_ahead(chunks: grain.MapDataset, ahead: int, workers: int) -> grain.IterDataset:
-    """Reads `ahead` chunks early: in threads, or in worker processes (-1: one per core).
-
-    Every thread and every worker holds at least one chunk.
-    """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    workers = cores if workers < 0 else workers
-    if not workers:
-        threads = min(cores, ahead)
-        return chunks.to_iter_dataset(grain.ReadOptions(threads, max(ahead, threads)))
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers insist on it outside absl.app
-    return chunks.to_iter_dataset(grain.ReadOptions(1, 1)).mp_prefetch(
-        grain.MultiprocessingOptions(workers, per_worker_buffer_size=max(1, ahead // workers)),
-        worker_init_fn=_die_with_parent,
-    )
-
-
-def _die_with_parent(worker: int, workers: int) -> None:
-    """Makes the kernel end this worker when the training process is killed."""
-    del worker, workers
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    return {device: index[0].start or 0 for device, index in indices.items() if index}

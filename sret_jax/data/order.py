@@ -1,11 +1,12 @@
 """The order contract: what stands at each position of the stream, as a function of the seed alone.
 
-Positions 0, 1, 2, ... run through per-epoch shuffles laid end to end. Global batch s is
-positions [s*B, (s+1)*B), cut into one chunk per device; a host loads the chunks of its own
-devices. Nothing here depends on how many hosts, devices or workers there are, so the only state
-of the data is the step.
+Positions 0, 1, 2, ... run through per-epoch shuffles laid end to end, each image perhaps repeated.
+Global batch s is positions [s*B, (s+1)*B), cut into equal chunks, so many a device; a host loads
+the chunks of its own devices. Nothing here depends on how many hosts, devices or workers there
+are, so the only state of the data is the step.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ Transform = Callable[[bytes, np.random.Generator], np.ndarray]
 
 SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
 MAX_BAD_RUN = 100
+REPEAT_GROUP = 32  # images among which the copies of one are spread
 
 
 def shuffled(source: Source, seed: int) -> grain.MapDataset:
@@ -32,6 +34,29 @@ def shuffled(source: Source, seed: int) -> grain.MapDataset:
 def padded(source: Source, batch_size: int) -> grain.MapDataset:
     """Endless passes over `source` in its own order, each padded to whole batches with None."""
     return _Padded(grain.MapDataset.source(_Numbered(source)), batch_size).repeat()
+
+
+class Repeated(grain.MapDataset):
+    """Repeated augmentation (Hoffer et al. 2020): every image `times` times, near but not adjacent.
+
+    With R = times and G = 32, position p shows element (p div RG) G + (p mod G + (p div G) mod R)
+    mod G of the parent: each G elements are run through R times, each time from another start.
+    """
+
+    def __init__(self, parent: grain.MapDataset, times: int):
+        super().__init__(parent)
+        self._times = times
+
+    def __len__(self) -> int:
+        groups = len(self._parent) // REPEAT_GROUP
+        return min(groups * REPEAT_GROUP * self._times, sys.maxsize)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        turn, place = divmod(index, REPEAT_GROUP)
+        group, turn = divmod(turn, self._times)
+        return self._parent[group * REPEAT_GROUP + (place + turn) % REPEAT_GROUP]
 
 
 class Samples(grain.MapDataset):

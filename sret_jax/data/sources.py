@@ -40,7 +40,7 @@ class TfdsSource:
     """A split of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        self.image_key, self.label_key = _classification_keys(builder)
+        self.image_key, self.label_key = classification_keys(builder)
         self.class_names = _class_names(builder.info.features[self.label_key])
         self._title = f"{builder.info.full_name} {split}"
         try:
@@ -111,6 +111,24 @@ class FolderSource:
         return self._files[index][0]
 
 
+class SyntheticSource:
+    """As many examples as a data set has, none of which is ever read: for `SyntheticLoader`."""
+
+    def __init__(self, length: int, classes: int):
+        self.class_names = [str(label) for label in range(classes)]
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        raise IndexError(f"synthetic data hold no record {index}")
+
+    def record_name(self, index: int) -> str:
+        """See `Source`."""
+        return f"synthetic record {index}"
+
+
 def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
     """Opens a split of a data set by TFDS name or by the path of a folder.
 
@@ -174,6 +192,24 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
     return builder
 
 
+def classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
+    """Names of the image and the label among a data set's features.
+
+    Raises:
+      UserError: its supervised keys are not one image and one class label.
+    """
+    features = builder.info.features
+    if builder.info.supervised_keys and len(builder.info.supervised_keys) == 2:
+        image_key, label_key = builder.info.supervised_keys
+        is_image = isinstance(features[image_key], tfds.features.Image)
+        if is_image and isinstance(features[label_key], tfds.features.ClassLabel):
+            return image_key, label_key
+    raise UserError(
+        f"{builder.info.full_name} is no image classification data set: its supervised keys are "
+        f"{builder.info.supervised_keys}, expected an Image and a ClassLabel"
+    )
+
+
 def is_folder(name: str) -> bool:
     """Whether a data set's name is a path (/data, ./data, ~/data, gs://data), not a TFDS name."""
     return name.startswith(("/", ".", "~")) or "://" in name
@@ -189,19 +225,6 @@ def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of a download
             builder.download_and_prepare()
-
-
-def _classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    features = builder.info.features
-    if builder.info.supervised_keys and len(builder.info.supervised_keys) == 2:
-        image_key, label_key = builder.info.supervised_keys
-        is_image = isinstance(features[image_key], tfds.features.Image)
-        if is_image and isinstance(features[label_key], tfds.features.ClassLabel):
-            return image_key, label_key
-    raise UserError(
-        f"{builder.info.full_name} is no image classification data set: its supervised keys are "
-        f"{builder.info.supervised_keys}, expected an Image and a ClassLabel"
-    )
 
 
 def _class_names(label: tfds.features.ClassLabel) -> list[str]:

@@ -1,7 +1,7 @@
 """Start-up of several processes, and how they agree to stop."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -38,6 +38,17 @@ def agreed() -> Iterator[None]:
 def gather(value: bool) -> np.ndarray:
     """The value of every process, (processes,); also a barrier."""
     return np.atleast_1d(multihost_utils.process_allgather(value))
+
+
+def gather_all(values: Sequence[int]) -> list[int]:
+    """The whole numbers of all processes, none of them negative, in one list; also a barrier."""
+    longest = int(np.max(multihost_utils.process_allgather(len(values))))
+    if not longest:
+        return []
+    padded = np.full(longest, -1)
+    padded[: len(values)] = values
+    everyone = np.ravel(multihost_utils.process_allgather(padded))
+    return everyone[everyone >= 0].tolist()
 
 
 def is_leader() -> bool:

@@ -3,23 +3,32 @@
 python -m sret_jax.tools.prepare imagenet2012 --archives=DIR_OF_THE_TWO_TARS
 python -m sret_jax.tools.prepare cifar10
 python -m sret_jax.tools.prepare imagenet2012 --convert    (an existing TFRecord preparation)
+python -m sret_jax.tools.prepare imagenet2012 --max_side=512 --copy_to=DIR    (a smaller copy)
 
 Interrupted, it is started again with the same command: a preparation begins anew, a conversion
-goes on with the next shard.
+or a copy goes on with the shards left.
 """
 
 import argparse
 import re
 import tarfile
-from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core import file_adapters
 
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.data.sources import find_builder
 from sret_jax.errors import UserError, few
+from sret_jax.tools.reencode import (
+    ARRAY_RECORD,
+    DEFAULT_QUALITY,
+    INCOMPLETE,
+    Shrinking,
+    read_records,
+    reencode,
+    shard_paths,
+    write_shard,
+)
 
 ARCHIVES = {  # name: published size in bytes
     "ILSVRC2012_img_train.tar": 147_897_477_120,
@@ -27,8 +36,6 @@ ARCHIVES = {  # name: published size in bytes
 }
 TRAIN_MEMBER = re.compile(r"n\d{8}\.tar")
 VALIDATION_MEMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-INCOMPLETE = "incomplete."
-ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,12 +49,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=epath.Path, help="default: TFDS_DATA_DIR, or TFDS's own")
     parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")
     parser.add_argument("--convert", action="store_true", help="rewrite TFRecord as ArrayRecord")
+    parser.add_argument("--max_side", type=int, help="copy with no image longer than this, pixels")
+    parser.add_argument("--quality", type=int, help=f"of its JPEGs; default: {DEFAULT_QUALITY}")
+    parser.add_argument("--copy_to", type=epath.Path, help="the data_dir of that copy")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
+        shrinking = _shrinking(args)
         builder = find_builder(args.name, args.data_dir)
         if args.convert:
             convert(builder)
+        elif shrinking:
+            builder = reencode(builder, args.copy_to, shrinking)
         else:
             prepare(builder, args.archives)
         print(f"Ready: {builder.info.full_name} in {builder.data_dir}", flush=True)
@@ -133,36 +146,35 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
         )
     if ARRAY_RECORD in builder.info.available_file_formats():
         return
-    reader = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
-    writer = file_adapters.ADAPTER_FOR_FORMAT[ARRAY_RECORD]
     shards = [
-        (split, epath.Path(old), epath.Path(new))
+        (split, old, new)
         for split in builder.info.splits.values()
         for old, new in zip(
-            split.filepaths,
-            split.replace(
-                filename_template=split.filename_template.replace(
-                    filetype_suffix=ARRAY_RECORD.file_suffix
-                )
-            ).filepaths,
+            shard_paths(split, builder.info.file_format, builder.data_path),
+            shard_paths(split, ARRAY_RECORD, builder.data_path),
             strict=True,
         )
     ]
     for i, (split, old, new) in enumerate(shards, start=1):
         print(f"\rConverting shard {i}/{len(shards)} ({split.name})", end="", flush=True)
-        if new.exists():
-            continue
-        temporary = new.with_name(INCOMPLETE + new.name)
-        writer.write_examples(temporary, _numbered_records(reader, old))
-        temporary.replace(new)
+        if not new.exists():
+            write_shard(new, read_records(old, builder.info.file_format))
     print()
     builder.info.add_alternative_file_format(ARRAY_RECORD)
     builder.info.write_to_directory(builder.data_dir)
 
 
-def _numbered_records(reader, path: epath.Path) -> Iterator[tuple[int, bytes]]:
-    for i, record in enumerate(reader.make_tf_data(path)):
-        yield i, record.numpy()
+def _shrinking(args: argparse.Namespace) -> Shrinking | None:
+    """The shrinking of a copy, where one is asked for."""
+    if args.max_side is None:
+        if args.quality is not None or args.copy_to is not None:
+            raise UserError("--quality and --copy_to are of a smaller copy; add --max_side=PIXELS")
+        return None
+    if args.convert:
+        raise UserError("--convert and --max_side exclude each other; a copy is converted anyway")
+    if args.copy_to is None:
+        raise UserError("--max_side stores a smaller copy; add --copy_to=DIR")
+    return Shrinking(args.max_side, DEFAULT_QUALITY if args.quality is None else args.quality)
 
 
 def _member_names(path: epath.Path) -> list[str]:

@@ -8,12 +8,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import open_existing, read_weights
-from sret_jax.data.loader import check_batch_size, eval_transform, name_bad_images
+from sret_jax.data.loader import check_batch_size, eval_transform
 from sret_jax.data.sources import Source
 from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
+from sret_jax.training.bad_images import BadImages
 from sret_jax.training.evaluation import Evaluator, table
 from sret_jax.training.experiment import (
     build_model,
@@ -47,7 +48,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     evaluator = Evaluator(model, config, source, mesh, shardings)
     with contextlib.closing(evaluator.loader):
         results = evaluator.evaluate(weights)
-    name_bad_images(source, evaluator.loader)
+    BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
     report = {"step": step, **results}
     if is_leader():
         print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
@@ -55,6 +56,11 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
         write_json(workdir / EVAL_FILE, report)
         print(f"Written: {workdir / EVAL_FILE}")
     return report
+
+
+def _say(message: str) -> None:
+    if is_leader():
+        print(message, flush=True)
 
 
 def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax
 import jax
+import optax
 from clu import metrics
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -13,7 +14,7 @@ from sret_jax.data.loader import eval_loader, steps_per_pass
 from sret_jax.data.sources import Source
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, replicated
-from sret_jax.training.losses import cross_entropy, in_top_k
+from sret_jax.training.losses import in_top_k
 from sret_jax.training.state import Variables
 from sret_jax.training.step import Batch, normalise
 
@@ -54,7 +55,7 @@ class Evaluator:
         self._empty = jax.device_put(EvalMetrics.empty(), replicated(mesh))
         self._step = make_eval_step(model, mesh, shardings)
         self.loader = eval_loader(
-            source, config.data, model.image_size, config.eval_batch_size, batch_sharding(mesh)
+            source, config, model.image_size, config.eval_batch_size, batch_sharding(mesh)
         )
 
     def evaluate(self, weights: dict[str, Variables]) -> Results:
@@ -90,7 +91,7 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
         new = EvalMetrics.single_from_model_output(
             top1=in_top_k(logits, labels, 1) & readable,
             top5=in_top_k(logits, labels, 5) & readable,
-            loss=cross_entropy(logits, labels),
+            loss=optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels),
             mask=real,
             readable=readable,
         )

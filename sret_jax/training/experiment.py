@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.data import sources
 from sret_jax.data.loader import check_batch_size, eval_transform, train_transform
+from sret_jax.data.mixing import Mixing
 from sret_jax.errors import UserError, did_you_mean
 from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, create_model
@@ -28,6 +29,7 @@ from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
 DTYPES = ("float32", "bfloat16")
 
 
@@ -40,6 +42,7 @@ class Experiment:
       workdir: where everything is written.
       train_source, eval_source: the data.
       model: with as many classes as the config or the data say.
+      mixing: the augmentation on the device.
       mesh: of all devices.
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
@@ -53,6 +56,7 @@ class Experiment:
     train_source: sources.Source
     eval_source: sources.Source
     model: SReT
+    mixing: Mixing
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
@@ -107,14 +111,24 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     check_numbers(config)
     check_writable(workdir)
     mesh = make_mesh(config.fsdp)
-    check_batch_size("batch_size", config.batch_size, mesh.size, config.grad_accum)
+    mixing = Mixing(
+        **{field.name: config.augment[field.name] for field in dataclasses.fields(Mixing)}
+    )
+    check_batch_size(
+        "batch_size", config.batch_size, mesh.size, config.grad_accum, in_pairs=mixing.in_pairs
+    )
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
     create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
-    train_transform(config.data, config.model.image_size)
+    train_transform(config.augment, config.model.image_size)
     eval_transform(config.data, config.model.image_size)
     train_source = open_split(config, workdir, config.data.train_split)
     eval_source = open_split(config, workdir, config.data.eval_split)
     model = build_model(config, eval_source)
+    if mixing.in_pairs and model.num_classes < 2:
+        raise UserError(
+            f"{config.data.name} has {model.num_classes} class, and mixing needs two; set "
+            "config.augment.mixup=0 and config.augment.cutmix=0"
+        )
 
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
@@ -127,6 +141,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
         train_source=train_source,
         eval_source=eval_source,
         model=model,
+        mixing=mixing,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -139,6 +154,10 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
 
 def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.Source:
     """Opens a split of config.data; process 0 first prepares the embedded digits if need be."""
+    if config.data.synthetic:
+        train = split == config.data.train_split
+        length = IMAGENET_IMAGES if train else config.eval_batch_size
+        return sources.SyntheticSource(length, config.model.num_classes or IMAGENET_CLASSES)
     name, data_dir = config.data.name, _data_dir(config, workdir)
     with agreed():
         if is_leader():
@@ -196,16 +215,22 @@ def check_numbers(config: ConfigDict) -> None:
         value = _get(config, name)
         if not value > 0:
             raise UserError(f"config.{name}={value} must be above 0")
-    for name in ("seed", "optim.warmup_epochs", "optim.weight_decay", "optim.clip_norm"):
+    for name in (
+        "seed",
+        "augment.repeats",
+        "optim.warmup_epochs",
+        "optim.weight_decay",
+        "optim.clip_norm",
+    ):
         if _get(config, name) < 0:
             raise UserError(f"config.{name}={_get(config, name)} must be 0 or more")
     for name in ("stop_at_step", "model.num_classes"):
         value = _get(config, name)
         if value is not None and value < 1:
             raise UserError(f"config.{name}={value} must be at least 1, or left out")
-    for name in ("label_smoothing", "ema_decay"):
-        if not 0 <= config[name] < 1:
-            raise UserError(f"config.{name}={config[name]} must be in [0, 1)")
+    for name in ("ema_decay", "data.max_bad_fraction"):
+        if not 0 <= _get(config, name) < 1:
+            raise UserError(f"config.{name}={_get(config, name)} must be in [0, 1)")
     profile = tuple(config.profile)
     if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
         raise UserError(

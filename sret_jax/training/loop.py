@@ -12,11 +12,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.data.loader import Loader, name_bad_images, train_loader
+from sret_jax.data.loader import Loader, SyntheticLoader, train_loader
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
+from sret_jax.training.bad_images import BadImages
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Evaluator, Results, percent
 from sret_jax.training.experiment import (
@@ -92,6 +93,13 @@ class Run:
             experiment.shardings.variables,
         )
         self._resources.callback(self._evaluator.loader.close)
+        self._bad_images = {
+            name: BadImages(source, config.data.max_bad_fraction, self._progress.say)
+            for name, source in (
+                ("train", experiment.train_source),
+                ("eval", experiment.eval_source),
+            )
+        }
         self._results: Results = {}
         self._evaluated_at: int | None = None
 
@@ -104,7 +112,7 @@ class Run:
         train_step = self._compile_step()
         loader = train_loader(
             experiment.train_source,
-            config.data,
+            config,
             experiment.model.image_size,
             config.batch_size,
             batch_sharding(experiment.mesh),
@@ -237,7 +245,7 @@ class Run:
             experiment.mesh,
             experiment.shardings,
             seed=config.seed,
-            label_smoothing=config.label_smoothing,
+            mixing=experiment.mixing,
             ema_decay=config.ema_decay,
             grad_accum=config.grad_accum,
         )
@@ -246,7 +254,7 @@ class Run:
         self._progress.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 
-    def _report(self, loader: Loader) -> None:
+    def _report(self, loader: Loader | SyntheticLoader) -> None:
         config = self.experiment.config
         report = self._window.close(config.batch_size)
         report["lr"] = float(self.experiment.schedule(self.step - 1))
@@ -256,7 +264,7 @@ class Run:
         self._writer.write_scalars(self.step, report)
         self._writer.flush()
         self._progress.show(self.step, report, left / report["images_per_second"])
-        name_bad_images(self.experiment.train_source, loader)
+        self._bad_images["train"].check(loader)
 
     def _evaluate(self) -> None:
         weights = {"eval": self.state.variables, "eval_ema": self.state.ema}
@@ -272,7 +280,7 @@ class Run:
             f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
             f"EMA top-1 {percent(ema['top1'])}"
         )
-        name_bad_images(self.experiment.eval_source, self._evaluator.loader)
+        self._bad_images["eval"].check(self._evaluator.loader)
         self._evaluated_at = self.step
 
     def _check_finite(self, loss: float) -> None:

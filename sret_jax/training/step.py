@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sret_jax.data.mixing import Mixing, row_keys
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
-from sret_jax.training.losses import cross_entropy, in_top_k
+from sret_jax.training.losses import in_top_k
 from sret_jax.training.state import TrainState, Variables
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,7 +37,7 @@ def make_train_step(
     shardings: TrainState,
     *,
     seed: int,
-    label_smoothing: float,
+    mixing: Mixing,
     ema_decay: float,
     grad_accum: int,
 ) -> jax.stages.Wrapped:
@@ -44,7 +45,7 @@ def make_train_step(
 
     The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
     donated. Loss and BatchNorm statistics are those of the global batch. All randomness is a
-    function of (seed, step).
+    function of seed and step, that of the augmentation of seed and position in the stream.
 
     With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
     a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
@@ -55,27 +56,31 @@ def make_train_step(
       optimizer: applied to the parameters.
       mesh: from `make_mesh`.
       shardings: of the state, from `state_shardings`.
-      seed: of drop path and permutations.
-      label_smoothing: share of the label spread over all classes.
+      seed: of augmentation, drop path and permutations.
+      mixing: erasing, mixup, cutmix and label smoothing, applied to the normalised images.
       ema_decay: d of ema <- d * ema + (1 - d) * variables, after every step.
       grad_accum: micro-batches per step; it must divide each device's rows.
 
     Returns:
-      The step; its metrics are scalars: loss (nats), top1 (share of the batch), grad_norm, and
-      bad_images (how many of the batch could not be read).
+      The step; its metrics are scalars: loss (nats), top1 (share of the batch whose best class is
+      that of the larger part of the image), grad_norm, and bad_images (how many of the batch could
+      not be read).
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
         drop_path, permutation = jax.random.split(key)
+        images, targets = mixing(
+            normalise(batch["image"]), batch["label"], batch["key"], model.num_classes
+        )
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            normalise(batch["image"]),
+            images,
             train=True,
             rngs={"drop_path": drop_path, "permutation": permutation},
             mutable=["batch_stats"],
         )
-        loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
-        top1 = in_top_k(logits, batch["label"], 1).mean()
+        loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
+        top1 = in_top_k(logits, targets.argmax(-1), 1).mean()
         return loss, (updates["batch_stats"], {"loss": loss, "top1": top1})
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
@@ -106,7 +111,10 @@ def make_train_step(
         return grads, batch_stats, metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        augment_key, model_key = jax.random.split(jax.random.key(seed))
+        key = jax.random.fold_in(model_key, state.step)
+        row_key = row_keys(augment_key, state.step, len(batch["label"]))
+        batch = {**batch, "key": jax.lax.with_sharding_constraint(row_key, batch_sharding(mesh))}
         grads, batch_stats, metrics = gradients(state.variables, batch, key)
         params = state.variables["params"]
         updates, opt_state = optimizer.update(grads, state.opt_state, params)

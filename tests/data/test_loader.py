@@ -22,8 +22,8 @@ def sharding(devices):
 
 
 def batches(source, devices, *, start_step=0, count=2, **data):
-    config = quickstart.get_config().data
-    config.update(data)
+    config = quickstart.get_config()
+    config.data.update(data)
     loader = train_loader(source, config, 16, 16, sharding(devices), seed=3, start_step=start_step)
     taken = [jax.device_get(next(loader)) for _ in range(count)]
     loader.close()
@@ -53,7 +53,7 @@ def test_worker_processes_change_nothing(digits):
 
 
 def test_every_device_holds_its_own_rows(digits):
-    config = quickstart.get_config().data
+    config = quickstart.get_config()
     loader = train_loader(digits, config, 16, 16, sharding(jax.devices()), seed=3, start_step=0)
     batch = next(loader)
     whole = jax.device_get(batch["image"])
@@ -63,7 +63,7 @@ def test_every_device_holds_its_own_rows(digits):
 
 
 def test_evaluation_passes_count_every_example_once(digits):
-    config = quickstart.get_config().data
+    config = quickstart.get_config()
     loader = eval_loader(digits, config, 8, 48, sharding(jax.devices()))
     steps = steps_per_pass(digits, 48)
     for _ in range(2):
@@ -77,6 +77,6 @@ def test_evaluation_passes_count_every_example_once(digits):
 def test_a_batch_the_devices_do_not_divide_is_an_error(digits):
     with pytest.raises(UserError, match=r"batch_size=12 .* 8 devices \(1 hosts\); use 16"):
         train_loader(
-            digits, quickstart.get_config().data, 8, 12, sharding(jax.devices()), seed=0,
+            digits, quickstart.get_config(), 8, 12, sharding(jax.devices()), seed=0,
             start_step=0,
         )  # fmt: skip

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sret_jax.data import order, sources
-from sret_jax.data.images import EvalTransform, TrainTransform
+from sret_jax.data.images import EvalTransform
+from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
 
 TRANSFORM = TrainTransform(8, (0.5, 1.0), (0.75, 1.33), 0.5)
