@@ -6,19 +6,15 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
+from sret_jax.data import jpeg
+from sret_jax.data.jpeg import Box
 from sret_jax.errors import UserError
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom
-
-EXIF_MARK = b"Exif\0\0"
-LONGEST_SEGMENT = 1 << 16
 LONGEST = 16  # sides, beyond which only a part of an image is resized
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow itself refuses
 
-# Between half of MAX_PIXELS and all of it, Pillow warns of a decompression bomb.
+# Pillow warns of images that it will still decode.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
@@ -47,10 +43,7 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -> np.ndarray:
-    """Decodes a part of an image, fast where it is a plain JPEG.
-
-    Of a large JPEG the 1/2, 1/4 or 1/8 resolution is decoded that still has `size` pixels a side;
-    the box is then widened to whole pixels of it.
+    """Decodes a part of an image, fast where it is a plain JPEG (see `jpeg.decode_part`).
 
     Args:
       data: the bytes of the file.
@@ -63,15 +56,14 @@ def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -
     Raises:
       BadImage: unreadable or truncated bytes.
     """
-    jpeg = _plain_jpeg_size(data)
-    if jpeg:
-        box = choose_box(*jpeg)
+    whole = jpeg.plain_size(data)
+    if whole:
         try:
-            return _decode_jpeg(data, jpeg, box, size)
-        except ValueError:
-            pass  # damaged, but perhaps no more than Pillow puts up with
+            return jpeg.decode_part(data, whole, choose_box(*whole), size)
+        except ValueError as e:
+            raise BadImage(str(e)) from e
     image = decode(data)
-    left, top, right, bottom = box if jpeg else choose_box(*image.size)
+    left, top, right, bottom = choose_box(*image.size)
     return np.asarray(image)[top:bottom, left:right]
 
 
@@ -106,38 +98,3 @@ class EvalTransform:
         box = (square[0] * x, square[1] * y, square[2] * x, square[3] * y)
         size = (self.size, self.size)
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
-
-
-def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of an upright RGB or greyscale JPEG; None for whatever else it is."""
-    if not simplejpeg.is_jpeg(data):
-        return None
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    if colorspace in ("CMYK", "YCCK") or width * height > MAX_PIXELS or _is_turned(data):
-        return None
-    return width, height
-
-
-def _is_turned(data: bytes) -> bool:
-    """Whether EXIF says that the image is stored other than upright."""
-    if data.find(EXIF_MARK, 0, LONGEST_SEGMENT) < 0:
-        return False
-    try:
-        exif = Image.open(io.BytesIO(data)).getexif()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return exif.get(ExifTags.Base.Orientation, 1) != 1
-
-
-def _decode_jpeg(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.ndarray:
-    left, top, right, bottom = box
-    shrink = 1
-    while shrink < 8 and min(right - left, bottom - top) >= 2 * shrink * least:
-        shrink *= 2
-    width, height = (-(-side // shrink) for side in size)
-    pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=width, min_height=height)
-    rows = slice(top // shrink, -(-bottom // shrink))
-    return pixels[rows, left // shrink : -(-right // shrink)]

@@ -125,18 +125,16 @@ def train_loader(
     batch_size: int,
     sharding: jax.sharding.Sharding,
     *,
-    seed: int,
     start_step: int,
 ) -> Loader | SyntheticLoader:
     """Endless augmented training batches, starting with that of `start_step`.
 
     Args:
       source: the training split.
-      config: of the experiment; its sections data and augment are used.
+      config: of the experiment; its seed and its sections data and augment are used.
       image_size: side of the images, in pixels.
       batch_size: of the global batch.
       sharding: of the batch axis over the devices.
-      seed: of the order and the augmentation.
       start_step: the step whose batch comes first; costs no reading of what came before.
 
     Raises:
@@ -145,19 +143,23 @@ def train_loader(
     check_batch_size("batch_size", batch_size, sharding.num_devices)
     if config.data.synthetic:
         return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
-    stream = order.shuffled(source, seed)
-    if config.augment.repeats > 1:
-        stream = order.Repeated(stream, config.augment.repeats)
-    transform = train_transform(config.augment, image_size)
-    samples = order.Samples(stream, transform, image_size, seed=seed, replace=True)
     return Loader(
-        samples,
+        train_samples(source, config, image_size),
         batch_size,
         sharding,
         start_step=start_step,
         workers=config.data.workers,
         prefetch=config.data.prefetch,
     )
+
+
+def train_samples(source: Source, config: Any, image_size: int) -> order.Samples:
+    """What stands at each position of the training stream; args are those of `train_loader`."""
+    stream = order.shuffled(source, config.seed)
+    if config.augment.repeats > 1:
+        stream = order.Repeated(stream, config.augment.repeats)
+    transform = train_transform(config.augment, image_size)
+    return order.Samples(stream, transform, image_size, seed=config.seed, replace=True)
 
 
 def eval_loader(

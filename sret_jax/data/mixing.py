@@ -13,6 +13,7 @@ import optax
 
 from sret_jax.errors import UserError
 
+AUGMENT_STREAM = 1
 ERASE_ATTEMPTS = 10
 ERASE_AREA = (0.02, 1 / 3)  # share of the image
 ERASE_ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -148,14 +149,15 @@ def rectangle(
     return ((y >= top) & (y < bottom)) & ((x >= left) & (x < right))
 
 
-def row_keys(key: jax.Array, step: jax.Array, batch_size: int) -> jax.Array:
-    """A key for each row of global batch `step`, a function of its position in the stream.
+def row_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+    """A key for each row of global batch `step`, a function of seed and position in the stream.
 
     Shapes: -> (B,).
     """
     positions = step.astype(jnp.uint32) * jnp.uint32(batch_size) + jnp.arange(
         batch_size, dtype=jnp.uint32
     )
+    key = jax.random.fold_in(jax.random.key(seed), AUGMENT_STREAM)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
 
 

@@ -9,7 +9,7 @@ import sys
 import grain
 from absl import flags
 
-LARGEST_CHUNK = 16  # rows; larger ones gain no speed
+LARGEST_CHUNK = 32  # rows; larger ones gain no speed
 LEAST_SHARED = 1 << 16  # bytes; smaller arrays travel faster through a pipe than as shared memory
 
 
@@ -36,8 +36,8 @@ class ReadAhead:
           budget: rows that may be held in all.
           workers: processes asked for; 0: threads, -1: one process per core.
         """
-        readers = _cores() if workers < 0 else workers
-        readers = min(readers or _cores(), max(1, budget // 2))
+        readers = available_cores() if workers < 0 else workers
+        readers = min(readers or available_cores(), max(1, budget // 2))
         most = min(LARGEST_CHUNK, max(1, budget // (2 * readers)))
         chunk = max(size for size in range(1, most + 1) if rows % size == 0)
         if workers and budget >= 2:
@@ -48,7 +48,7 @@ class ReadAhead:
         """The chunks in their order, read ahead."""
         _keep_freed_memory()
         if not self.workers:
-            threads = min(_cores(), self.ahead)
+            threads = min(available_cores(), self.ahead)
             return chunks.to_iter_dataset(grain.ReadOptions(threads, self.ahead))
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers insist on it outside absl.app
@@ -61,7 +61,8 @@ class ReadAhead:
         )
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from sret_jax.data import pixels as ops
-from sret_jax.data.images import Box, decode_crop
+from sret_jax.data.images import decode_crop
+from sret_jax.data.jpeg import Box
 from sret_jax.data.randaugment import RandAugment
 from sret_jax.errors import UserError, did_you_mean
 
@@ -61,7 +62,7 @@ class TrainTransform:
 
     def view(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """Decodes, crops, resizes and flips."""
-        part = decode_crop(data, lambda w, h: self._sample_box(w, h, rng), self.size)
+        part = decode_crop(data, lambda w, h: self.sample_box(w, h, rng), self.size)
         pixels = resize(part, self.size)
         return cv2.flip(pixels, 1) if rng.random() < self.flip else pixels
 
@@ -71,7 +72,8 @@ class TrainTransform:
             pixels = self._policy(pixels, rng)
         return jitter_colors(pixels, self.color_jitter, rng) if self.color_jitter else pixels
 
-    def _sample_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+    def sample_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """The crop of an image of that size."""
         low, high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
         for _ in range(CROP_ATTEMPTS):
             area = width * height * rng.uniform(*self.crop_scale)

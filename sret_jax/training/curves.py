@@ -19,10 +19,14 @@ def draw_curves(workdir: epath.Path) -> epath.Path:
     panels = (
         (
             losses,
-            {"loss": "train, smoothed labels", "eval/loss": "test", "eval_ema/loss": "test, EMA"},
+            {"loss": "train", "eval/loss": "test", "eval_ema/loss": "test, EMA"},
             1,
         ),
-        (accuracies, {"top1": "train", "eval/top1": "test", "eval_ema/top1": "test, EMA"}, 100),
+        (
+            accuracies,
+            {"top1": "train", "eval/top1": "test", "eval_ema/top1": "test, EMA"},
+            100,
+        ),
         (rates, {"lr": "learning rate"}, 1),
     )
     for axes, names, scale in panels:

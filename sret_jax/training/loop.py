@@ -116,7 +116,6 @@ class Run:
             experiment.model.image_size,
             config.batch_size,
             batch_sharding(experiment.mesh),
-            seed=config.seed,
             start_step=self.step,
         )
         self._resources.callback(loader.close)

@@ -13,6 +13,7 @@ from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.losses import in_top_k
 from sret_jax.training.state import TrainState, Variables
 
+MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -111,9 +112,9 @@ def make_train_step(
         return grads, batch_stats, metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        augment_key, model_key = jax.random.split(jax.random.key(seed))
-        key = jax.random.fold_in(model_key, state.step)
-        row_key = row_keys(augment_key, state.step, len(batch["label"]))
+        key = jax.random.fold_in(jax.random.key(seed), MODEL_STREAM)
+        key = jax.random.fold_in(key, state.step)
+        row_key = row_keys(seed, state.step, len(batch["label"]))
         batch = {**batch, "key": jax.lax.with_sharding_constraint(row_key, batch_sharding(mesh))}
         grads, batch_stats, metrics = gradients(state.variables, batch, key)
         params = state.variables["params"]

@@ -23,8 +23,9 @@ def sharding(devices):
 
 def batches(source, devices, *, start_step=0, count=2, **data):
     config = quickstart.get_config()
+    config.seed = 3
     config.data.update(data)
-    loader = train_loader(source, config, 16, 16, sharding(devices), seed=3, start_step=start_step)
+    loader = train_loader(source, config, 16, 16, sharding(devices), start_step=start_step)
     taken = [jax.device_get(next(loader)) for _ in range(count)]
     loader.close()
     return taken
@@ -54,7 +55,7 @@ def test_worker_processes_change_nothing(digits):
 
 def test_every_device_holds_its_own_rows(digits):
     config = quickstart.get_config()
-    loader = train_loader(digits, config, 16, 16, sharding(jax.devices()), seed=3, start_step=0)
+    loader = train_loader(digits, config, 16, 16, sharding(jax.devices()), start_step=0)
     batch = next(loader)
     whole = jax.device_get(batch["image"])
     for shard in batch["image"].addressable_shards:
@@ -77,6 +78,5 @@ def test_evaluation_passes_count_every_example_once(digits):
 def test_a_batch_the_devices_do_not_divide_is_an_error(digits):
     with pytest.raises(UserError, match=r"batch_size=12 .* 8 devices \(1 hosts\); use 16"):
         train_loader(
-            digits, quickstart.get_config(), 8, 12, sharding(jax.devices()), seed=0,
-            start_step=0,
+            digits, quickstart.get_config(), 8, 12, sharding(jax.devices()), start_step=0
         )  # fmt: skip

@@ -10,7 +10,7 @@ from tests.archives import encode
 def test_training_crops_have_the_area_aspect_and_flips_that_were_asked_for():
     transform = TrainTransform(8, (0.08, 1.0), (3 / 4, 4 / 3), 0.5)
     rng = np.random.default_rng(0)
-    boxes = np.array([transform._sample_box(400, 400, rng) for _ in range(4000)])
+    boxes = np.array([transform.sample_box(400, 400, rng) for _ in range(4000)])
     widths, heights = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     assert boxes.min() >= 0 and boxes[:, 2:].max() <= 400
     ratios, shares = widths / heights, widths * heights / 400**2
@@ -30,7 +30,7 @@ def test_training_crops_have_the_area_aspect_and_flips_that_were_asked_for():
 
 def test_an_image_no_box_fits_gives_its_largest_central_box():
     transform = TrainTransform(8, (0.9, 1.0), (3 / 4, 4 / 3), 0.0)
-    box = transform._sample_box(1000, 10, np.random.default_rng(0))
+    box = transform.sample_box(1000, 10, np.random.default_rng(0))
     assert box == (493, 0, 506, 10)
 
 

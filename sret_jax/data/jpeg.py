@@ -1,0 +1,96 @@
+"""Decoding the wanted part of a JPEG, and little more of it."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+EXIF_MARK = b"Exif\0\0"
+EXIF_WITHIN = 4096  # bytes; it comes first, or after a short JFIF segment
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow itself refuses
+SMALLEST_SCALE = 8
+ROWS_BELOW = 16  # whose colours the last wanted rows are interpolated with
+
+START, END = b"\xff\xd8", b"\xff\xd9"
+SEQUENTIAL_FRAMES, SCAN = (0xC0, 0xC1), 0xDA
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a complete, upright RGB or greyscale JPEG; None for whatever else."""
+    if not data.startswith(START) or not data.rstrip(b"\0").endswith(END):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace in ("CMYK", "YCCK") or width * height > MAX_PIXELS or _is_turned(data):
+        return None
+    return width, height
+
+
+def decode_part(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.ndarray:
+    """Decodes one part of a plain JPEG.
+
+    What lies below the part is not decoded, and of a large image only the 1/2, 1/4 or 1/8
+    resolution at which the part still has `least` pixels a side; the box is then widened to whole
+    pixels of it.
+
+    Args:
+      data: the bytes of the file.
+      size: from `plain_size`.
+      box: of the part, in pixels of the image.
+      least: pixels a side that are enough.
+
+    Returns:
+      The part, (H, W, 3) uint8.
+
+    Raises:
+      ValueError: damaged data.
+    """
+    left, top, right, bottom = box
+    scale = 1
+    while scale < SMALLEST_SCALE and min(right - left, bottom - top) >= 2 * scale * least:
+        scale *= 2
+    width, height = size
+    if bottom + ROWS_BELOW < height:
+        data, height = _cut_below(data, bottom + ROWS_BELOW, height)
+    pixels = simplejpeg.decode_jpeg(
+        data, "RGB", min_width=-(-width // scale), min_height=-(-height // scale), strict=False
+    )
+    rows = slice(top // scale, -(-bottom // scale))
+    return pixels[rows, left // scale : -(-right // scale)]
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether EXIF says that the image is stored other than upright."""
+    if data.find(EXIF_MARK, 0, EXIF_WITHIN) < 0:
+        return False
+    try:
+        exif = Image.open(io.BytesIO(data)).getexif()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return exif.get(ExifTags.Base.Orientation, 1) != 1
+
+
+def _cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
+    """Writes `rows` into the header as the height, where all components share one scan.
+
+    A decoder stops there and passes over the rest, for rows are stored from top to bottom.
+
+    Returns:
+      The bytes and the height they now state.
+    """
+    frame, position = None, len(START)
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, segment = data[position + 1], position + 4
+        if marker in SEQUENTIAL_FRAMES:
+            frame = segment
+        elif marker == SCAN:
+            if frame is not None and data[segment] == data[frame + 5]:
+                return data[: frame + 1] + rows.to_bytes(2) + data[frame + 3 :], rows
+            break
+        position += 2 + int.from_bytes(data[position + 2 : segment])
+    return data, height

@@ -1,0 +1,328 @@
+"""The input pipeline's speed, memory and quality, beside a pipeline of Pillow alone."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+import simplejpeg
+from etils import epath
+from PIL import Image
+
+from sret_jax.data import order
+from sret_jax.data.images import decode, decode_crop
+from sret_jax.data.read_ahead import LARGEST_CHUNK, ReadAhead, available_cores
+from sret_jax.data.sources import Record
+from sret_jax.data.training_view import TrainTransform, resize
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+from sret_jax.tools.pillow_view import PillowTransform
+from sret_jax.tools.reencode import Shrinking
+
+MADE, MADE_QUALITY = 1000, 95
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+BATCH, PREFETCH = 256, 2
+CROP = ((0.08, 1.0), (3 / 4, 4 / 3))  # share of the area, width / height
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+SMALLER = Shrinking(max_side=400, quality=90)
+EXAMINED = 200  # images for quality and stages
+MEGABYTE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """A row of the table: what it does, on which images, read by whom."""
+
+    title: str
+    transform: order.Transform
+    images: list[bytes]
+    read: Callable[[grain.MapDataset], grain.IterDataset]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """What one pipeline did in one round.
+
+    Attributes:
+      images_per_second: once it runs.
+      start_up: seconds to the first images, the start of the workers included.
+      megabytes: of this process and its workers, shared pages counted once.
+      grown: megabytes that were added between the first third and the end.
+    """
+
+    images_per_second: float
+    start_up: float
+    megabytes: float
+    grown: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeAlone:
+    """Decodes the whole image and shows nothing of it."""
+
+    size: int
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+        simplejpeg.decode_jpeg(data)
+        return np.zeros((self.size, self.size, 3), np.uint8)
+
+
+class Photographs:
+    """JPEG files in memory, as a `Source`."""
+
+    def __init__(self, images: list[bytes]):
+        self.class_names = ["photograph"]
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Record:
+        return {"image": self._images[index], "label": 0}
+
+    def record_name(self, index: int) -> str:
+        """See `Source`."""
+        return f"photograph {index}"
+
+
+def benchmark_input(
+    *,
+    folder: epath.Path | None,
+    samples: int,
+    rounds: int,
+    size: int,
+    json_file: epath.Path | None,
+) -> dict[str, Any]:
+    """Measures all pipelines in turn, `rounds` times, and prints a table of medians.
+
+    Args:
+      folder: of JPEGs, searched with its subfolders; None makes 1,000 of 500x375 pixels.
+      samples: images each pipeline makes in each round.
+      rounds: how often.
+      size: side of the views, in pixels.
+      json_file: where to write the figures too.
+
+    Raises:
+      UserError: a folder without JPEGs, or a number out of range.
+    """
+    for name, value, least in (("samples", samples, 4 * BATCH), ("rounds", rounds, 1)):
+        if value < least:
+            raise UserError(f"--{name}={value} must be at least {least}")
+    images = read_jpegs(folder) if folder else make_photographs()
+    pipelines = all_pipelines(images, size)
+    timings: dict[str, list[Timing]] = {pipeline.title: [] for pipeline in pipelines}
+    for number in range(rounds):
+        for pipeline in pipelines:
+            line = f"\r\033[Kround {number + 1}/{rounds}: {pipeline.title}"
+            print(line, end="", file=sys.stderr, flush=True)
+            timings[pipeline.title].append(run(pipeline, samples, size))
+    print("\r\033[K", end="", file=sys.stderr)
+    report = {
+        "cores": available_cores(),
+        "images": len(images),
+        "kilobytes_per_image": statistics.mean(map(len, images)) / 1000,
+        "samples": samples,
+        "pipelines": {title: medians(of) for title, of in timings.items()},
+        "stages": stage_shares(images[:EXAMINED], size),
+        "psnr": quality(images[:EXAMINED], size),
+    }
+    print_report(report)
+    if json_file:
+        write_json(json_file, report)
+    return report
+
+
+def all_pipelines(images: list[bytes], size: int) -> list[Pipeline]:
+    """What is compared."""
+    small = [SMALLER(image) or image for image in images]
+    plain = TrainTransform(size, *CROP, flip=0.5)
+    full = dataclasses.replace(plain, policy=RAND_AUGMENT)
+    pillow = PillowTransform(size, *CROP, flip=0.5)
+    pillow_full = dataclasses.replace(pillow, policy=RAND_AUGMENT)
+    workers = ReadAhead.plan(BATCH, PREFETCH * BATCH, workers=-1)
+    threads = ReadAhead.plan(BATCH, PREFETCH * BATCH, workers=0)
+    return [
+        Pipeline("decoding alone", DecodeAlone(size), images, workers.read),
+        Pipeline("sret_jax, crop and flip", plain, images, workers.read),
+        Pipeline("Pillow, crop and flip", pillow, images, read_plainly),
+        Pipeline("sret_jax, RandAugment", full, images, workers.read),
+        Pipeline("Pillow, RandAugment", pillow_full, images, read_plainly),
+        Pipeline("sret_jax, RandAugment, threads", full, images, threads.read),
+        Pipeline("sret_jax, RandAugment, smaller copy", full, small, workers.read),
+    ]
+
+
+def read_plainly(chunks: grain.MapDataset) -> grain.IterDataset:
+    """One worker a core, two chunks ahead, as PyTorch's DataLoader does it."""
+    options = grain.MultiprocessingOptions(available_cores(), per_worker_buffer_size=PREFETCH)
+    return chunks.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(options)
+
+
+def run(pipeline: Pipeline, samples: int, size: int) -> Timing:
+    """One pipeline, once, on every core, to batches in this process's memory."""
+    stream = order.shuffled(Photographs(pipeline.images), seed=0)
+    views = order.Samples(stream, pipeline.transform, size, seed=0, replace=True)
+    start = time.perf_counter()
+    iterator = iter(pipeline.read(views.batch(LARGEST_CHUNK)))
+    next(iterator)
+    start_up = time.perf_counter() - start
+    chunks = samples // LARGEST_CHUNK
+    warm_up = chunks // 3
+    for _ in range(warm_up):
+        next(iterator)
+    before = resident_megabytes()
+    start = time.perf_counter()
+    for _ in range(chunks - warm_up):
+        next(iterator)
+    seconds = time.perf_counter() - start
+    after = resident_megabytes()
+    iterator.close()
+    rate = (chunks - warm_up) * LARGEST_CHUNK / seconds
+    return Timing(rate, start_up, after, after - before)
+
+
+def medians(timings: list[Timing]) -> dict[str, float]:
+    """The median of each figure over the rounds."""
+    names = (field.name for field in dataclasses.fields(Timing))
+    return {name: statistics.median(getattr(t, name) for t in timings) for name in names}
+
+
+def stage_shares(images: list[bytes], size: int) -> dict[str, float]:
+    """Share of one core's time that each stage of our pipeline takes."""
+    transform = TrainTransform(size, *CROP, flip=0.5, policy=RAND_AUGMENT)
+    seconds = dict.fromkeys(("decode and crop", "resize", "augment", "batch"), 0.0)
+    views = []
+    for i, data in enumerate(images):
+        rng = np.random.default_rng([0, i])
+        clock = [time.perf_counter()]
+        part = decode_crop(data, functools.partial(transform.sample_box, rng=rng), size)
+        clock.append(time.perf_counter())
+        view = resize(part, size)
+        clock.append(time.perf_counter())
+        views.append(transform.augment(view, rng))
+        clock.append(time.perf_counter())
+        for stage, start, end in zip(seconds, clock, clock[1:], strict=False):
+            seconds[stage] += end - start
+        if len(views) == LARGEST_CHUNK:
+            np.stack(views)
+            views.clear()
+            seconds["batch"] += time.perf_counter() - clock[-1]
+    total = sum(seconds.values())
+    return {stage: spent / total for stage, spent in seconds.items()}
+
+
+def quality(images: list[bytes], size: int) -> dict[str, float]:
+    """Median PSNR of crops against exact decoding and Pillow's bicubic, in dB."""
+    transform = TrainTransform(size, *CROP)
+    ours, small = [], []
+    for i, data in enumerate(images):
+        image = decode(data)
+        box = transform.sample_box(*image.size, np.random.default_rng(i))
+        exact = _pillow_resize(image, box, size)
+        ours.append(psnr(transform.view(data, np.random.default_rng(i)), exact))
+        smaller = decode(SMALLER(data) or data)
+        scale = np.tile(np.divide(smaller.size, image.size), 2)
+        scaled = tuple(np.minimum(box * scale, smaller.size * 2))
+        small.append(psnr(_pillow_resize(smaller, scaled, size), exact))
+    return {"pipeline": statistics.median(ours), "smaller copy": statistics.median(small)}
+
+
+def psnr(picture: np.ndarray, exact: np.ndarray) -> float:
+    """Peak signal-to-noise ratio, 20 log10(255 / rms error), in dB; 99 for no error."""
+    error = np.sqrt(np.mean((picture.astype(float) - exact) ** 2))
+    return 20 * np.log10(255 / error) if error else 99.0
+
+
+def make_photographs() -> list[bytes]:
+    """Cuts 1,000 JPEGs of about 500x375 out of the two photographs that scikit-learn ships."""
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+    pictures = load_sample_images().images
+    return [_cut(pictures[i % 2], rng) for i in range(MADE)]
+
+
+def read_jpegs(folder: epath.Path) -> list[bytes]:
+    """All JPEGs in a folder and its subfolders.
+
+    Raises:
+      UserError: there is none.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in JPEG_SUFFIXES)
+    if not files:
+        raise UserError(f"--images={folder} holds no {' or '.join(JPEG_SUFFIXES)} files")
+    return [file.read_bytes() for file in files]
+
+
+def resident_megabytes() -> float:
+    """Memory of this process and its children; a shared page is split among its users."""
+    return sum(map(_proportional_bytes, _process_tree())) / MEGABYTE
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The table people read."""
+    rows = report["pipelines"]
+    cores = report["cores"]
+    print(
+        f"{report['images']:,} JPEGs of {report['kilobytes_per_image']:.0f} kB, {cores} cores, "
+        f"{report['samples']:,} images a pipeline and round"
+    )
+    print(f"{'':38} images/s per core  ratio  start   memory  growth")
+    for title, row in rows.items():
+        baseline = "Pillow, RandAugment" if "RandAugment" in title else "Pillow, crop and flip"
+        ratio = row["images_per_second"] / rows[baseline]["images_per_second"]
+        print(
+            f"{title:38}{row['images_per_second']:>9,.0f}{row['images_per_second'] / cores:>9,.0f}"
+            f"{ratio:>6.2f}x{row['start_up']:>6.1f}s{row['megabytes']:>6,.0f} MB"
+            f"{row['grown']:>5,.0f} MB"
+        )
+    stages = ", ".join(f"{name} {share:.0%}" for name, share in report["stages"].items())
+    print(f"Time of sret_jax with RandAugment: {stages}")
+    pipeline, smaller = report["psnr"]["pipeline"], report["psnr"]["smaller copy"]
+    print(
+        f"Median PSNR against exact decoding and Pillow's bicubic: {pipeline:.1f} dB; of a copy "
+        f"made with --max_side={SMALLER.max_side} --quality={SMALLER.quality}: {smaller:.1f} dB"
+    )
+
+
+def _cut(picture: np.ndarray, rng: np.random.Generator) -> bytes:
+    width, height = rng.integers(460, 541), rng.integers(340, 411)
+    left = rng.integers(0, picture.shape[1] - width + 1)
+    top = rng.integers(0, picture.shape[0] - height + 1)
+    cut = picture[top : top + height, left : left + width]
+    if rng.random() < 0.25:
+        cut = np.rot90(cut)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(cut)).save(buffer, "JPEG", quality=MADE_QUALITY)
+    return buffer.getvalue()
+
+
+def _pillow_resize(image: Image.Image, box: tuple[float, ...], size: int) -> np.ndarray:
+    left, top, right, bottom = box
+    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    return np.asarray(resized)
+
+
+def _process_tree() -> Iterator[int]:
+    """This process and its children."""
+    yield os.getpid()
+    for children in pathlib.Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+        yield from map(int, children.read_text().split())
+
+
+def _proportional_bytes(process: int) -> int:
+    rollup = pathlib.Path(f"/proc/{process}/smaps_rollup")
+    with contextlib.suppress(OSError):  # a worker may just have ended
+        for line in rollup.read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,124 @@
+"""Draws what the model is trained on: the first images of a config's stream, augmented and mixed.
+
+python -m sret_jax.tools.show_batch --config=configs/sret_t.py --config.data.data_dir=DATA
+"""
+
+import functools
+from typing import Any
+
+from absl import app, flags
+from etils import epath
+
+FLAGS = flags.FLAGS
+SIDE_INCHES = 1.9
+LEAST_SHARE = 0.005  # of a label that is written
+
+
+def define_flags() -> None:
+    """Defines the command line."""
+    from ml_collections import config_flags
+
+    from sret_jax.cli import DEFAULT_CONFIG
+
+    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose data: a file of configs/.")
+    flags.DEFINE_integer("step", 0, "The step whose batch is shown.", lower_bound=0)
+    flags.DEFINE_integer("rows", 4, "Rows of pictures.", lower_bound=1)
+    flags.DEFINE_integer("columns", 8, "Pictures in a row, an even number.", lower_bound=2)
+    flags.DEFINE_string("workdir", None, "Where the picture goes; default: runs/NAME.")
+
+
+def main(argv: list[str]) -> None:
+    """One call, once the flags are read."""
+    del argv
+    from sret_jax.cli import clear_errors, quiet_libraries
+    from sret_jax.files import absolute
+    from sret_jax.training.launch import default_workdir
+
+    quiet_libraries()
+    config_flag: Any = FLAGS["config"]
+    workdir = absolute(FLAGS.workdir or default_workdir(config_flag.config_filename))
+    with clear_errors():
+        path = show_batch(FLAGS.config, workdir, FLAGS.step, FLAGS.rows, FLAGS.columns)
+    print(f"Written: {path}")
+
+
+def show_batch(config: Any, workdir: epath.Path, step: int, rows: int, columns: int) -> epath.Path:
+    """Draws the first rows x columns images of training step `step` to batch.png.
+
+    Args:
+      config: of the experiment.
+      workdir: where the picture goes.
+      step: of the training.
+      rows: of the grid.
+      columns: of the grid; partners of mixing stand side by side.
+
+    Raises:
+      UserError: a config that training would refuse, or an odd number of columns.
+    """
+    from sret_jax.errors import UserError
+
+    if columns % 2:
+        raise UserError(f"--columns={columns} must be even, for images are mixed in pairs")
+    count = rows * columns
+    if count > config.batch_size:
+        raise UserError(
+            f"--rows={rows} times --columns={columns} is more than the batch of "
+            f"{config.batch_size}; show fewer"
+        )
+    images, targets, names = _augmented(config, workdir, step, count)
+    path = workdir / "batch.png"
+    _draw(images, [_label(target, names) for target in targets], columns, path)
+    return path
+
+
+def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple:
+    """The first images of a step and their labels, as the train step sees them; class names."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sret_jax.data.loader import train_samples
+    from sret_jax.data.mixing import row_keys
+    from sret_jax.training.experiment import open_experiment
+    from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD, normalise
+
+    experiment = open_experiment(config, workdir)
+    source, mixing = experiment.train_source, experiment.mixing
+    samples = train_samples(source, config, config.model.image_size)
+    first = step * config.batch_size
+    batch = [samples[position] for position in range(first, first + count)]
+    images, labels = (jnp.stack([sample[key] for sample in batch]) for key in ("image", "label"))
+    keys = row_keys(config.seed, jnp.asarray(step), config.batch_size)[:count]
+    mix = jax.jit(mixing, static_argnums=3)
+    images, targets = mix(normalise(images), labels, keys, experiment.model.num_classes)
+    pixels = np.asarray(images) * IMAGENET_STD + IMAGENET_MEAN
+    return np.clip(pixels, 0, 1), np.asarray(targets), source.class_names
+
+
+def _label(target: Any, names: list[str]) -> str:
+    """The largest two shares: "0.62 cat + 0.33 dog"."""
+    best = [i for i in target.argsort()[::-1][:2] if target[i] > LEAST_SHARE]
+    return " + ".join(f"{target[i]:.2f} {names[i]}" for i in best)
+
+
+def _draw(images: Any, labels: list[str], columns: int, path: epath.Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = len(images) // columns
+    figure = Figure(figsize=(columns * SIDE_INCHES, rows * SIDE_INCHES), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, image, label in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, images, labels, strict=True
+    ):
+        axes.imshow(image)
+        axes.set_title(label, fontsize=7)
+        axes.axis("off")
+    with path.open("wb") as f:
+        figure.savefig(f, format="png", dpi=90)
+
+
+if __name__ == "__main__":
+    from sret_jax.cli import parse_flags
+
+    app.run(main, flags_parser=functools.partial(parse_flags, define_flags))
