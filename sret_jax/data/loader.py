@@ -15,6 +15,7 @@ from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
 
 Batch = dict[str, jax.Array]
+BATCH_KEYS = ("image", "label", "bad", "real")
 
 
 class Loader:
@@ -71,24 +72,27 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        shards = [self._next_shard() for _ in self._devices]
-        for shard in shards:
-            self.bad_records.extend(shard["record"][shard["bad"]].tolist())
-        keys = ("image", "label", "bad", "real")
-        return {key: self._to_devices([shard[key] for shard in shards]) for key in keys}
+        parts = self.next_parts()
+        for part in parts.values():
+            self.bad_records.extend(part["record"][part["bad"]].tolist())
+        return {key: self._to_devices(parts, key) for key in BATCH_KEYS}
+
+    def next_parts(self) -> dict[jax.Device, dict[str, np.ndarray]]:
+        """What each device of this host holds of the next batch."""
+        return {device: self._next_part() for device in self._devices}
 
     def close(self) -> None:
         """Ends the worker processes."""
         self._iterator.close()
 
-    def _next_shard(self) -> dict[str, np.ndarray]:
-        """What one device holds of the next batch."""
+    def _next_part(self) -> dict[str, np.ndarray]:
         chunks = [next(self._iterator) for _ in range(self._chunks_per_device)]
         return {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
 
-    def _to_devices(self, shards: list[np.ndarray]) -> jax.Array:
-        shape = (self._batch_size, *shards[0].shape[1:])
-        placed = jax.device_put(shards, list(self._devices))
+    def _to_devices(self, parts: dict[jax.Device, dict[str, np.ndarray]], key: str) -> jax.Array:
+        arrays = [part[key] for part in parts.values()]
+        placed = jax.device_put(arrays, list(parts))
+        shape = (self._batch_size, *arrays[0].shape[1:])
         return jax.make_array_from_single_device_arrays(shape, self._sharding, placed)
 
 

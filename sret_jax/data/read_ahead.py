@@ -10,6 +10,7 @@ import grain
 from absl import flags
 
 LARGEST_CHUNK = 32  # rows; larger ones gain no speed
+LEAST_HELD = 4  # chunks; Grain holds no fewer for each worker
 LEAST_SHARED = 1 << 16  # bytes; smaller arrays travel faster through a pipe than as shared memory
 
 
@@ -29,7 +30,7 @@ class ReadAhead:
 
     @classmethod
     def plan(cls, rows: int, budget: int, workers: int) -> "ReadAhead":
-        """Chunks of which every worker can hold two.
+        """Chunks of which every worker can hold four.
 
         Args:
           rows: of a device, which chunks must divide.
@@ -37,10 +38,10 @@ class ReadAhead:
           workers: processes asked for; 0: threads, -1: one process per core.
         """
         readers = available_cores() if workers < 0 else workers
-        readers = min(readers or available_cores(), max(1, budget // 2))
-        most = min(LARGEST_CHUNK, max(1, budget // (2 * readers)))
+        readers = min(readers or available_cores(), max(1, budget // LEAST_HELD))
+        most = min(LARGEST_CHUNK, max(1, budget // (LEAST_HELD * readers)))
         chunk = max(size for size in range(1, most + 1) if rows % size == 0)
-        if workers and budget >= 2:
+        if workers and budget >= LEAST_HELD:
             return cls(chunk, readers, budget // (readers * chunk))
         return cls(chunk, 0, max(1, budget // chunk))
 
@@ -55,8 +56,8 @@ class ReadAhead:
         in_turn = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.experimental.DatasetOptions(min_shm_size=LEAST_SHARED)
         return grain.experimental.WithOptionsIterDataset(in_turn, options).mp_prefetch(
-            # Besides its buffer, a worker holds the chunk it is making.
-            grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.ahead - 1),
+            # Grain fills this buffer twice, in the worker and here, and holds a chunk beside each.
+            grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=self.ahead // 2 - 1),
             worker_init_fn=_start_worker,
         )
 

@@ -3,13 +3,13 @@
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict
 
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sret_jax.errors import UserError, did_you_mean
+from sret_jax.errors import UserError, did_you_mean, few
 
 PREPARE = "python -m sret_jax.tools.prepare"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -76,7 +76,11 @@ class TfdsSource:
 class FolderSource:
     """A split of a folder laid out as `tfds.ImageFolder` expects: ROOT/SPLIT/CLASS/IMAGE.
 
-    Labels number the sorted class names of all splits together. Hidden files are passed over.
+    Labels number the sorted class names of all splits together. Images may lie in subfolders of
+    their class; hidden files and folders, and files that are no images, are passed over.
+
+    Raises:
+      UserError: no images at all, or none of some class in any split.
     """
 
     def __init__(self, root: epath.Path, split: str):
@@ -88,6 +92,13 @@ class FolderSource:
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
                 f"{root}/SPLIT/CLASS/IMAGE.jpg"
+            )
+        filled = {label for of in files.values() for _, label in of}
+        empty = [name for label, name in enumerate(self.class_names) if label not in filled]
+        if empty:
+            raise UserError(
+                f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) of the class "
+                f"{few([repr(name) for name in empty])}; add some or remove the folder"
             )
         # Strings, for a million of them travel to every worker.
         self._files = [file for part in _parts(split, files) for file in part]
@@ -251,11 +262,13 @@ def _is_visible_dir(path: epath.Path) -> bool:
     return not path.name.startswith(".") and path.is_dir()
 
 
-def _images_in(folder: epath.Path) -> list[epath.Path]:
+def _images_in(folder: epath.Path) -> Iterator[epath.Path]:
     if not folder.exists():
-        return []
-    return sorted(
-        f
-        for f in folder.iterdir()
-        if f.suffix.lower() in IMAGE_SUFFIXES and not f.name.startswith(".")
-    )
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            yield path
+        elif path.is_dir():
+            yield from _images_in(path)

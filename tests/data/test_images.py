@@ -2,9 +2,10 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from sret_jax.data.images import BadImage, EvalTransform, decode
+from sret_jax.data.images import BadImage, EvalTransform, decode, decode_crop
+from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
 from tests.archives import encode, photographs
 
@@ -47,3 +48,98 @@ def test_evaluation_view_is_pillows_bicubic_and_the_central_square(size):
 def test_a_crop_share_out_of_range_is_named():
     with pytest.raises(UserError, match="data.test_crop=0"):
         EvalTransform(8, 0)
+
+
+def sixteen_bit_png():
+    ramp = np.tile(np.arange(0, 65536, 256, dtype=np.uint16), (8, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_sixteen_bits_keep_their_upper_eight():
+    pixels = np.asarray(decode(sixteen_bit_png()))
+    np.testing.assert_array_equal(pixels[0, :, 0], np.arange(256))
+    np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_left_out(mode):
+    photo = photographs(1, seed=0)[0].convert(mode)
+    photo.putalpha(40)
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG")
+    expected = np.asarray(photographs(1, seed=0)[0].convert(mode[:-1]).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(buffer.getvalue())), expected)
+
+
+def test_a_palette_with_transparency_decodes_without_a_warning(recwarn):
+    photo = photographs(1, seed=0)[0].convert("P")
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", transparency=bytes(range(256)))
+    expected = np.asarray(photo.convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(buffer.getvalue())), expected)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation, form):
+    photo = photographs(1, seed=0)[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    photo.save(buffer, form, exif=exif.tobytes())
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode(buffer.getvalue())), np.asarray(upright))
+    whole = decode_crop(buffer.getvalue(), lambda w, h: (0, 0, w, h), 1000)
+    np.testing.assert_array_equal(whole, np.asarray(upright))
+    assert (upright.size == photo.size) == (orientation < 5)
+
+
+def damaged_jpeg():
+    """Bytes in the middle overwritten: Pillow puts up with it."""
+    data = bytearray(encode(photographs(1, seed=0)[0]))
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(40))
+    return bytes(data)
+
+
+WILD = {
+    "one pixel": encode(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"),
+    "one pixel JPEG": encode(Image.new("RGB", (1, 1), (9, 8, 7))),
+    "twenty thousand wide": encode(Image.new("RGB", (20_000, 40), (9, 8, 7))),
+    "twenty thousand wide, one high": encode(Image.new("RGB", (20_000, 1), (9, 8, 7)), "PNG"),
+    "sixteen bits": sixteen_bit_png(),
+    "damaged": damaged_jpeg(),
+    "GIF": encode(photographs(1, seed=0)[0], "GIF", "P"),
+    "WebP": encode(photographs(1, seed=0)[0], "WEBP"),
+}
+
+
+@pytest.mark.parametrize("name", WILD)
+def test_strange_images_have_a_training_view_and_an_evaluation_view(name):
+    train = TrainTransform(32, (0.08, 1.0), (3 / 4, 4 / 3), 0.5, "rand-m9-mstd0.5-inc1")
+    for i in range(5):
+        view = train(WILD[name], np.random.default_rng(i))
+        assert view.shape == (32, 32, 3) and view.dtype == np.uint8
+    assert EvalTransform(32, 0.875)(WILD[name]).shape == (32, 32, 3)
+
+
+def test_a_very_long_image_is_evaluated_by_its_centre():
+    long = Image.new("RGB", (20_000, 40), (0, 0, 0))
+    long.paste((255, 255, 255), (10_000, 0, 20_000, 40))
+    view = EvalTransform(32, 0.875)(encode(long, "PNG")).astype(int)
+    assert view[:, :14].max() < 10 and view[:, 18:].min() > 245
+
+
+def test_more_pixels_than_memory_should_hold_are_a_bad_image():
+    huge = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
+    with pytest.raises(BadImage, match="decompression bomb"):
+        decode(huge.getvalue())
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encode(photographs(1, 0)[0])[:2000]])
+def test_unreadable_bytes_are_a_bad_image_in_training_too(data):
+    with pytest.raises(BadImage):
+        decode_crop(data, lambda w, h: (0, 0, w, h), 32)

@@ -1,5 +1,7 @@
 """The order contract, on the real digits."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,45 @@ def test_every_epoch_shows_every_record_once_in_another_order(digits):
     epochs = [[stream[e * n + i]["record"] for i in range(n)] for e in range(3)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("times", [2, 3, 5])
+def test_repetition_shows_every_image_so_many_times_near_but_never_beside_itself(times, digits):
+    n = len(digits)
+    stream = order.shuffled(digits, seed=0)
+    repeated = order.Repeated(stream, times)
+    group = order.REPEAT_GROUP
+    shown = [repeated[p]["record"] for p in range(4 * group * times)]
+    for g in range(4):
+        start = g * group * times
+        once = [stream[g * group + i]["record"] for i in range(group)]
+        assert sorted(shown[start : start + group * times]) == sorted(once * times)
+    assert all(a != b for a, b in itertools.pairwise(shown))
+
+    epochs = -(-n // group) * group * times  # a pass over the data, up to whole groups
+    counts = np.bincount([repeated[p]["record"] for p in range(epochs)], minlength=n)
+    surplus = epochs // times - n  # of the next pass
+    assert sorted(set(counts)) == [times, 2 * times] if surplus else [times]
+    assert np.sum(counts == 2 * times) == surplus
+
+
+def test_repetition_follows_its_law(digits):
+    stream, r, g = order.shuffled(digits, seed=0), 3, 32
+    repeated = order.Repeated(stream, r)
+    for p in (0, 1, 31, 32, 63, 64, 95, 96, 1000, 4321, 10**6):
+        law = (p // (r * g)) * g + (p % g + (p // g) % r) % g
+        assert repeated[p]["record"] == stream[law]["record"]
+
+
+def test_copies_of_an_image_are_augmented_differently(digits):
+    stream = order.Samples(
+        order.Repeated(order.shuffled(digits, 0), 3), TRANSFORM, 8, seed=0, replace=True
+    )
+    views = {}
+    for p in range(96):
+        views.setdefault(stream[p]["record"], set()).add(stream[p]["image"].tobytes())
+    assert len(views) == 32
+    assert np.mean([len(different) for different in views.values()]) > 2.5
 
 
 def test_neighbouring_seeds_share_no_epoch(digits):

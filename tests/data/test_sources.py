@@ -59,6 +59,27 @@ def test_hidden_files_are_passed_over(folder):
     assert len(sources.open_source(str(folder), "train", None)) == 12
 
 
+def test_images_in_subfolders_belong_to_their_class(folder):
+    (folder / "train" / "cat" / "ginger" / "old").mkdir(parents=True)
+    (folder / "train" / "cat" / ".cache").mkdir()
+    photo = encode(photographs(1, seed=0)[0])
+    (folder / "train" / "cat" / "ginger" / "old" / "tom.jpeg").write_bytes(photo)
+    (folder / "train" / "cat" / ".cache" / "thumb.jpg").write_bytes(photo)
+    (folder / "train" / "cat" / "notes.txt").write_bytes(b"")
+    source = sources.open_source(str(folder), "train", None)
+    nested = [i for i in range(len(source)) if source.record_name(i).endswith("tom.jpeg")]
+    assert len(source) == 13 and [source[i]["label"] for i in nested] == [1]
+
+
+def test_a_class_without_images_is_named(folder):
+    (folder / "train" / "dog").mkdir()
+    with pytest.raises(UserError, match=r"no images .* of the class 'dog'; add some or remove"):
+        sources.open_source(str(folder), "train", None)
+    (folder / "val" / "dog").mkdir()
+    (folder / "val" / "dog" / "rex.jpg").write_bytes(encode(photographs(1, seed=0)[0]))
+    assert sources.open_source(str(folder), "train", None).class_names[2] == "dog"
+
+
 def test_folders_slice_as_tfds_does(folder):
     assert len(sources.open_source(str(folder), "train[:50%]", None)) == 6
     assert len(sources.open_source(str(folder), "train[-2:]", None)) == 2

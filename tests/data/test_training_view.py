@@ -1,10 +1,15 @@
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
-from sret_jax.data.training_view import TrainTransform
+from sret_jax.data.images import decode
+from sret_jax.data.training_view import TrainTransform, jitter_colors, resize, three_augment
 from sret_jax.errors import UserError
-from tests.archives import encode
+from sret_jax.tools.input_benchmark import psnr
+from tests.archives import encode, photographs
+
+CROP = ((0.08, 1.0), (3 / 4, 4 / 3))
 
 
 def test_training_crops_have_the_area_aspect_and_flips_that_were_asked_for():
@@ -39,3 +44,114 @@ def test_settings_out_of_range_are_named():
         TrainTransform(8, (0.5, 0.2), (1, 1), 0.5)
     with pytest.raises(UserError, match="augment.flip=1.5"):
         TrainTransform(8, (0.5, 1), (1, 1), 1.5)
+
+
+def torchvision_boxes(count, width, height, rng):
+    """RandomResizedCrop's boxes as torchvision samples them, as (w, h, left, top)."""
+    boxes = []
+    while len(boxes) < count:
+        area = width * height * rng.uniform(0.08, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            boxes.append((w, h, rng.integers(width - w + 1), rng.integers(height - h + 1)))
+    return np.array(boxes)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (300, 400)])
+def test_crops_have_torchvisions_distribution_of_area_aspect_and_place(size):
+    rng = np.random.default_rng(1)
+    transform = TrainTransform(224, *CROP)
+    ours = np.array([transform.sample_box(*size, rng) for _ in range(6000)])
+    w, h = ours[:, 2] - ours[:, 0], ours[:, 3] - ours[:, 1]
+    theirs = torchvision_boxes(6000, *size, np.random.default_rng(2))
+    for a, b in (
+        (w * h, theirs[:, 0] * theirs[:, 1]),
+        (w / h, theirs[:, 0] / theirs[:, 1]),
+        (ours[:, 0], theirs[:, 2]),
+        (ours[:, 1], theirs[:, 3]),
+    ):
+        assert stats.ks_2samp(a, b).pvalue > 1e-3
+
+
+def test_the_view_is_near_exact_decoding_and_pillows_bicubic():
+    transform = TrainTransform(224, *CROP)
+    ratios = []
+    for i, photo in enumerate(photographs(40, seed=5)):
+        data = encode(photo)
+        image = decode(data)
+        box = transform.sample_box(*image.size, np.random.default_rng(i))
+        exact = image.crop(box).resize((224, 224), Image.Resampling.BICUBIC)
+        ratios.append(psnr(transform.view(data, np.random.default_rng(i)), np.asarray(exact)))
+    assert np.median(ratios) > 40  # 35 is what must hold
+    assert min(ratios) > 32
+
+
+@pytest.mark.parametrize("side", [100, 224, 300, 448, 1000])
+def test_resizing_is_near_pillows_bicubic_at_every_scale(side):
+    photo = photographs(1, seed=6)[0].resize((side, side - 3), Image.Resampling.BICUBIC)
+    exact = np.asarray(photo.resize((224, 224), Image.Resampling.BICUBIC))
+    assert psnr(resize(np.asarray(photo), 224), exact) > 38
+
+
+def test_large_images_are_read_at_a_lower_resolution_and_look_the_same():
+    photo = photographs(1, seed=7)[0].resize((1600, 1200), Image.Resampling.BICUBIC)
+    data = encode(photo)
+    transform = TrainTransform(224, (0.99, 1.0), (4 / 3, 4 / 3))
+    left, top, right, bottom = transform.sample_box(1600, 1200, np.random.default_rng(0))
+    widened = (left // 4 * 4, top // 4 * 4, -(-right // 4) * 4, -(-bottom // 4) * 4)
+    exact = decode(data).crop(widened).resize((224, 224), Image.Resampling.BICUBIC)
+    assert psnr(transform.view(data, np.random.default_rng(0)), np.asarray(exact)) > 35
+
+
+def test_three_augment_draws_its_three_operations_equally_often():
+    photo = np.array(photographs(1, seed=8)[0].resize((32, 32)))
+    rng = np.random.default_rng(0)
+    counts = np.zeros(3, int)
+    for _ in range(900):
+        view = three_augment(photo, rng).astype(int)
+        grey = np.ptp(view, axis=2).max() == 0
+        solarized = np.array_equal(view, np.where(photo < 128, photo, 255 - photo))
+        counts += [grey, solarized, not grey and not solarized]
+    assert counts.sum() == 900
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_three_augment_blurs_by_at_most_two_pixels():
+    point = np.zeros((33, 33, 3), np.uint8)
+    point[16, 16] = 255
+    rng = np.random.default_rng(0)
+    centre = np.array([three_augment(point, rng)[16, 16, 0] for _ in range(300)])
+    centre = centre[(centre > 0) & (centre < 255)]  # neither solarized nor merely grey
+    assert centre.min() >= 255 / (2 * np.pi * 2.0**2) - 1.5
+    assert len(np.unique(centre)) > 20
+
+
+def test_colour_jitter_scales_brightness_within_its_spread():
+    grey = np.full((8, 8, 3), 100, np.uint8)  # contrast and saturation leave a flat grey alone
+    rng = np.random.default_rng(0)
+    levels = np.array([jitter_colors(grey, 0.3, rng)[0, 0, 0] for _ in range(2000)])
+    assert stats.kstest(levels + rng.uniform(0, 1, 2000), stats.uniform(70, 60).cdf).pvalue > 1e-3
+
+
+def test_a_policy_is_applied_after_the_crop_and_flip():
+    data = encode(photographs(1, seed=9)[0])
+    plain = TrainTransform(64, *CROP, flip=0.5)
+    full = TrainTransform(64, *CROP, flip=0.5, policy="rand-m9-p1-inc1", color_jitter=0.3)
+    view = plain(data, np.random.default_rng(3))
+    np.testing.assert_array_equal(full.view(data, np.random.default_rng(3)), view)
+    assert not np.array_equal(full(data, np.random.default_rng(3)), view)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(policy="rnd-m9"), "unknown policy 'rnd-m9'; did you mean 'rand-m9"),
+        (dict(policy="tree"), "unknown policy 'tree'; did you mean 'three'"),
+        (dict(color_jitter=-0.1), "augment.color_jitter=-0.1 must be a number in"),
+        (dict(flip=2), "augment.flip=2 must be a number in"),
+    ],
+)
+def test_a_mistake_in_a_policy_is_named(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        TrainTransform(8, *CROP, **settings)
