@@ -24,7 +24,7 @@ import sys
 import pytest
 from etils import epath
 
-from configs import quickstart
+from configs import common, quickstart
 from sret_jax.data import sources
 
 
@@ -45,6 +45,7 @@ def tiny_config(digits_dir):
     config.batch_size = 64
     config.eval_batch_size = 64
     config.log_every_steps = 1
+    config.augment.update(common.DEIT_AUGMENT)
     config.data.data_dir = str(digits_dir)
     return config
 
@@ -56,6 +57,7 @@ TINY_FLAGS = (
     "--config.model.dim=8",
     "--config.eval_batch_size=64",
     "--config.log_every_steps=1",
+    *(f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items()),
 )
 
 

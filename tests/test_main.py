@@ -38,6 +38,21 @@ BAD = [
     (["--config.ema_decay=1.5"], "config.ema_decay=1.5 must be in [0, 1)"),
     (["--config.model.dtype=float16"], "config.model.dtype 'float16'; did you mean 'bfloat16'?"),
     (["--mode=eval"], "holds no checkpoints/"),
+    (["--config.augment.policy=rand-m12-inc1"], "RandAugment's m=12 must be in [0, 10]"),
+    (["--config.augment.policy=rand-mst1"], "unknown RandAugment setting 'mst'; did you mean"),
+    (["--config.augment.policy=autoaugment"], "unknown policy 'autoaugment'; did you mean"),
+    (["--config.augment.erasing=-0.25"], "augment.erasing=-0.25 must be a probability in [0, 1]"),
+    (["--config.augment.mixup=-1.0"], "config.augment.mixup=-1.0 must be 0 (off) or above"),
+    (["--config.augment.mix_prob=2.0"], "augment.mix_prob=2.0 must be a probability in [0, 1]"),
+    (["--config.augment.label_smoothing=1.0"], "label_smoothing=1.0 must be in [0, 1)"),
+    (["--config.augment.repeats=-3"], "config.augment.repeats=-3 must be 0 or more"),
+    (["--config.augment.color_jitter=1.5"], "augment.color_jitter=1.5 must be a number in [0, 1]"),
+    (["--config.augment.mixupp=1.0"], "'augment.mixupp'; did you mean 'augment.mixup'?"),
+    (
+        ["--config.augment.mixup=0.8", "--config.batch_size=24"],
+        "each of which mixes pairs of images (config.augment.mixup, cutmix); use 32",
+    ),
+    (["--config.data.max_bad_fraction=1.5"], "config.data.max_bad_fraction=1.5 must be in [0, 1)"),
 ]
 
 

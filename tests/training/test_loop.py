@@ -317,25 +317,61 @@ def test_a_profile_of_chosen_steps_is_written(tiny_config, tmp_path):
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))
 
 
-def test_unreadable_images_are_counted_and_named(tiny_config, tmp_path, capfd):
-    from tests.archives import encode, photographs
-
-    data = tmp_path / "photos"
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            (data / split / name).mkdir(parents=True)
-            for i, photo in enumerate(photographs(8, seed=1)):
-                (data / split / name / f"{i}.jpg").write_bytes(encode(photo.resize((40, 30))))
-    (data / "train" / "a" / "3.jpg").write_bytes(b"no image")
+def test_unreadable_images_are_counted_and_named(rotten_folder, tiny_config, tmp_path, capfd):
+    data = rotten_folder
+    for i in (0, 1):
+        shutil.copy(data / "train" / "a" / "4.jpg", data / "train" / "a" / f"{i}.jpg")
     (data / "test" / "b" / "0.jpg").write_bytes(b"nor this")
     tiny_config.data.name = str(data)
     tiny_config.update(batch_size=16, eval_batch_size=16, epochs=2.0)
     result = loop.train(tiny_config, epath.Path(tmp_path / "run"))
     output = capfd.readouterr().out
-    assert "Unreadable image: " + str(data / "train" / "a" / "3.jpg") in output
+    assert "Unreadable image: " + str(data / "train" / "a" / "2.jpg") in output
     assert "Unreadable image: " + str(data / "test" / "b" / "0.jpg") in output
     assert sum(metrics(tmp_path / "run", "bad_images").values()) == 2  # once an epoch
     assert result["eval"]["top5"] == pytest.approx(15 / 16)  # two classes: only the bad one fails
+
+
+@pytest.fixture
+def rotten_folder(tmp_path):
+    """Sixteen images in two classes, three of which are unreadable."""
+    from tests.archives import encode, photographs
+
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for i, photo in enumerate(photographs(8, seed=1)):
+                file = tmp_path / "photos" / split / name / f"{i}.jpg"
+                file.write_bytes(encode(photo.resize((40, 30))))
+    for i in range(3):
+        (tmp_path / "photos" / "train" / "a" / f"{i}.jpg").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_too_many_unreadable_images_end_the_run_and_are_named(
+    rotten_folder, tiny_config, tmp_path, capfd
+):
+    tiny_config.data.name = str(rotten_folder)
+    tiny_config.update(batch_size=16, eval_batch_size=16, epochs=4.0)
+    with pytest.raises(UserError, match=r"[23] of 16 images cannot be read.* allows 1; .*\.jpg"):
+        loop.train(tiny_config, epath.Path(tmp_path / "run"))
+    assert not list((tmp_path / "run" / CHECKPOINTS).iterdir())
+
+    tiny_config.data.max_bad_fraction = 0.2
+    assert loop.train(tiny_config, epath.Path(tmp_path / "again"))["step"] == 4
+    output = capfd.readouterr().out
+    for i in range(3):
+        name = str(rotten_folder / "train" / "a" / f"{i}.jpg")
+        assert output.count(f"Unreadable image: {name}") <= 2  # once in each of the two runs
+
+
+def test_synthetic_data_need_no_data_set_and_cost_no_waiting(tiny_config, tmp_path):
+    tiny_config.data.update(synthetic=True, name="imagenet2012", data_dir="/nowhere")
+    tiny_config.stop_at_step = 4
+    tiny_config.log_every_steps = 4
+    result = loop.train(tiny_config, epath.Path(tmp_path))
+    assert result["step"] == 4
+    assert metrics(tmp_path, "wait_share")[4] < 0.05
 
 
 def test_evaluation_is_exact_for_any_batch_size_and_device_count(twenty_steps):
@@ -355,3 +391,12 @@ def test_a_workdir_copied_elsewhere_goes_on_there(two_checkpoints, tmp_path_fact
     shutil.rmtree(copy / CHECKPOINTS / "6")
     result = loop.train(config, copy)
     assert result["step"] == 6
+
+
+def test_mixing_needs_two_classes(rotten_folder, tiny_config, tmp_path):
+    for split in ("train", "test"):
+        shutil.rmtree(rotten_folder / split / "b")
+    tiny_config.data.name = str(rotten_folder)
+    tiny_config.update(batch_size=16, eval_batch_size=16)
+    with pytest.raises(UserError, match=r"has 1 class, and mixing needs two; set .*mixup=0"):
+        loop.train(tiny_config, epath.Path(tmp_path / "run"))

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,8 +124,21 @@ def test_fsdp_splits_parameters_and_optimizer_state(model):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+FULL = Mixing(erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+COLLECTIVE = re.compile(r"= (.*) (all-|reduce-scatter|collective-)")
+
+
+@pytest.mark.parametrize("changes", [{}, dict(grad_accum=2)])
+def test_mixing_moves_no_image_between_devices(model, changes):
+    state, step, data = start(model, optax.sgd(0.1), mixing=FULL, **changes)
+    program = step.lower(state, data).compile().as_text()
+    moved = [m[1] for m in map(COLLECTIVE.search, program.splitlines()) if m]
+    assert moved, "gradients at least must be summed"
+    assert not [shape for shape in moved if re.search(r"\[(\d+,)+16,16,3\]", shape)]
+
+
 def test_the_step_lets_nothing_cross_to_the_host(model):
-    state, step, data = start(model, optax.sgd(0.1))
+    state, step, data = start(model, optax.sgd(0.1), mixing=FULL)
     with jax.transfer_guard("disallow"):
         state, metrics = step(state, data)
         step(state, data)
