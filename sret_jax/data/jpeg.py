@@ -11,7 +11,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 EXIF_MARK = b"Exif\0\0"
 EXIF_WITHIN = 4096  # bytes; it comes first, or after a short JFIF segment
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow itself refuses
-SMALLEST_SCALE = 8
+SCALES = (1, 2, 4, 8)  # at which the inverse transform is fast
 ROWS_BELOW = 16  # whose colours the last wanted rows are interpolated with
 
 START, END = b"\xff\xd8", b"\xff\xd9"
@@ -34,9 +34,8 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 def decode_part(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.ndarray:
     """Decodes one part of a plain JPEG.
 
-    What lies below the part is not decoded, and of a large image only the 1/2, 1/4 or 1/8
-    resolution at which the part still has `least` pixels a side; the box is then widened to whole
-    pixels of it.
+    What lies below the part is not decoded, and of a large image only a lower resolution is, at
+    which the part still has `least` pixels a side; the box is then widened to whole pixels of it.
 
     Args:
       data: the bytes of the file.
@@ -50,18 +49,33 @@ def decode_part(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.
     Raises:
       ValueError: damaged data.
     """
-    left, top, right, bottom = box
-    scale = 1
-    while scale < SMALLEST_SCALE and min(right - left, bottom - top) >= 2 * scale * least:
-        scale *= 2
+    scale = scale_for(box, least)
+    left, top, right, bottom = (side // scale for side in widened(box, scale))
     width, height = size
-    if bottom + ROWS_BELOW < height:
-        data, height = _cut_below(data, bottom + ROWS_BELOW, height)
+    if box[3] + ROWS_BELOW < height:
+        data, height = _cut_below(data, box[3] + ROWS_BELOW, height)
     pixels = simplejpeg.decode_jpeg(
         data, "RGB", min_width=-(-width // scale), min_height=-(-height // scale), strict=False
     )
-    rows = slice(top // scale, -(-bottom // scale))
-    return pixels[rows, left // scale : -(-right // scale)]
+    return pixels[top:bottom, left:right]
+
+
+def scale_for(box: Box, least: int) -> int:
+    """The largest of 1, 2, 4 and 8 that leaves the box `least` pixels a side."""
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top)
+    return max(scale for scale in SCALES if scale == 1 or side >= scale * least)
+
+
+def widened(box: Box, scale: int) -> Box:
+    """The smallest box around it whose sides are multiples of `scale`."""
+    left, top, right, bottom = box
+    return (
+        left // scale * scale,
+        top // scale * scale,
+        -(-right // scale) * scale,
+        -(-bottom // scale) * scale,
+    )
 
 
 def _is_turned(data: bytes) -> bool:

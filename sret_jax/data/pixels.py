@@ -4,6 +4,7 @@ Computed on (H, W, 3) uint8 arrays with look-up tables and OpenCV. Only rotation
 itself: OpenCV has no kernel like Pillow's, and in NumPy it would be no faster.
 """
 
+import functools
 import math
 
 import cv2
@@ -121,8 +122,8 @@ def _look_up(pixels: Pixels, *tables: np.ndarray) -> Pixels:
 
 def _histograms(pixels: Pixels) -> list[np.ndarray]:
     return [
-        cv2.calcHist([pixels], [channel], None, [256], [0, 256]).ravel().astype(int)
-        for channel in range(3)
+        cv2.calcHist([channel], [0], None, [256], [0, 256]).ravel().astype(int)
+        for channel in cv2.split(pixels)
     ]
 
 
@@ -174,10 +175,8 @@ def _shift_rows(pixels: Pixels, shift: np.ndarray) -> Pixels:
     height, width, _ = pixels.shape
     whole = np.floor(shift)
     weights = _cubic_weights(shift - whole).astype(np.float32)  # (H, 4)
-    x, y = np.meshgrid(
-        np.arange(-1, width + 2, dtype=np.float32), np.arange(height, dtype=np.float32)
-    )
-    x += whole.astype(np.float32)[:, None]
+    x = np.arange(-1, width + 2, dtype=np.float32) + whole.astype(np.float32)[:, None]
+    y = np.zeros_like(x) + np.arange(height, dtype=np.float32)[:, None]
     taps = cv2.remap(pixels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     taps = taps.astype(np.float32).reshape(height, -1)  # (H, 3 (W + 3))
     shifted = taps[:, : 3 * width] * weights[:, :1]
@@ -186,5 +185,10 @@ def _shift_rows(pixels: Pixels, shift: np.ndarray) -> Pixels:
         shifted += np.multiply(taps[:, 3 * i : 3 * (i + width)], weights[:, i : i + 1], out=product)
     moved = np.clip(shifted, 0, 255, out=product).astype(np.uint8).reshape(pixels.shape)
     centres = np.arange(width, dtype=np.float32) + (0.5 + shift).astype(np.float32)[:, None]
-    moved[(centres < 0) | (centres >= width)] = FILL
-    return moved
+    outside = ((centres < 0) | (centres >= width)).astype(np.uint8)
+    return cv2.copyTo(_filled(height, width), outside, moved)
+
+
+@functools.lru_cache(maxsize=1)
+def _filled(height: int, width: int) -> Pixels:
+    return np.full((height, width, 3), FILL, np.uint8)

@@ -5,6 +5,7 @@ python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
 """
 
 import argparse
+import pathlib
 
 from etils import epath
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     what = parser.add_subparsers(dest="what", required=True)
     data = what.add_parser("input", help="the input pipeline against one of Pillow alone")
-    data.add_argument("--images", type=epath.Path, help="folder of JPEGs; default: makes 1,000")
+    data.add_argument("--images", type=pathlib.Path, help="folder of JPEGs; default: makes 1,000")
     data.add_argument("--samples", type=int, default=4000, help="images a pipeline and round")
     data.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     data.add_argument("--size", type=int, default=224, help="side of the views, in pixels")

@@ -18,8 +18,9 @@ import simplejpeg
 from etils import epath
 from PIL import Image
 
-from sret_jax.data import order
+from sret_jax.data import jpeg, order
 from sret_jax.data.images import decode, decode_crop
+from sret_jax.data.jpeg import Box
 from sret_jax.data.read_ahead import LARGEST_CHUNK, ReadAhead, available_cores
 from sret_jax.data.sources import Record
 from sret_jax.data.training_view import TrainTransform, resize
@@ -96,7 +97,7 @@ class Photographs:
 
 def benchmark_input(
     *,
-    folder: epath.Path | None,
+    folder: pathlib.Path | None,
     samples: int,
     rounds: int,
     size: int,
@@ -221,19 +222,29 @@ def stage_shares(images: list[bytes], size: int) -> dict[str, float]:
 
 
 def quality(images: list[bytes], size: int) -> dict[str, float]:
-    """Median PSNR of crops against exact decoding and Pillow's bicubic, in dB."""
+    """Median PSNR of crops against exact decoding and Pillow's bicubic of the same box, in dB."""
     transform = TrainTransform(size, *CROP)
     ours, small = [], []
     for i, data in enumerate(images):
         image = decode(data)
         box = transform.sample_box(*image.size, np.random.default_rng(i))
+        ours.append(
+            psnr(transform.view(data, np.random.default_rng(i)), exact_view(data, box, size))
+        )
         exact = _pillow_resize(image, box, size)
-        ours.append(psnr(transform.view(data, np.random.default_rng(i)), exact))
         smaller = decode(SMALLER(data) or data)
         scale = np.tile(np.divide(smaller.size, image.size), 2)
         scaled = tuple(np.minimum(box * scale, smaller.size * 2))
         small.append(psnr(_pillow_resize(smaller, scaled, size), exact))
     return {"pipeline": statistics.median(ours), "smaller copy": statistics.median(small)}
+
+
+def exact_view(data: bytes, box: Box, size: int) -> np.ndarray:
+    """What the pipeline approximates: the box it reads, decoded exactly and resized by Pillow."""
+    image = decode(data)
+    left, top, right, bottom = jpeg.widened(box, jpeg.scale_for(box, size))
+    box = (left, top, min(right, image.width), min(bottom, image.height))
+    return _pillow_resize(image, box, size)
 
 
 def psnr(picture: np.ndarray, exact: np.ndarray) -> float:
@@ -251,7 +262,7 @@ def make_photographs() -> list[bytes]:
     return [_cut(pictures[i % 2], rng) for i in range(MADE)]
 
 
-def read_jpegs(folder: epath.Path) -> list[bytes]:
+def read_jpegs(folder: pathlib.Path) -> list[bytes]:
     """All JPEGs in a folder and its subfolders.
 
     Raises:

@@ -1,0 +1,63 @@
+"""The benchmark of the input pipeline runs, compares like with like, and finds memory flat."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sret_jax.data.training_view import TrainTransform
+from sret_jax.tools import input_benchmark
+from sret_jax.tools.input_benchmark import CROP, RAND_AUGMENT, Pipeline, make_photographs, psnr, run
+from sret_jax.tools.pillow_view import PillowTransform
+from tests.archives import encode, photographs
+from tests.conftest import run_python
+
+
+def test_the_pillow_pipeline_shows_the_same_views():
+    settings = (224, *CROP, 0.5, RAND_AUGMENT)
+    ours, theirs = TrainTransform(*settings), PillowTransform(*settings)
+    ratios = []
+    for i, photo in enumerate(photographs(40, seed=3)):
+        data = encode(photo)
+        view, other = (t(data, np.random.default_rng(i)) for t in (ours, theirs))
+        ratios.append(psnr(view, other.transpose(1, 2, 0)))
+    assert np.median(ratios) > 40
+
+
+def test_the_table_and_the_figures_are_written(tmp_path):
+    for i, photo in enumerate(photographs(8, seed=1)):
+        (tmp_path / f"{i}.jpg").write_bytes(encode(photo))
+    done = run_python(
+        "-m",
+        "sret_jax.tools.benchmark",
+        "input",
+        f"--images={tmp_path}",
+        "--samples=1024",
+        "--rounds=1",
+        "--size=32",
+        f"--json={tmp_path / 'figures.json'}",
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["pipelines"]) == 7
+    for title, row in figures["pipelines"].items():
+        assert title in done.stdout
+        assert row["images_per_second"] > 0 and row["start_up"] > 0 and row["megabytes"] > 0
+    assert sum(figures["stages"].values()) == pytest.approx(1)
+    assert figures["psnr"]["pipeline"] > 35
+    assert "ratio" in done.stdout and "PSNR" in done.stdout
+
+
+def test_a_folder_without_jpegs_is_named(tmp_path):
+    done = run_python("-m", "sret_jax.tools.benchmark", "input", f"--images={tmp_path}")
+    assert done.returncode == 2
+    assert f"Error: --images={tmp_path} holds no .jpg or .jpeg files" in done.stderr
+
+
+@pytest.mark.slow  # 50,000 images take a minute in each mode
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_is_flat_over_fifty_thousand_samples(workers):
+    transform = TrainTransform(224, *CROP, flip=0.5, policy=RAND_AUGMENT)
+    plan = input_benchmark.ReadAhead.plan(256, 512, workers)
+    timing = run(Pipeline("ours", transform, make_photographs(), plan.read), 50_000, 224)
+    assert abs(timing.grown) < 40  # megabytes
