@@ -121,8 +121,10 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.data.train_split = "train"
     config.data.eval_split = "validation"
     config.data.test_crop = 0.875
-    config.data.workers = -1  # processes; -1: one per core, 0: threads only
-    config.data.prefetch = 2  # global batches read ahead, those in the making included
+    config.data.workers = -1  # processes at most; -1: one per core, 0: threads only
+    # Global batches read ahead, those in the making included; bounds the workers too. Training
+    # and evaluation have as many each.
+    config.data.prefetch = 2
     config.data.max_bad_fraction = 0.001  # of the images; more that are unreadable end the run
     config.data.synthetic = False  # noise that is already on the devices: the speed without data
 

@@ -6,12 +6,21 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sret_jax.data import jpeg
 from sret_jax.data.jpeg import Box
 from sret_jax.errors import UserError
 
+UPRIGHT = {  # what undoes each orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LONGEST = 16  # sides, beyond which only a part of an image is resized
 
 # Pillow warns of images that it will still decode.
@@ -25,14 +34,14 @@ class BadImage(ValueError):
 def decode(data: bytes) -> Image.Image:
     """Decodes an image to upright RGB by what its bytes are, whatever its file was called.
 
-    JPEG or PNG; greyscale, CMYK, palette or RGB; 16 bits are cut to the upper 8, transparency is
-    left out, and EXIF's orientation is applied.
+    Whatever Pillow reads: greyscale, CMYK, palette or RGB. 16 bits are cut to the upper 8,
+    transparency is left out, and EXIF's orientation is applied.
 
     Raises:
       BadImage: unreadable or truncated bytes, or more than 179 million pixels.
     """
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        image = _upright(Image.open(io.BytesIO(data)))
         if image.mode.startswith("I"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if "transparency" in image.info:
@@ -58,8 +67,9 @@ def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -
     """
     whole = jpeg.plain_size(data)
     if whole:
+        box = choose_box(*whole)
         try:
-            return jpeg.decode_part(data, whole, choose_box(*whole), size)
+            return jpeg.decode_part(data, whole, box, size)
         except ValueError as e:
             raise BadImage(str(e)) from e
     image = decode(data)
@@ -98,3 +108,9 @@ class EvalTransform:
         box = (square[0] * x, square[1] * y, square[2] * x, square[3] * y)
         size = (self.size, self.size)
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
+    turn = UPRIGHT.get(jpeg.orientation(image))
+    return image if turn is None else image.transpose(turn)

@@ -1,6 +1,7 @@
 """Decoding the wanted part of a JPEG, and little more of it."""
 
 import io
+import math
 
 import numpy as np
 import simplejpeg
@@ -8,9 +9,8 @@ from PIL import ExifTags, Image
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
-EXIF_MARK = b"Exif\0\0"
-EXIF_WITHIN = 4096  # bytes; it comes first, or after a short JFIF segment
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # where Pillow itself refuses
+ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # of EXIF and of XMP
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or math.inf)  # where Pillow itself refuses
 SCALES = (1, 2, 4, 8)  # at which the inverse transform is fast
 ROWS_BELOW = 16  # whose colours the last wanted rows are interpolated with
 
@@ -29,6 +29,15 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
     if colorspace in ("CMYK", "YCCK") or width * height > MAX_PIXELS or _is_turned(data):
         return None
     return width, height
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 is upright, and what an unreadable tag counts as."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def decode_part(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.ndarray:
@@ -79,14 +88,11 @@ def widened(box: Box, scale: int) -> Box:
 
 
 def _is_turned(data: bytes) -> bool:
-    """Whether EXIF says that the image is stored other than upright."""
-    if data.find(EXIF_MARK, 0, EXIF_WITHIN) < 0:
+    """Whether EXIF or XMP says that the image is stored other than upright."""
+    _, scan = _layout(data)
+    if not any(mark in data[:scan] for mark in ORIENTATION_MARKS):
         return False
-    try:
-        exif = Image.open(io.BytesIO(data)).getexif()
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return exif.get(ExifTags.Base.Orientation, 1) != 1
+    return orientation(Image.open(io.BytesIO(data))) != 1
 
 
 def _cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
@@ -97,14 +103,17 @@ def _cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
     Returns:
       The bytes and the height they now state.
     """
+    frame, scan = _layout(data)
+    if frame is None or data[scan] != data[frame + 5]:
+        return data, height
+    return data[: frame + 1] + rows.to_bytes(2, "big") + data[frame + 3 :], rows
+
+
+def _layout(data: bytes) -> tuple[int | None, int]:
+    """Where the contents of the sequential frame header, if it is one, and of the scan begin."""
     frame, position = None, len(START)
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker, segment = data[position + 1], position + 4
-        if marker in SEQUENTIAL_FRAMES:
-            frame = segment
-        elif marker == SCAN:
-            if frame is not None and data[segment] == data[frame + 5]:
-                return data[: frame + 1] + rows.to_bytes(2) + data[frame + 3 :], rows
-            break
-        position += 2 + int.from_bytes(data[position + 2 : segment])
-    return data, height
+    while position + 4 < len(data) and data[position] == 0xFF and data[position + 1] != SCAN:
+        if data[position + 1] in SEQUENTIAL_FRAMES:
+            frame = position + 4
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return frame, min(position + 4, len(data) - 1)

@@ -180,7 +180,7 @@ def eval_loader(
     check_batch_size("eval_batch_size", batch_size, sharding.num_devices)
     if config.data.synthetic:
         return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
-    transform = eval_transform(config.data, image_size)
+    transform = EvalTransform(image_size, config.data.test_crop)
     samples = order.Samples(
         order.padded(source, batch_size), transform, image_size, seed=0, replace=False
     )
@@ -204,11 +204,6 @@ def train_transform(augment: Any, image_size: int) -> TrainTransform:
         augment.policy,
         augment.color_jitter,
     )
-
-
-def eval_transform(config: Any, image_size: int) -> EvalTransform:
-    """The evaluation transform of config.data; raises UserError for a setting out of range."""
-    return EvalTransform(image_size, config.test_crop)
 
 
 def steps_per_pass(source: Source, batch_size: int) -> int:

@@ -63,7 +63,8 @@ class Mixing:
     ) -> tuple[jax.Array, jax.Array]:
         """Erases and mixes.
 
-        Shapes: normalised images (B, H, W, 3), labels (B,), keys (B,) -> (B, H, W, 3), (B, K).
+        Shapes: normalised images (B, H, W, 3), labels (B,), keys (B,) -> (B, H, W, 3), (B, K); B
+        is even where pairs are mixed.
         """
         erase_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         if self.erasing:
@@ -150,7 +151,7 @@ def rectangle(
 
 
 def row_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
-    """A key for each row of global batch `step`, a function of seed and position in the stream.
+    """A key for each row of global batch `step`, a function of seed and position modulo 2^32.
 
     Shapes: -> (B,).
     """

@@ -40,7 +40,8 @@ class Repeated(grain.MapDataset):
     """Repeated augmentation (Hoffer et al. 2020): every image `times` times, near but not adjacent.
 
     With R = times and G = 32, position p shows element (p div RG) G + (p mod G + (p div G) mod R)
-    mod G of the parent: each G elements are run through R times, each time from another start.
+    mod G of the parent: each G elements are run through R times, each time from another start. Of
+    data sets no larger than a few G, an image may come again at once where two passes meet.
     """
 
     def __init__(self, parent: grain.MapDataset, times: int):

@@ -1,4 +1,4 @@
-"""Operations on pixels, each what Pillow makes of it.
+"""Operations on pixels, each what Pillow makes of it within one level, most of them exactly.
 
 Computed on (H, W, 3) uint8 arrays with look-up tables and OpenCV. Only rotation is left to Pillow
 itself: OpenCV has no kernel like Pillow's, and in NumPy it would be no faster.
@@ -87,7 +87,7 @@ def shear_x(pixels: Pixels, slope: float) -> Pixels:
 
 def shear_y(pixels: Pixels, slope: float) -> Pixels:
     """out(x, y) = in(x, y + slope x), bicubic."""
-    return _transposed(shear_x(_transposed(pixels), slope))
+    return cv2.transpose(shear_x(cv2.transpose(pixels), slope))
 
 
 def translate_x(pixels: Pixels, share: float) -> Pixels:
@@ -106,7 +106,7 @@ def translate_x(pixels: Pixels, share: float) -> Pixels:
 
 def translate_y(pixels: Pixels, share: float) -> Pixels:
     """out(x, y) = in(x, y + share H), bicubic."""
-    return _transposed(translate_x(_transposed(pixels), share))
+    return cv2.transpose(translate_x(cv2.transpose(pixels), share))
 
 
 def to_grey(pixels: Pixels) -> Pixels:
@@ -152,10 +152,6 @@ def _blended_levels(degenerate: int, factor: float) -> np.ndarray:
 
 def _blend(degenerate: Pixels, pixels: Pixels, factor: float) -> Pixels:
     return cv2.addWeighted(pixels, factor, degenerate, 1 - factor, TRUNCATE)
-
-
-def _transposed(pixels: Pixels) -> Pixels:
-    return cv2.transpose(pixels)
 
 
 def _cubic_weights(t: np.ndarray) -> np.ndarray:

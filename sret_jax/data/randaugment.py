@@ -11,6 +11,7 @@ from sret_jax.data import pixels as ops
 from sret_jax.errors import UserError, did_you_mean
 
 MAX_LEVEL = 10.0
+MOST = 15  # operations of an image
 UNIFORM_STD = 100.0  # timm's sign for a level drawn from U(0, m)
 
 
@@ -71,8 +72,8 @@ PLAIN = {
 class RandAugment:
     """Applies `n` operations drawn with replacement, each with probability `p`.
 
-    Each level is drawn from N(m, mstd^2), or from U(0, m) if mstd is 100 or more, and clipped to
-    [0, mmax].
+    Each level is drawn from N(m, mstd^2), or from U(0, m) if mstd is above 100, and clipped to
+    [0, mmax]. Unlike timm, levels end at 10, and inc0 means what leaving out inc does.
 
     Attributes:
       m: mean level, 0 to 10.
@@ -93,8 +94,8 @@ class RandAugment:
     def __post_init__(self):
         for name, expected, holds in (
             ("mmax", f"in (0, {MAX_LEVEL:g}]", 0 < self.mmax <= MAX_LEVEL),
-            ("m", f"in [0, {self.mmax:g}]", 0 <= self.m <= self.mmax),
-            ("n", "a whole number from 1", self.n >= 1 and self.n % 1 == 0),
+            ("m", f"in [0, {MAX_LEVEL:g}]", 0 <= self.m <= MAX_LEVEL),
+            ("n", f"a whole number from 1 to {MOST}", self.n in range(1, MOST + 1)),
             ("p", "in [0, 1]", 0 <= self.p <= 1),
             ("mstd", "0 or more", self.mstd >= 0),
             ("inc", "0 or 1", self.inc in (0, 1)),
@@ -125,16 +126,13 @@ class RandAugment:
             if name not in defaults:
                 sentence = did_you_mean("RandAugment setting", name, defaults)
                 raise UserError(f"config.augment.policy={text!r}: {sentence}")
+            if name in settings:
+                raise UserError(f"config.augment.policy={text!r} gives {name} twice; give it once")
             settings[name] = float(value)
         return cls(**settings)
 
-    @property
-    def operations(self) -> dict[str, Operation]:
-        """Those that are drawn from, by timm's names."""
-        return INCREASING if self.inc else PLAIN
-
     def __call__(self, pixels: ops.Pixels, rng: np.random.Generator) -> ops.Pixels:
-        operations = tuple(self.operations.values())
+        operations = tuple((INCREASING if self.inc else PLAIN).values())
         for i in rng.integers(0, len(operations), int(self.n)):
             if rng.random() < self.p:
                 pixels = self._apply(operations[i], pixels, rng)
@@ -151,6 +149,6 @@ class RandAugment:
 
     def draw_level(self, rng: np.random.Generator) -> float:
         """One level, in [0, mmax]."""
-        if self.mstd >= UNIFORM_STD:
-            return rng.uniform(0, self.m)
-        return min(max(rng.normal(self.m, self.mstd), 0.0), self.mmax)
+        uniform = self.mstd > UNIFORM_STD
+        level = rng.uniform(0, self.m) if uniform else rng.normal(self.m, self.mstd)
+        return min(max(level, 0.0), self.mmax)

@@ -10,6 +10,7 @@ import grain
 from absl import flags
 
 LARGEST_CHUNK = 32  # rows; larger ones gain no speed
+SMALLEST_CHUNK = 8  # rows, where there are as many; fewer workers are better than smaller chunks
 LEAST_HELD = 4  # chunks; Grain holds no fewer for each worker
 LEAST_SHARED = 1 << 16  # bytes; smaller arrays travel faster through a pipe than as shared memory
 
@@ -30,7 +31,7 @@ class ReadAhead:
 
     @classmethod
     def plan(cls, rows: int, budget: int, workers: int) -> "ReadAhead":
-        """Chunks of which every worker can hold four.
+        """Chunks of which every worker can hold four; perhaps fewer workers than asked for.
 
         Args:
           rows: of a device, which chunks must divide.
@@ -38,7 +39,8 @@ class ReadAhead:
           workers: processes asked for; 0: threads, -1: one process per core.
         """
         readers = available_cores() if workers < 0 else workers
-        readers = min(readers or available_cores(), max(1, budget // LEAST_HELD))
+        readers = readers or available_cores()
+        readers = min(readers, max(1, budget // (LEAST_HELD * min(rows, SMALLEST_CHUNK))))
         most = min(LARGEST_CHUNK, max(1, budget // (LEAST_HELD * readers)))
         chunk = max(size for size in range(1, most + 1) if rows % size == 0)
         if workers and budget >= LEAST_HELD:

@@ -268,7 +268,7 @@ def _images_in(folder: epath.Path) -> Iterator[epath.Path]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            yield path
-        elif path.is_dir():
+        if path.is_dir():
             yield from _images_in(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            yield path

@@ -15,6 +15,7 @@ from sret_jax.data.randaugment import RandAugment
 from sret_jax.errors import UserError, did_you_mean
 
 CROP_ATTEMPTS = 10
+WIDEST = 100  # width / height
 BLUR_RADIUS = (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128
 
@@ -48,9 +49,9 @@ class TrainTransform:
 
     def __post_init__(self):
         _check_range("crop_scale", self.crop_scale, above=0, most=1)
-        _check_range("crop_ratio", self.crop_ratio, above=0, most=math.inf)
-        check_share("flip", self.flip)
-        check_share("color_jitter", self.color_jitter)
+        _check_range("crop_ratio", self.crop_ratio, above=0, most=WIDEST)
+        _check_share("flip", self.flip)
+        _check_share("color_jitter", self.color_jitter)
         parse_policy(self.policy)
 
     @functools.cached_property
@@ -94,10 +95,10 @@ class TrainTransform:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Bicubic with antialiasing, near enough to Pillow's (45 dB) at a third of its time.
+    """Bicubic with antialiasing, near Pillow's (PSNR above 40 dB) at a third of its time.
 
-    A side that shrinks is interpolated at twice `size` and halved by means; one that shrinks to
-    less than half is averaged over areas.
+    A side that shrinks is interpolated at twice `size` and halved by means. If one shrinks to less
+    than half, both are averaged over areas.
 
     Shapes: (H, W, 3) uint8 -> (size, size, 3).
     """
@@ -143,14 +144,14 @@ def jitter_colors(pixels: np.ndarray, spread: float, rng: np.random.Generator) -
     return pixels
 
 
-def check_share(name: str, value: float) -> None:
-    """Raises UserError unless config.augment's `name` is in [0, 1]."""
+def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise UserError(f"config.augment.{name}={value} must be a number in [0, 1]")
 
 
 def _check_range(name: str, values: tuple[float, float], *, above: float, most: float) -> None:
-    if len(values) != 2 or not above < values[0] <= values[1] <= most:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(values) != 2 or numbers != list(values) or not above < values[0] <= values[1] <= most:
         raise UserError(
             f"config.augment.{name}={values} is no range; use two ascending numbers in "
             f"({above}, {most}]"

@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import functools
-import io
-import os
 import pathlib
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,25 +17,23 @@ import simplejpeg
 from etils import epath
 from PIL import Image
 
-from sret_jax.data import jpeg, order
+from sret_jax.data import order
 from sret_jax.data.images import decode, decode_crop
 from sret_jax.data.jpeg import Box
 from sret_jax.data.read_ahead import LARGEST_CHUNK, ReadAhead, available_cores
-from sret_jax.data.sources import Record
 from sret_jax.data.training_view import TrainTransform, resize
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.tools.memory import resident_megabytes
+from sret_jax.tools.photographs import Photographs, make_photographs, read_jpegs
 from sret_jax.tools.pillow_view import PillowTransform
 from sret_jax.tools.reencode import Shrinking
 
-MADE, MADE_QUALITY = 1000, 95
-JPEG_SUFFIXES = (".jpg", ".jpeg")
 BATCH, PREFETCH = 256, 2
 CROP = ((0.08, 1.0), (3 / 4, 4 / 3))  # share of the area, width / height
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 SMALLER = Shrinking(max_side=400, quality=90)
 EXAMINED = 200  # images for quality and stages
-MEGABYTE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +43,7 @@ class Pipeline:
     title: str
     transform: order.Transform
     images: list[bytes]
+    plan: ReadAhead
     read: Callable[[grain.MapDataset], grain.IterDataset]
 
 
@@ -77,24 +75,6 @@ class DecodeAlone:
         return np.zeros((self.size, self.size, 3), np.uint8)
 
 
-class Photographs:
-    """JPEG files in memory, as a `Source`."""
-
-    def __init__(self, images: list[bytes]):
-        self.class_names = ["photograph"]
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Record:
-        return {"image": self._images[index], "label": 0}
-
-    def record_name(self, index: int) -> str:
-        """See `Source`."""
-        return f"photograph {index}"
-
-
 def benchmark_input(
     *,
     folder: pathlib.Path | None,
@@ -115,7 +95,11 @@ def benchmark_input(
     Raises:
       UserError: a folder without JPEGs, or a number out of range.
     """
-    for name, value, least in (("samples", samples, 4 * BATCH), ("rounds", rounds, 1)):
+    for name, value, least in (
+        ("samples", samples, 4 * BATCH),
+        ("rounds", rounds, 1),
+        ("size", size, 8),
+    ):
         if value < least:
             raise UserError(f"--{name}={value} must be at least {least}")
     images = read_jpegs(folder) if folder else make_photographs()
@@ -151,14 +135,16 @@ def all_pipelines(images: list[bytes], size: int) -> list[Pipeline]:
     pillow_full = dataclasses.replace(pillow, policy=RAND_AUGMENT)
     workers = ReadAhead.plan(BATCH, PREFETCH * BATCH, workers=-1)
     threads = ReadAhead.plan(BATCH, PREFETCH * BATCH, workers=0)
+    ours = functools.partial(Pipeline, plan=workers, read=workers.read)
+    plainly = functools.partial(Pipeline, plan=workers, read=read_plainly)
     return [
-        Pipeline("decoding alone", DecodeAlone(size), images, workers.read),
-        Pipeline("sret_jax, crop and flip", plain, images, workers.read),
-        Pipeline("Pillow, crop and flip", pillow, images, read_plainly),
-        Pipeline("sret_jax, RandAugment", full, images, workers.read),
-        Pipeline("Pillow, RandAugment", pillow_full, images, read_plainly),
-        Pipeline("sret_jax, RandAugment, threads", full, images, threads.read),
-        Pipeline("sret_jax, RandAugment, smaller copy", full, small, workers.read),
+        ours("decoding alone", DecodeAlone(size), images),
+        ours("sret_jax, crop and flip", plain, images),
+        plainly("Pillow, crop and flip", pillow, images),
+        ours("sret_jax, RandAugment", full, images),
+        plainly("Pillow, RandAugment", pillow_full, images),
+        Pipeline("sret_jax, RandAugment, threads", full, images, threads, threads.read),
+        ours("sret_jax, RandAugment, smaller copy", full, small),
     ]
 
 
@@ -172,11 +158,12 @@ def run(pipeline: Pipeline, samples: int, size: int) -> Timing:
     """One pipeline, once, on every core, to batches in this process's memory."""
     stream = order.shuffled(Photographs(pipeline.images), seed=0)
     views = order.Samples(stream, pipeline.transform, size, seed=0, replace=True)
+    chunk = pipeline.plan.chunk
     start = time.perf_counter()
-    iterator = iter(pipeline.read(views.batch(LARGEST_CHUNK)))
+    iterator = iter(pipeline.read(views.batch(chunk)))
     next(iterator)
     start_up = time.perf_counter() - start
-    chunks = samples // LARGEST_CHUNK
+    chunks = samples // chunk
     warm_up = chunks // 3
     for _ in range(warm_up):
         next(iterator)
@@ -187,7 +174,7 @@ def run(pipeline: Pipeline, samples: int, size: int) -> Timing:
     seconds = time.perf_counter() - start
     after = resident_megabytes()
     iterator.close()
-    rate = (chunks - warm_up) * LARGEST_CHUNK / seconds
+    rate = (chunks - warm_up) * chunk / seconds
     return Timing(rate, start_up, after, after - before)
 
 
@@ -200,83 +187,61 @@ def medians(timings: list[Timing]) -> dict[str, float]:
 def stage_shares(images: list[bytes], size: int) -> dict[str, float]:
     """Share of one core's time that each stage of our pipeline takes."""
     transform = TrainTransform(size, *CROP, flip=0.5, policy=RAND_AUGMENT)
-    seconds = dict.fromkeys(("decode and crop", "resize", "augment", "batch"), 0.0)
+    seconds: dict[str, float] = defaultdict(float)
     views = []
     for i, data in enumerate(images):
         rng = np.random.default_rng([0, i])
-        clock = [time.perf_counter()]
-        part = decode_crop(data, functools.partial(transform.sample_box, rng=rng), size)
-        clock.append(time.perf_counter())
-        view = resize(part, size)
-        clock.append(time.perf_counter())
-        views.append(transform.augment(view, rng))
-        clock.append(time.perf_counter())
-        for stage, start, end in zip(seconds, clock, clock[1:], strict=False):
-            seconds[stage] += end - start
+        with timed(seconds, "decode and crop"):
+            part = decode_crop(data, functools.partial(transform.sample_box, rng=rng), size)
+        with timed(seconds, "resize"):
+            view = resize(part, size)
+        with timed(seconds, "augment"):
+            views.append(transform.augment(view, rng))
         if len(views) == LARGEST_CHUNK:
-            np.stack(views)
+            with timed(seconds, "batch"):
+                np.stack(views)
             views.clear()
-            seconds["batch"] += time.perf_counter() - clock[-1]
-    total = sum(seconds.values())
-    return {stage: spent / total for stage, spent in seconds.items()}
+    return {stage: spent / sum(seconds.values()) for stage, spent in seconds.items()}
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the enclosed time to what a stage has taken."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - start
 
 
 def quality(images: list[bytes], size: int) -> dict[str, float]:
-    """Median PSNR of crops against exact decoding and Pillow's bicubic of the same box, in dB."""
+    """Median PSNR of crops against exact decoding and Pillow's bicubic, in dB."""
     transform = TrainTransform(size, *CROP)
     ours, small = [], []
     for i, data in enumerate(images):
-        image = decode(data)
+        image, smaller = decode(data), decode(SMALLER(data) or data)
         box = transform.sample_box(*image.size, np.random.default_rng(i))
-        ours.append(
-            psnr(transform.view(data, np.random.default_rng(i)), exact_view(data, box, size))
-        )
-        exact = _pillow_resize(image, box, size)
-        smaller = decode(SMALLER(data) or data)
-        scale = np.tile(np.divide(smaller.size, image.size), 2)
-        scaled = tuple(np.minimum(box * scale, smaller.size * 2))
-        small.append(psnr(_pillow_resize(smaller, scaled, size), exact))
+        exact = exact_view(image, box, size)
+        ours.append(psnr(transform.view(data, np.random.default_rng(i)), exact))
+        small.append(psnr(exact_view(smaller, box, size, image.size), exact))
     return {"pipeline": statistics.median(ours), "smaller copy": statistics.median(small)}
 
 
-def exact_view(data: bytes, box: Box, size: int) -> np.ndarray:
-    """What the pipeline approximates: the box it reads, decoded exactly and resized by Pillow."""
-    image = decode(data)
-    left, top, right, bottom = jpeg.widened(box, jpeg.scale_for(box, size))
-    box = (left, top, min(right, image.width), min(bottom, image.height))
-    return _pillow_resize(image, box, size)
+def exact_view(
+    image: Image.Image, box: Box, size: int, original: tuple[int, int] | None = None
+) -> np.ndarray:
+    """A box resized by Pillow's bicubic; of an image that was `original` large, if it is smaller.
+
+    Shapes: -> (size, size, 3) uint8.
+    """
+    x, y = np.divide(image.size, original or image.size)
+    left, top, right, bottom = box
+    scaled = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=scaled))
 
 
 def psnr(picture: np.ndarray, exact: np.ndarray) -> float:
     """Peak signal-to-noise ratio, 20 log10(255 / rms error), in dB; 99 for no error."""
     error = np.sqrt(np.mean((picture.astype(float) - exact) ** 2))
     return 20 * np.log10(255 / error) if error else 99.0
-
-
-def make_photographs() -> list[bytes]:
-    """Cuts 1,000 JPEGs of about 500x375 out of the two photographs that scikit-learn ships."""
-    from sklearn.datasets import load_sample_images
-
-    rng = np.random.default_rng(0)
-    pictures = load_sample_images().images
-    return [_cut(pictures[i % 2], rng) for i in range(MADE)]
-
-
-def read_jpegs(folder: pathlib.Path) -> list[bytes]:
-    """All JPEGs in a folder and its subfolders.
-
-    Raises:
-      UserError: there is none.
-    """
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in JPEG_SUFFIXES)
-    if not files:
-        raise UserError(f"--images={folder} holds no {' or '.join(JPEG_SUFFIXES)} files")
-    return [file.read_bytes() for file in files]
-
-
-def resident_megabytes() -> float:
-    """Memory of this process and its children; a shared page is split among its users."""
-    return sum(map(_proportional_bytes, _process_tree())) / MEGABYTE
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -303,37 +268,3 @@ def print_report(report: dict[str, Any]) -> None:
         f"Median PSNR against exact decoding and Pillow's bicubic: {pipeline:.1f} dB; of a copy "
         f"made with --max_side={SMALLER.max_side} --quality={SMALLER.quality}: {smaller:.1f} dB"
     )
-
-
-def _cut(picture: np.ndarray, rng: np.random.Generator) -> bytes:
-    width, height = rng.integers(460, 541), rng.integers(340, 411)
-    left = rng.integers(0, picture.shape[1] - width + 1)
-    top = rng.integers(0, picture.shape[0] - height + 1)
-    cut = picture[top : top + height, left : left + width]
-    if rng.random() < 0.25:
-        cut = np.rot90(cut)
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(cut)).save(buffer, "JPEG", quality=MADE_QUALITY)
-    return buffer.getvalue()
-
-
-def _pillow_resize(image: Image.Image, box: tuple[float, ...], size: int) -> np.ndarray:
-    left, top, right, bottom = box
-    resized = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    return np.asarray(resized)
-
-
-def _process_tree() -> Iterator[int]:
-    """This process and its children."""
-    yield os.getpid()
-    for children in pathlib.Path(f"/proc/{os.getpid()}/task").glob("*/children"):
-        yield from map(int, children.read_text().split())
-
-
-def _proportional_bytes(process: int) -> int:
-    rollup = pathlib.Path(f"/proc/{process}/smaps_rollup")
-    with contextlib.suppress(OSError):  # a worker may just have ended
-        for line in rollup.read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0

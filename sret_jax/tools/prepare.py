@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", type=epath.Path, help="default: TFDS_DATA_DIR, or TFDS's own")
     parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")
     parser.add_argument("--convert", action="store_true", help="rewrite TFRecord as ArrayRecord")
-    parser.add_argument("--max_side", type=int, help="copy with no image longer than this, pixels")
+    parser.add_argument(
+        "--max-side", "--max_side", type=int, help="copy with no image longer than this, pixels"
+    )
     parser.add_argument("--quality", type=int, help=f"of its JPEGs; default: {DEFAULT_QUALITY}")
     parser.add_argument("--copy_to", type=epath.Path, help="the data_dir of that copy")
     args = parser.parse_args(argv)

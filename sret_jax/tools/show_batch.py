@@ -11,7 +11,7 @@ from etils import epath
 
 FLAGS = flags.FLAGS
 SIDE_INCHES = 1.9
-LEAST_SHARE = 0.005  # of a label that is written
+LAST_STEP = 2**31 - 1
 
 
 def define_flags() -> None:
@@ -21,7 +21,7 @@ def define_flags() -> None:
     from sret_jax.cli import DEFAULT_CONFIG
 
     config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose data: a file of configs/.")
-    flags.DEFINE_integer("step", 0, "The step whose batch is shown.", lower_bound=0)
+    flags.DEFINE_integer("step", 0, "The step whose batch is shown.", 0, LAST_STEP)
     flags.DEFINE_integer("rows", 4, "Rows of pictures.", lower_bound=1)
     flags.DEFINE_integer("columns", 8, "Pictures in a row, an even number.", lower_bound=2)
     flags.DEFINE_string("workdir", None, "Where the picture goes; default: runs/NAME.")
@@ -57,6 +57,8 @@ def show_batch(config: Any, workdir: epath.Path, step: int, rows: int, columns: 
     """
     from sret_jax.errors import UserError
 
+    if config.data.synthetic:
+        raise UserError("config.data.synthetic=True has no images to show; leave it out")
     if columns % 2:
         raise UserError(f"--columns={columns} must be even, for images are mixed in pairs")
     count = rows * columns
@@ -96,8 +98,9 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
 
 
 def _label(target: Any, names: list[str]) -> str:
-    """The largest two shares: "0.62 cat + 0.33 dog"."""
-    best = [i for i in target.argsort()[::-1][:2] if target[i] > LEAST_SHARE]
+    """The shares above those that smoothing gives every class: "0.62 cat + 0.33 dog"."""
+    smoothing = 1.01 * target.min() if len(target) > 2 else 0.0
+    best = [i for i in target.argsort()[::-1][:2] if target[i] > smoothing]
     return " + ".join(f"{target[i]:.2f} {names[i]}" for i in best)
 
 

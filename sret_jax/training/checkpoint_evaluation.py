@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import open_existing, read_weights
-from sret_jax.data.loader import check_batch_size, eval_transform
+from sret_jax.data.images import EvalTransform
+from sret_jax.data.loader import check_batch_size
 from sret_jax.data.sources import Source
 from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, abstract_variables
@@ -68,7 +69,7 @@ def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh]:
     mesh = make_mesh(config.fsdp)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
     create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
-    eval_transform(config.data, config.model.image_size)
+    EvalTransform(config.model.image_size, config.data.test_crop)
     open_existing(workdir).close()
     check_writable(workdir)
     source = open_split(config, workdir, config.data.eval_split)

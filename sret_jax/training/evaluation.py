@@ -14,7 +14,7 @@ from sret_jax.data.loader import eval_loader, steps_per_pass
 from sret_jax.data.sources import Source
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, replicated
-from sret_jax.training.losses import in_top_k
+from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.state import Variables
 from sret_jax.training.step import Batch, normalise
 

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.data import sources
-from sret_jax.data.loader import check_batch_size, eval_transform, train_transform
+from sret_jax.data.images import EvalTransform
+from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
 from sret_jax.errors import UserError, did_you_mean
 from sret_jax.files import write_json
@@ -120,14 +121,14 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
     create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
     train_transform(config.augment, config.model.image_size)
-    eval_transform(config.data, config.model.image_size)
+    EvalTransform(config.model.image_size, config.data.test_crop)
     train_source = open_split(config, workdir, config.data.train_split)
     eval_source = open_split(config, workdir, config.data.eval_split)
     model = build_model(config, eval_source)
-    if mixing.in_pairs and model.num_classes < 2:
+    if mixing.in_pairs and len(train_source.class_names) < 2:
         raise UserError(
-            f"{config.data.name} has {model.num_classes} class, and mixing needs two; set "
-            "config.augment.mixup=0 and config.augment.cutmix=0"
+            f"{config.data.name} has {len(train_source.class_names)} class, and mixing needs two; "
+            "set config.augment.mixup=0 and config.augment.cutmix=0"
         )
 
     steps_per_epoch = len(train_source) / config.batch_size

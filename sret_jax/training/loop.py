@@ -189,6 +189,12 @@ class Run:
             if is_leader():
                 changed = changed_settings(self.experiment.config, self.experiment.workdir)
             model = {k: v for k, v in changed.items() if k.removeprefix("model.") in ARCHITECTURE}
+            if "data.synthetic" in changed:
+                raise UserError(
+                    f"{self.experiment.workdir} was not trained with "
+                    f"config.data.synthetic={self.experiment.config.data.synthetic}; give another "
+                    "--workdir"
+                )
             if model:
                 raise UserError(
                     f"{self.experiment.workdir} was trained with another model ({_listed(model)}); "
@@ -268,6 +274,7 @@ class Run:
     def _evaluate(self) -> None:
         weights = {"eval": self.state.variables, "eval_ema": self.state.ema}
         self._results = self._evaluator.evaluate(weights)
+        self._bad_images["eval"].check(self._evaluator.loader)
         self._check_finite(self._results["eval"]["loss"])  # before anything is saved
         scalars = {f"{n}/{key}": v for n, r in self._results.items() for key, v in r.items()}
         self._writer.write_scalars(self.step, scalars)
@@ -279,7 +286,6 @@ class Run:
             f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
             f"EMA top-1 {percent(ema['top1'])}"
         )
-        self._bad_images["eval"].check(self._evaluator.loader)
         self._evaluated_at = self.step
 
     def _check_finite(self, loss: float) -> None:

@@ -31,10 +31,11 @@ class Window:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the enclosed time as waiting for data."""
+        """Counts the enclosed time as waiting for data, unless the devices were busy all along."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if not self._metrics or self._metrics[-1]["loss"].is_ready():  # type: ignore[attr-defined]
+            self._waited += time.perf_counter() - start
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

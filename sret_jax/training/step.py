@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sret_jax.data.mixing import Mixing, row_keys
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
-from sret_jax.training.losses import in_top_k
+from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.state import TrainState, Variables
 
 MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other

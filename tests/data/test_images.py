@@ -143,3 +143,34 @@ def test_more_pixels_than_memory_should_hold_are_a_bad_image():
 def test_unreadable_bytes_are_a_bad_image_in_training_too(data):
     with pytest.raises(BadImage):
         decode_crop(data, lambda w, h: (0, 0, w, h), 32)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_damaged_exif_hides_no_image(form):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description long enough to be stored elsewhere"
+    buffer = io.BytesIO()
+    photographs(1, seed=0)[0].save(buffer, form, exif=exif.tobytes())
+    data = buffer.getvalue()
+    start = data.index(exif.tobytes()[6:40])
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        for i in rng.integers(start, start + 34, 2):
+            changed[i] = rng.integers(256)
+        assert decode_crop(bytes(changed), lambda w, h: (0, 0, w, h), 1000).shape[2] == 3
+
+
+def test_orientation_far_into_the_header_counts_in_training_as_in_evaluation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    photographs(1, seed=0)[0].save(buffer, "JPEG", exif=exif.tobytes())
+    segment = b"\xff\xe2" + (20_002).to_bytes(2, "big") + bytes(20_000)
+    data = buffer.getvalue()
+    data = data[:2] + segment + data[2:]
+    upright = decode(data)
+    assert upright.size == photographs(1, seed=0)[0].size[::-1]
+    whole = decode_crop(data, lambda w, h: (0, 0, w, h), 1000)
+    np.testing.assert_array_equal(whole, np.asarray(upright))

@@ -1,8 +1,13 @@
+import ast
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
+from sret_jax.data import jpeg
+from sret_jax.data.images import decode
 from sret_jax.data.training_view import TrainTransform, jitter_colors, resize, three_augment
 from sret_jax.errors import UserError
 from sret_jax.tools.input_benchmark import exact_view, psnr
@@ -79,7 +84,7 @@ def test_the_view_is_near_exact_decoding_and_pillows_bicubic():
     for i, photo in enumerate(photographs(40, seed=5)):
         data = encode(photo)
         box = transform.sample_box(*photo.size, np.random.default_rng(i))
-        exact = exact_view(data, box, 224)
+        exact = exact_view(decode(data), box, 224)
         ratios.append(psnr(transform.view(data, np.random.default_rng(i)), exact))
     assert np.median(ratios) > 40  # 35 is what must hold
     assert min(ratios) > 32
@@ -99,7 +104,8 @@ def test_large_images_are_read_at_a_lower_resolution_and_look_the_same(size):
     for i, photo in enumerate(photographs(10, seed=7)):
         data = encode(photo.resize((1600, 1200), Image.Resampling.BICUBIC))
         box = transform.sample_box(1600, 1200, np.random.default_rng(i))
-        exact = exact_view(data, box, size)
+        read = jpeg.widened(box, jpeg.scale_for(box, size))
+        exact = exact_view(decode(data), read, size)
         ratios.append(psnr(transform.view(data, np.random.default_rng(i)), exact))
     assert np.median(ratios) > 35
 
@@ -155,3 +161,16 @@ def test_a_policy_is_applied_after_the_crop_and_flip():
 def test_a_mistake_in_a_policy_is_named(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         TrainTransform(8, *CROP, **settings)
+
+
+REFERENCE = pathlib.Path(__file__).parent / "augment.npz"
+
+
+def test_crops_are_near_the_reference_resizes():
+    with np.load(REFERENCE) as arrays:
+        image = arrays["image"]
+        keys = [key for key in arrays if key.startswith("resize_bicubic/")]
+        assert len(keys) == 3
+        for key in keys:
+            left, top, right, bottom = ast.literal_eval(key.split("/")[1])
+            assert psnr(resize(image[top:bottom, left:right], len(arrays[key])), arrays[key]) > 30

@@ -18,6 +18,7 @@ from sret_jax.data.sources import find_builder, open_source
 from sret_jax.tools import prepare, reencode
 from tests import archives
 from tests.conftest import ROOT, run_python
+from tests.tools.test_prepare import fails
 
 COMMAND = ("-m", "sret_jax.tools.prepare")
 MAX_SIDE = 128
@@ -208,15 +209,6 @@ def is_running(pid: str) -> bool:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def fails(capsys, *args):
-    with pytest.raises(SystemExit) as stop:
-        prepare.main([str(a) for a in args])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("Error: ")
-    return error[-1]
 
 
 def test_a_copy_begun_with_other_settings_is_refused(tmp_path, digits_dir, capsys):

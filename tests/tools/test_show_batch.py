@@ -37,6 +37,7 @@ def test_a_grid_of_augmented_images_with_their_mixed_labels_is_drawn(tmp_path, d
     ("flag", "sentence"),
     [
         ("--columns=3", "--columns=3 must be even"),
+        ("--config.data.synthetic=True", "has no images to show"),
         ("--rows=100", "--rows=100 times --columns=8 is more than the batch of 64; show fewer"),
         ("--config.augment.policy=rnd", "unknown policy 'rnd'"),
         ("--config.augment.mixupp=1.0", "did you mean 'augment.mixup'?"),

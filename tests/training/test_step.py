@@ -9,7 +9,7 @@ import pytest
 import sret_jax
 from sret_jax.data.mixing import Mixing
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
-from sret_jax.training.losses import in_top_k
+from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 
