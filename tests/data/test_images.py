@@ -145,13 +145,12 @@ def test_unreadable_bytes_are_a_bad_image_in_training_too(data):
         decode_crop(data, lambda w, h: (0, 0, w, h), 32)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_damaged_exif_hides_no_image(form):
+def test_damaged_exif_hides_no_image():
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "a description long enough to be stored elsewhere"
     buffer = io.BytesIO()
-    photographs(1, seed=0)[0].save(buffer, form, exif=exif.tobytes())
+    photographs(1, seed=0)[0].save(buffer, "JPEG", exif=exif.tobytes())
     data = buffer.getvalue()
     start = data.index(exif.tobytes()[6:40])
     rng = np.random.default_rng(0)
