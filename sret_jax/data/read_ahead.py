@@ -38,8 +38,7 @@ class ReadAhead:
           budget: rows that may be held in all.
           workers: processes asked for; 0: threads, -1: one process per core.
         """
-        readers = available_cores() if workers < 0 else workers
-        readers = readers or available_cores()
+        readers = workers if workers > 0 else available_cores()
         readers = min(readers, max(1, budget // (LEAST_HELD * min(rows, SMALLEST_CHUNK))))
         most = min(LARGEST_CHUNK, max(1, budget // (LEAST_HELD * readers)))
         chunk = max(size for size in range(1, most + 1) if rows % size == 0)

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from sret_jax.data import jpeg
+from sret_jax.data.images import BadImage, decode
 from sret_jax.data.sources import Record
 from sret_jax.errors import UserError
 
@@ -52,8 +53,11 @@ def read_jpegs(folder: pathlib.Path) -> list[bytes]:
         raise UserError(f"--images={folder} holds no {' or '.join(JPEG_SUFFIXES)} files")
     images = [file.read_bytes() for file in files]
     for file, image in zip(files, images, strict=True):
-        if jpeg.plain_size(image) is None:
-            raise UserError(f"--images: {file} is no complete, upright RGB JPEG; leave it out")
+        try:
+            if jpeg.plain_size(image) is None:
+                decode(image)
+        except BadImage as e:
+            raise UserError(f"--images: {file} cannot be read ({e}); leave it out") from e
     return images
 
 

@@ -58,7 +58,7 @@ def test_folders_and_numbers_that_will_not_do_are_named(tmp_path):
     images = f"--images={tmp_path}"
     assert f"Error: {images} holds no .jpg or .jpeg files" in sentence(images)
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    assert f"{tmp_path / 'a.jpg'} is no complete, upright RGB JPEG" in sentence(images)
+    assert f"{tmp_path / 'a.jpg'} cannot be read (" in sentence(images)
     assert "--size=0 must be at least 8" in sentence("--size=0")
 
 
