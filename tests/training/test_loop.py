@@ -374,6 +374,7 @@ def test_unreadable_images_within_the_bound_are_named_once(
 
 def test_synthetic_data_need_no_data_set_and_cost_no_waiting(tiny_config, tmp_path, digits_dir):
     tiny_config.data.update(synthetic=True, name="imagenet2012", data_dir="/nowhere")
+    tiny_config.model.num_classes = 10
     tiny_config.stop_at_step = 4
     tiny_config.log_every_steps = 4
     result = loop.train(tiny_config, epath.Path(tmp_path))
