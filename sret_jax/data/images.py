@@ -25,6 +25,7 @@ LONGEST = 16  # sides, beyond which only a part of an image is resized
 
 # Pillow warns of images that it will still decode.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # and of damaged EXIF
 
 
 class BadImage(ValueError):
