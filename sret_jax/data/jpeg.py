@@ -35,7 +35,7 @@ def orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 is upright, and what an unreadable tag counts as."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
+    except Exception:  # of a damaged tag Pillow raises almost anything
         return 1
     return value if value in range(1, 9) else 1
 
