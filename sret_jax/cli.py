@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
 
 # TensorFlow only prepares data and writes event files here; its start-up messages help nobody.
@@ -37,7 +38,7 @@ def clear_errors() -> Iterator[None]:
 def fail(sentence: str) -> NoReturn:
     """Prints the sentence on stderr and exits with status 2."""
     print(f"Error: {sentence}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    sys.exit(exit_status.BAD_INPUT)
 
 
 def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:

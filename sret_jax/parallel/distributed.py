@@ -9,6 +9,8 @@ from jax.experimental import multihost_utils
 
 from sret_jax.errors import UserError
 
+START_TIMEOUT, PEER_TIMEOUT = 300, 100  # seconds
+
 
 class AgreedError(UserError):
     """A UserError of some process that every process raises."""
@@ -57,20 +59,29 @@ def is_leader() -> bool:
 
 
 def initialize(
-    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_timeout: int = START_TIMEOUT,
+    peer_timeout: int = PEER_TIMEOUT,
 ) -> None:
     """Joins the other processes of this run; does nothing where there are none.
 
     With no arguments, JAX looks for a cluster it knows (TPU pod slice, SLURM, Open MPI,
-    Kubernetes). With all three, it joins `processes` processes at `coordinator`.
+    Kubernetes). With all three, it joins `processes` processes at `coordinator`. A process that
+    waits for the others in vain, or finds later that one is gone, is aborted by JAX itself.
 
     Args:
       coordinator: HOST:PORT of process 0.
       processes: how many there are.
       process_id: which one this is, from 0.
+      start_timeout: seconds to wait for the others to join.
+      peer_timeout: seconds without a heartbeat after which a process counts as dead, and as long
+        again to wait for the others at the end.
 
     Raises:
-      UserError: some but not all of the three are given, or the number is out of range.
+      UserError: some but not all of the three are given, or a number is out of range.
     """
     given = [value is not None for value in (coordinator, processes, process_id)]
     if any(given) != all(given):
@@ -83,8 +94,18 @@ def initialize(
             f"--process_id={process_id} is out of range; use 0 to {processes - 1} "
             f"for --processes={processes}"
         )
+    for name, value in (("start_timeout", start_timeout), ("peer_timeout", peer_timeout)):
+        if value < 1:
+            raise UserError(f"--{name}={value} must be at least 1 second")
     try:
-        jax.distributed.initialize(coordinator, processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process_id,
+            initialization_timeout=start_timeout,
+            heartbeat_timeout_seconds=peer_timeout,
+            shutdown_timeout_seconds=peer_timeout,
+        )
     except ValueError as e:
         no_cluster = "coordinator_address should be defined" in str(e)
         if coordinator is not None or not no_cluster:

@@ -22,7 +22,13 @@ def launch(values: flags.FlagValues) -> dict[str, Any]:
     Raises:
       UserError: whatever the user can mend.
     """
-    distributed.initialize(values.coordinator, values.processes, values.process_id)
+    distributed.initialize(
+        values.coordinator,
+        values.processes,
+        values.process_id,
+        start_timeout=values.start_timeout,
+        peer_timeout=values.peer_timeout,
+    )
     config_flag: Any = values["config"]
     workdir = absolute(values.workdir or default_workdir(config_flag.config_filename))
     config = values.config
