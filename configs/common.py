@@ -150,5 +150,12 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.checkpoint.keep_latest = 2
     config.checkpoint.keep_best = 1
     config.checkpoint.keep_every_epochs = 50.0  # 0: keep none for good
+    config.rollback = ml_collections.ConfigDict()
+    config.rollback.bad_steps = 10  # in a row not finite: back to the last good checkpoint
+    config.rollback.most = 3  # times, then the run ends
+    config.watchdog = ml_collections.ConfigDict()
+    config.watchdog.factor = 20.0  # no step for so many median steps: all stacks are printed
+    config.watchdog.least_seconds = 120.0  # but not before
+    config.watchdog.stop_seconds = 1800.0  # the process ends; its peers then do, too
     config.profile = ()  # (first, last): steps to write a profiler trace of
     return config

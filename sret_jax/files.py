@@ -8,7 +8,12 @@ from etils import epath
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """The absolute path, which Orbax asks for; a bucket's is absolute already."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).expanduser().resolve()
+    return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser().resolve()
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether the path is an URI such as gs://bucket/run."""
+    return "://" in str(path)
 
 
 def write_text(path: epath.Path, text: str) -> None:

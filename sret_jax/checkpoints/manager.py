@@ -5,8 +5,9 @@ the step with the optimizer's state. Converted weights are a workdir with `model
 """
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -20,15 +21,35 @@ from sret_jax.parallel.distributed import agreed, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
 WEIGHTS = {"model": "eval", "ema": "eval_ema"}
-CHECKPOINTS, DAMAGED = "checkpoints", "checkpoints_damaged"
+CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
 BEST_METRIC = "top1"
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: JAX agrees on the numbers it is polled with, and those are not Orbax's steps."""
+        del step
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class _LatestRated(policies.PreservationPolicy):
+    """Keeps the latest `n` that were evaluated."""
+
+    n: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        rated = [c.step for c in checkpoints if c.metrics is not None]
+        return [c.step in rated[-self.n :] for c in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one workdir, written asynchronously.
 
-    The latest `keep_latest`, the best `keep_best` by raw top-1 and every `keep_every`-th step are
-    kept; each rule holds on its own, so none evicts what another keeps.
+    Kept are the newest; of those that were saved with metrics the latest `keep_latest` and the
+    best `keep_best` by raw top-1; and every `keep_every`-th step. Each rule holds on its own, so
+    none evicts what another keeps.
     """
 
     def __init__(
@@ -42,14 +63,15 @@ class Checkpoints:
     ):
         self._workdir = workdir
         rules: list[policies.PreservationPolicy] = [
-            policies.LatestN(keep_latest),
+            policies.LatestN(1),
+            _LatestRated(keep_latest),
             policies.BestN(
                 get_metric_fn=_best_metric, n=keep_best, keep_checkpoints_without_metrics=False
             ),
         ]
         if keep_every:
             rules.append(policies.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             workdir / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(rules),
@@ -94,7 +116,7 @@ class Checkpoints:
         for i, step in enumerate(steps):
             restored = self.try_restore(step, targets)
             if restored is not None:
-                self._move_aside(steps[:i])
+                self.set_aside(steps[:i])
                 return step, restored
         if steps:
             raise UserError(
@@ -102,6 +124,29 @@ class Checkpoints:
                 "or train in another --workdir"
             )
         return None
+
+    def is_rated(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is on disk with the metrics of an evaluation."""
+        return step in self.steps and self._manager.metrics(step) is not None
+
+    def newest_rated(self, at_most: int) -> int | None:
+        """The newest step up to `at_most` that was saved with metrics."""
+        return next((step for step in self.steps if step <= at_most and self.is_rated(step)), None)
+
+    def set_aside(self, steps: list[int]) -> None:
+        """Hides checkpoints, the newest first, without deleting them."""
+        if not steps:
+            return
+        if is_leader():
+            aside = self._workdir / SET_ASIDE
+            aside.mkdir(parents=True, exist_ok=True)
+            for step in sorted(steps, reverse=True):
+                targets = (aside / f"{step}.{i}" for i in count())
+                target = next(path for path in targets if not path.exists())
+                (self._workdir / CHECKPOINTS / str(step)).rename(target)
+                print(f"The checkpoint of step {step} is now {target}.", flush=True)
+        gather(True)
+        self._manager.reload()
 
     def has_item(self, step: int, name: str) -> bool:
         """Whether the checkpoint of `step` holds that item."""
@@ -137,6 +182,17 @@ class Checkpoints:
         """Shapes of the arrays of an item, by path."""
         return _shapes(self._manager.item_metadata(step)[name].tree)
 
+    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics of an evaluation to a checkpoint that was saved without."""
+        self.settle()
+        # TODO
+        self._manager.reload()
+
+    def settle(self) -> bool:
+        """Waits for the save in progress; returns whether the last save is on disk."""
+        self._manager.wait_until_finished()
+        return True
+
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.close()
@@ -155,21 +211,6 @@ class Checkpoints:
                     f"or optimizer; use its own config or another --workdir. {len(differences)} "
                     f"arrays of {name!r} differ: {few(differences)}"
                 )
-
-    def _move_aside(self, steps: list[int]) -> None:
-        """Hides damaged checkpoints from the manager without deleting them."""
-        if not steps:
-            return
-        if is_leader():
-            aside = self._workdir / DAMAGED
-            aside.mkdir(parents=True, exist_ok=True)
-            for step in steps:
-                targets = (aside / f"{step}.{i}" for i in count())
-                target = next(path for path in targets if not path.exists())
-                (self._workdir / CHECKPOINTS / str(step)).rename(target)
-                print(f"The damaged checkpoint of step {step} is now {target}.", flush=True)
-        gather(True)
-        self._manager.reload()
 
 
 def read_weights(workdir: epath.Path, targets: Any) -> tuple[int, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Batches on devices: each host reads the chunks its own devices hold, ahead of the step."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ class Loader:
 
     Attributes:
       bad_records: numbers of the unreadable records this host has met since last asked.
+      recent_records: those of all samples in this host's last two batches.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Loader:
         self._batch_size = batch_size
         self._sharding = sharding
         self.bad_records: list[int] = []
+        self.recent_records: deque[list[int]] = deque(maxlen=2)
 
         rows = batch_size // sharding.num_devices
         self._devices = _first_rows_by_device(sharding, batch_size)
@@ -73,6 +76,8 @@ class Loader:
 
     def __next__(self) -> Batch:
         parts = self.next_parts()
+        records = np.concatenate([part["record"] for part in parts.values()])
+        self.recent_records.append(records.tolist())
         for part in parts.values():
             self.bad_records.extend(part["record"][part["bad"]].tolist())
         return {key: self._to_devices(parts, key) for key in BATCH_KEYS}
@@ -110,6 +115,7 @@ class SyntheticLoader:
             "real": np.ones(batch_size, bool),
         }
         self.bad_records: list[int] = []
+        self.recent_records: deque[list[int]] = deque()
         self._batch: Batch = jax.device_put(batch, sharding)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -15,6 +15,7 @@ from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
+from sret_jax.parallel.preemption import Preemption
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.evaluation import Evaluator, table
 from sret_jax.training.experiment import (
@@ -40,6 +41,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
 
     Raises:
       UserError: whatever the user can mend; before any compilation.
+      Preempted: SIGTERM or Ctrl-C came.
     """
     with agreed():
         model, source, mesh = _open(config, workdir)
@@ -47,8 +49,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     shardings = state_shardings(abstract, mesh)
     step, weights = read_weights(workdir, with_shardings(abstract, shardings))
     evaluator = Evaluator(model, config, source, mesh, shardings)
-    with contextlib.closing(evaluator.loader):
-        results = evaluator.evaluate(weights)
+    with contextlib.closing(evaluator.loader), Preemption() as preemption:
+        results = evaluator.evaluate(weights, preemption.check)
     BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
     report = {"step": step, **results}
     if is_leader():

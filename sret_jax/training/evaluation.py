@@ -1,5 +1,6 @@
 """Evaluation that counts every example exactly once."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -58,11 +59,14 @@ class Evaluator:
             source, config, model.image_size, config.eval_batch_size, batch_sharding(mesh)
         )
 
-    def evaluate(self, weights: dict[str, Variables]) -> Results:
+    def evaluate(
+        self, weights: dict[str, Variables], between_batches: Callable[[], None]
+    ) -> Results:
         """Evaluates several sets of weights in one pass over the data.
 
         Args:
           weights: variables by name, e.g. {"eval": raw, "eval_ema": average}.
+          between_batches: called after each batch; what it raises ends the pass.
 
         Returns:
           {name: {"top1", "top5" (shares), "loss" (nats)}}.
@@ -71,6 +75,7 @@ class Evaluator:
         for batch in islice(self.loader, self._steps):
             totals = {name: self._step(weights[name], batch, totals[name]) for name in weights}
             jax.block_until_ready(totals)  # keeps one batch on the device at a time
+            between_batches()
         return {
             name: {key: float(value) for key, value in jax.device_get(total).compute().items()}
             for name, total in totals.items()

@@ -48,7 +48,7 @@ class Experiment:
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
       schedule: step -> learning rate.
-      optimizer: AdamW on that schedule.
+      optimizer: AdamW, the rate left out.
       abstract_state, shardings: shapes of the state, and how it lies on the mesh.
     """
 
@@ -134,7 +134,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     steps_per_epoch = len(train_source) / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
     schedule = make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps)
-    optimizer = make_optimizer(config.optim, schedule)
+    optimizer = make_optimizer(config.optim)
     abstract_state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
     return Experiment(
         config=config,
@@ -210,6 +210,10 @@ def check_numbers(config: ConfigDict) -> None:
         "eval_every_epochs",
         "checkpoint.every_epochs",
         "checkpoint.keep_latest",
+        "rollback.bad_steps",
+        "watchdog.factor",
+        "watchdog.least_seconds",
+        "watchdog.stop_seconds",
         "data.prefetch",
     )
     for name in positive:
@@ -222,6 +226,7 @@ def check_numbers(config: ConfigDict) -> None:
         "optim.warmup_epochs",
         "optim.weight_decay",
         "optim.clip_norm",
+        "rollback.most",
     ):
         if _get(config, name) < 0:
             raise UserError(f"config.{name}={_get(config, name)} must be 0 or more")

@@ -1,20 +1,31 @@
 """From the command line of main.py to one call of training or evaluation."""
 
+import contextlib
+import os
 import re
+import sys
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 from absl import flags
 from etils import epath
 
+from sret_jax import exit_status
+from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.parallel import distributed
+from sret_jax.parallel.preemption import Preempted
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.experiment import load_config
 from sret_jax.training.loop import train
 
 
-def launch(values: flags.FlagValues) -> dict[str, Any]:
+def launch(values: flags.FlagValues) -> None:
     """Joins the other processes, then trains or evaluates as the flags say.
+
+    Asked to stop, it exits with status 75.
 
     Evaluating without --config takes the config saved in the workdir; single settings are
     overridden in any case.
@@ -29,6 +40,16 @@ def launch(values: flags.FlagValues) -> dict[str, Any]:
         start_timeout=values.start_timeout,
         peer_timeout=values.peer_timeout,
     )
+    try:
+        with _peers_see_a_crash():
+            _run(values)
+    except Preempted as stopped:
+        if distributed.is_leader():
+            print(stopped, flush=True)
+        sys.exit(exit_status.PREEMPTED)
+
+
+def _run(values: flags.FlagValues) -> None:
     config_flag: Any = values["config"]
     workdir = absolute(values.workdir or default_workdir(config_flag.config_filename))
     config = values.config
@@ -41,7 +62,21 @@ def launch(values: flags.FlagValues) -> dict[str, Any]:
         report = evaluate_checkpoint(saved or config, workdir)
     if values.json and distributed.is_leader():
         write_json(epath.Path(values.json), report)
-    return report
+
+
+@contextlib.contextmanager
+def _peers_see_a_crash() -> Iterator[None]:
+    """Ends this process at once where others would wait for it in vain at JAX's shutdown."""
+    try:
+        yield
+    except (UserError, Preempted):
+        raise
+    except Exception:
+        if jax.process_count() > 1:
+            traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(1)
+        raise
 
 
 def default_workdir(config_file: str) -> str:

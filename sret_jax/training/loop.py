@@ -1,47 +1,49 @@
-"""The train loop: resume, step, report, evaluate, save."""
+"""The train loop: resume, step, report, evaluate, save; roll back, or stop when asked to."""
 
 import contextlib
 import math
 import time
+from collections import deque
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from clu import metric_writers, parameter_overview
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data.loader import Loader, SyntheticLoader, train_loader
 from sret_jax.errors import UserError
-from sret_jax.files import write_json
-from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.parallel.distributed import agreed, gather, is_leader
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
+from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.training.bad_images import BadImages
-from sret_jax.training.curves import draw_curves
-from sret_jax.training.evaluation import Evaluator, Results, percent
+from sret_jax.training.crash import write_crash_report
+from sret_jax.training.evaluation import Evaluator, Results
 from sret_jax.training.experiment import (
     Experiment,
     changed_settings,
     open_experiment,
-    save_description,
 )
-from sret_jax.training.flops import model_macs
-from sret_jax.training.metrics_file import JsonlWriter, read_metrics
+from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
-from sret_jax.training.progress import ProgressLine, Window, duration
+from sret_jax.training.progress import duration
+from sret_jax.training.report import Reporter
+from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
 from sret_jax.training.state import TrainState
-from sret_jax.training.step import make_train_step
+from sret_jax.training.step import Metrics, make_train_step
+from sret_jax.training.watchdog import Watchdog
 
-RESULT_FILE = "result.json"
 ARCHITECTURE = ("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "permutation")
+REMEMBERED_LOSSES = 20
 
 
 def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
     Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png and
-    result.json there.
+    result.json there; rollbacks.json where losses were not finite, and crash/ after a crash.
 
     Args:
       config: as configs/common.py makes it.
@@ -52,25 +54,42 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
       "train_seconds", "images_per_second"}.
 
     Raises:
-      UserError: a bad config, data set or checkpoint, before any compilation; later, a label
-        outside the classes, a hundred unreadable images in a row, or a loss that is not finite.
+      Preempted: SIGTERM or Ctrl-C came; a checkpoint of the last step is saved.
+      UserError: a bad config, data set or checkpoint, or another run in the workdir, before any
+        compilation; later, a label outside the classes, a hundred unreadable images in a row,
+        losses that are not finite after config.rollback.most rollbacks, or a last checkpoint that
+        cannot be written.
     """
-    with agreed():
-        experiment = open_experiment(config, workdir)
-    with contextlib.closing(Run(experiment)) as run:
-        run.train()
-        return run.finish()
+    with contextlib.ExitStack() as resources:
+        preemption = resources.enter_context(Preemption())
+        with agreed():
+            experiment = open_experiment(config, workdir)
+            lock = resources.enter_context(locked(workdir)) if is_leader() else Lock()
+        watchdog = resources.enter_context(Watchdog(**config.watchdog))
+        run = resources.enter_context(
+            contextlib.closing(Run(experiment, preemption, watchdog, lock))
+        )
+        try:
+            run.train()
+            return run.finish()
+        except Exception as error:
+            run.report_crash(error)
+            raise
 
 
 class Run:
     """A started training run: its state, its data and where it reports."""
 
-    def __init__(self, experiment: Experiment):
+    def __init__(
+        self, experiment: Experiment, preemption: Preemption, watchdog: Watchdog, lock: Lock
+    ):
         self.experiment = experiment
-        self._progress = ProgressLine(
-            experiment.total_steps, experiment.steps_per_epoch, enabled=is_leader()
-        )
+        self._preemption = preemption
+        self._watchdog = watchdog
+        self._lock = lock
         self._resources = contextlib.ExitStack()
+        self.state: TrainState
+        self.step: int
         config = experiment.config
         self._checkpoints = Checkpoints(
             experiment.workdir,
@@ -79,12 +98,11 @@ class Run:
             keep_every=experiment.keep_every,
         )
         self._resources.callback(self._checkpoints.close)
-        self.state = self._restore() or experiment.init_state()
-        self.step = int(self.state.step)
-        self._describe()
-        self._writer = self._make_writer()
-        self._resources.callback(self._writer.close)
-        self._window = Window(self._seconds_before())
+        self._rollbacks = Rollbacks.read(experiment.workdir)
+        self._reporter = Reporter(experiment)
+        self._resources.callback(self._reporter.close)
+        self._resume()
+        self._reporter.describe()
         self._evaluator = Evaluator(
             experiment.model,
             config,
@@ -94,93 +112,228 @@ class Run:
         )
         self._resources.callback(self._evaluator.loader.close)
         self._bad_images = {
-            name: BadImages(source, config.data.max_bad_fraction, self._progress.say)
+            name: BadImages(source, config.data.max_bad_fraction, self._reporter.say)
             for name, source in (
                 ("train", experiment.train_source),
                 ("eval", experiment.eval_source),
             )
         }
         self._results: Results = {}
-        self._evaluated_at: int | None = None
+        self._loader: Loader | SyntheticLoader | None = None
+        self._losses: deque[tuple[int, jax.Array]] = deque(maxlen=REMEMBERED_LOSSES)
 
     def train(self) -> None:
-        """Takes the steps that are left."""
-        experiment, config = self.experiment, self.experiment.config
-        if self.step >= experiment.last_step:
-            self._progress.say(f"Training is complete at step {self.step:,}.")
+        """Takes the steps that are left.
+
+        Raises:
+          Preempted: once a checkpoint of the last step is on disk.
+        """
+        if self.step >= self.experiment.last_step:
+            self._reporter.say(f"Training is complete at step {self.step:,}.")
             return
         train_step = self._compile_step()
-        loader = train_loader(
-            experiment.train_source,
-            config,
-            experiment.model.image_size,
-            config.batch_size,
-            batch_sharding(experiment.mesh),
-            start_step=self.step,
-        )
-        self._resources.callback(loader.close)
-        profiler = Profiler(config.profile, experiment.workdir)
-        self._resources.callback(profiler.close)
-        self._window.restart()
-        while self.step < experiment.last_step:
-            profiler.before(self.step + 1)
-            with self._window.waiting():
-                batch = next(loader)
-            self.state, metrics = train_step(self.state, batch)
-            self._window.add(metrics)
-            self.step += 1
-            profiler.after(self.step, metrics)
-
-            last = self.step == experiment.last_step
-            if last or self.step % config.log_every_steps == 0:
-                self._report(loader)
-            save = last or self.step % experiment.save_every == 0
-            with self._window.paused():
-                # Before every save, for the best checkpoint is known by its evaluation.
-                if save or self.step % experiment.eval_every == 0:
-                    self._evaluate()
-                if save:
-                    self._save()
+        try:
+            while self.step < self.experiment.last_step:
+                try:
+                    self._take_steps(train_step)
+                except Diverged as diverged:
+                    self._roll_back(diverged)
+        except Preempted:
+            raise Preempted(self._save_before_stopping()) from None
 
     def finish(self) -> dict[str, Any]:
-        """Evaluates if the last step was not yet, and writes and prints the result."""
-        if self._evaluated_at != self.step:
-            self._evaluate()
-        self.close()
-        experiment, seconds = self.experiment, self._window.seconds
-        images = self.step * experiment.config.batch_size
-        result = {
-            "step": self.step,
-            **self._results,
-            "train_seconds": seconds,
-            "images_per_second": images / seconds if seconds else 0.0,
-        }
-        if is_leader():
-            workdir = experiment.workdir
-            write_json(workdir / RESULT_FILE, result)
-            draw_curves(workdir)
-            self._progress.say(
-                f"\nTest accuracy {percent(self._results['eval']['top1'])} at step {self.step:,} "
-                f"after {duration(seconds)} of training "
-                f"(EMA {percent(self._results['eval_ema']['top1'])}).\n"
-                f"Results: {workdir / RESULT_FILE}, {workdir / 'curves.png'}, "
-                f"{workdir / 'metrics.jsonl'}"
+        """Evaluates if the last step was not yet, and writes and prints the result.
+
+        Raises:
+          UserError: the last checkpoint cannot be written.
+        """
+        if not self._results:
+            self._evaluate_and_save()
+        if not self._checkpoints.settle():
+            raise UserError(
+                f"training is complete, but its last checkpoint cannot be written to "
+                f"{self.experiment.workdir}; mend the storage and start again to resume at step "
+                f"{max(self._checkpoints.steps, default=0):,}"
             )
-        return result
+        return self._reporter.result(self.step, self._results)
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends the loader's workers."""
         self._resources.close()
 
-    def _restore(self) -> TrainState | None:
+    def report_crash(self, error: Exception) -> None:
+        """Writes crash/ for an error that is not of the user's making."""
+        if isinstance(error, UserError | Preempted) and not isinstance(error, Diverged):
+            return
+        batches = self._loader.recent_records if self._loader else []
+        names = self.experiment.train_source.record_name
+        facts = {
+            "step": self.step,
+            "losses": {step: str(loss) for step, loss in self._losses},
+            "batches": [[names(record) for record in batch] for batch in batches],
+            "config": self.experiment.config.to_dict(),
+        }
+        try:
+            path = write_crash_report(self.experiment.workdir, error, facts)
+        except OSError as e:
+            print(f"No crash report could be written: {e}", flush=True)
+        else:
+            print(f"What is known of the crash is in {path}.", flush=True)
+
+    def _take_steps(self, train_step: jax.stages.Compiled) -> None:
+        """Steps to the end from where the state is.
+
+        Raises:
+          Diverged: at the last of too many steps in a row that were not finite.
+          Preempted: after the current step.
+        """
+        experiment, config = self.experiment, self.experiment.config
+        if self._is_due(self.step) and not self._checkpoints.is_rated(self.step):
+            self._evaluate_and_save()  # what a preemption, or a rollback to here, left out
+        with contextlib.ExitStack() as resources:
+            self._loader = train_loader(
+                experiment.train_source,
+                config,
+                experiment.model.image_size,
+                config.batch_size,
+                batch_sharding(experiment.mesh),
+                start_step=self.step,
+            )
+            resources.callback(self._loader.close)
+            profiler = Profiler(config.profile, experiment.workdir)
+            resources.callback(profiler.close)
+            window = self._reporter.window
+            window.restart()
+            while self.step < experiment.last_step:
+                profiler.before(self.step + 1)
+                with window.waiting():
+                    batch = next(self._loader)
+                self.state, metrics = train_step(self.state, batch)
+                self.step += 1
+                self._losses.append((self.step, metrics["loss"]))
+                self._check_streak(self.step - 1, window.add(metrics))
+                profiler.after(self.step, metrics)
+                self._watchdog.beat(step=True)
+
+                last = self.step == experiment.last_step
+                report = last or self.step % config.log_every_steps == 0
+                if report or self._is_due(self.step):
+                    self._check_streak(self.step, metrics)
+                if report:
+                    self._reporter.training(self.step)
+                    self._bad_images["train"].check(self._loader)
+                if self._is_due(self.step):
+                    with window.paused():
+                        self._evaluate_and_save()
+                self._preemption.check()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation, and perhaps a checkpoint, follows that step."""
+        return step > 0 and (self._is_save_due(step) or step % self.experiment.eval_every == 0)
+
+    def _is_save_due(self, step: int) -> bool:
+        return step == self.experiment.last_step or step % self.experiment.save_every == 0
+
+    def _evaluate_and_save(self) -> None:
+        """Evaluates, then saves if that is due: the best checkpoint is known by its evaluation."""
+        results = self._evaluator.evaluate(
+            {"eval": self.state.variables, "eval_ema": self.state.ema}, self._between_batches
+        )
+        self._bad_images["eval"].check(self._evaluator.loader)
+        if not math.isfinite(results["eval"]["loss"]):
+            raise Diverged("the evaluation's loss is not finite", self.step, self.step - 1)
+        self._results = results
+        self._reporter.evaluation(self.step, results)
+        if self._is_save_due(self.step):
+            self._save(results["eval"])
+        self._watchdog.beat()
+
+    def _between_batches(self) -> None:
+        self._watchdog.beat()
+        self._preemption.check()
+
+    def _save(self, metrics: dict[str, float] | None) -> None:
+        with agreed():
+            self._lock.check()
+        if self.step not in self._checkpoints.steps:
+            self._checkpoints.save(self.step, _to_items(self.state), metrics)
+        elif metrics and not self._checkpoints.is_rated(self.step):
+            self._checkpoints.rate(self.step, metrics)
+
+    def _save_before_stopping(self) -> str:
+        """Saves the current step if it is not; returns what to tell the user."""
+        step, checkpoints = self.step, self._checkpoints
+        if step and step not in checkpoints.steps:
+            self._save(None)
+        if not checkpoints.settle():
+            return f"Stopped as asked, but step {step:,} cannot be saved."
+        return f"Stopped as asked at step {step:,}, which is saved; start again to resume."
+
+    def _check_streak(self, step: int, metrics: Metrics | None) -> None:
+        """Raises Diverged once as many steps in a row as config says were not finite."""
+        streak = int(metrics["bad_streak"]) if metrics else 0
+        if streak >= self.experiment.config.rollback.bad_steps:
+            raise Diverged(
+                f"{streak} steps in a row had a loss or gradient that is not finite",
+                step,
+                step - streak,
+            )
+
+    def _roll_back(self, diverged: Diverged) -> None:
+        """Goes back to the last good checkpoint, and past the steps since then.
+
+        A good one was evaluated, before the first step that was not finite; where there is none,
+        the fresh state is taken. Newer ones move aside before the window is on disk, so that a run
+        killed in between comes here again.
+
+        Raises:
+          Diverged: this happened too often already.
+        """
+        experiment, limit = self.experiment, self.experiment.config.rollback.most
+        if len(self._rollbacks.windows) >= limit:
+            before = f" after rollbacks from {self._rollbacks}" if limit else ""
+            raise Diverged(
+                f"{diverged} at step {diverged.step:,}{before}; lower config.optim.lr_per_512, "
+                f"clip with config.optim.clip_norm, or raise config.rollback.most={limit} "
+                f"({experiment.workdir / ROLLBACKS_FILE} lists the steps)",
+                diverged.step,
+                diverged.last_good,
+            ) from None
+        self._checkpoints.settle()
+        good = self._checkpoints.newest_rated(at_most=diverged.last_good) or 0
+        self._checkpoints.set_aside([step for step in self._checkpoints.steps if step > good])
+        self._rollbacks = self._rollbacks.with_window(good + 1, diverged.step)
+        if is_leader():
+            self._rollbacks.write(experiment.workdir)
+        gather(True)
+        self._reporter.say(
+            f"{diverged} by step {diverged.step:,}: back to the weights of step {good:,}, leaving "
+            f"out the steps until here (rollback {len(self._rollbacks.windows)} of {limit})."
+        )
+        self._reporter.start(self._restore())
+        self._results = {}
+
+    def _restore(self) -> int:
+        """Takes the newest checkpoint or the fresh state; returns the step whose weights it has."""
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
         restored = self._checkpoints.restore_newest(_to_items(target))
-        if restored is None:
-            return None
-        step, items = restored
-        self._progress.say(f"Resuming {self.experiment.workdir} at step {step:,}.")
-        self._compare_config()
-        return _from_items(items)
+        step, items = restored or (0, {})
+        self.state = _from_items(items) if items else self.experiment.init_state()
+        self.step = self._rollbacks.goes_on_at(step)
+        if self.step != step:
+            self.state = self.state.replace(
+                step=jax.device_put(np.int32(self.step), target.step.sharding),
+                bad_streak=jax.device_put(np.int32(0), target.bad_streak.sharding),
+            )
+        return step
+
+    def _resume(self) -> None:
+        """Restores, and says what has changed since."""
+        step = self._restore()
+        if step:
+            self._reporter.say(f"Resuming {self.experiment.workdir} at step {self.step:,}.")
+            self._compare_config()
+        self._reporter.start(step)
 
     def _compare_config(self) -> None:
         """Says what the config changes; another architecture of the same shapes is refused."""
@@ -201,54 +354,18 @@ class Run:
                     "use its own config or another --workdir"
                 )
         if changed:
-            self._progress.say(f"The config has changed since: {_listed(changed)}.")
-
-    def _describe(self) -> None:
-        if not is_leader():
-            return
-        experiment = self.experiment
-        save_description(experiment)
-        abstract = experiment.abstract_state.variables["params"]
-        overview = parameter_overview.get_parameter_overview(abstract, include_stats=False)
-        self._progress.say(overview)
-        self._progress.say(
-            f"{experiment.config.model.name}: {model_macs(experiment.model) / 1e9:.3f} GMACs per "
-            f"{experiment.model.image_size}x{experiment.model.image_size} image; "
-            f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
-            f"images in {len(experiment.eval_source.class_names):,} classes; "
-            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,} on "
-            f"{experiment.mesh.size} {jax.devices()[0].platform} devices "
-            f"({jax.process_count()} hosts); results in {experiment.workdir}"
-        )
-
-    def _make_writer(self) -> metric_writers.MetricWriter:
-        if not is_leader():
-            return metric_writers.MultiWriter([])
-        workdir = self.experiment.workdir
-        return metric_writers.MultiWriter(
-            [
-                metric_writers.SummaryWriter(str(workdir / "tensorboard")),
-                JsonlWriter(workdir, last_step=self.step),
-            ]
-        )
-
-    def _seconds_before(self) -> float:
-        """Training time up to the step at which this run resumes."""
-        lines = read_metrics(self.experiment.workdir)
-        return max(
-            (x["train_seconds"] for x in lines if "train_seconds" in x and x["step"] <= self.step),
-            default=0.0,
-        )
+            self._reporter.say(f"The config has changed since: {_listed(changed)}.")
 
     def _compile_step(self) -> jax.stages.Compiled:
         experiment, config = self.experiment, self.experiment.config
         start = time.perf_counter()
-        self._progress.say("Compiling the train step...")
+        self._reporter.say("Compiling the train step...")
         train_step = make_train_step(
             experiment.model,
             experiment.optimizer,
             experiment.mesh,
             experiment.shardings,
+            schedule=experiment.schedule,
             seed=config.seed,
             mixing=experiment.mixing,
             ema_decay=config.ema_decay,
@@ -256,47 +373,8 @@ class Run:
         )
         batch = abstract_batch(config.batch_size, experiment.model.image_size)
         compiled = train_step.lower(experiment.abstract_state, batch).compile()
-        self._progress.say(f"Compiled in {duration(time.perf_counter() - start)}.")
+        self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
-
-    def _report(self, loader: Loader | SyntheticLoader) -> None:
-        config = self.experiment.config
-        report = self._window.close(config.batch_size)
-        report["lr"] = float(self.experiment.schedule(self.step - 1))
-        report["train_seconds"] = self._window.seconds
-        self._check_finite(report["loss"])
-        left = (self.experiment.last_step - self.step) * config.batch_size
-        self._writer.write_scalars(self.step, report)
-        self._writer.flush()
-        self._progress.show(self.step, report, left / report["images_per_second"])
-        self._bad_images["train"].check(loader)
-
-    def _evaluate(self) -> None:
-        weights = {"eval": self.state.variables, "eval_ema": self.state.ema}
-        self._results = self._evaluator.evaluate(weights)
-        self._bad_images["eval"].check(self._evaluator.loader)
-        self._check_finite(self._results["eval"]["loss"])  # before anything is saved
-        scalars = {f"{n}/{key}": v for n, r in self._results.items() for key, v in r.items()}
-        self._writer.write_scalars(self.step, scalars)
-        self._writer.flush()
-        epoch = self.step / self.experiment.steps_per_epoch
-        raw, ema = self._results["eval"], self._results["eval_ema"]
-        self._progress.say(
-            f"evaluation at step {self.step:,} (epoch {epoch:.1f}): "
-            f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
-            f"EMA top-1 {percent(ema['top1'])}"
-        )
-        self._evaluated_at = self.step
-
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} by step {self.step}; start again from the last checkpoint "
-                "with a lower config.optim.lr_per_512, or clip with config.optim.clip_norm"
-            )
-
-    def _save(self) -> None:
-        self._checkpoints.save(self.step, _to_items(self.state), self._results["eval"])
 
 
 def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -315,7 +393,7 @@ def _listed(changed: dict[str, str]) -> str:
 
 
 def _to_items(state: TrainState) -> dict[str, Any]:
-    train = {"step": state.step, "opt_state": state.opt_state}
+    train = {"step": state.step, "bad_streak": state.bad_streak, "opt_state": state.opt_state}
     return {"model": state.variables, "ema": state.ema, "train": train}
 
 

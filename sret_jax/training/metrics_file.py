@@ -1,6 +1,7 @@
 """metrics.jsonl: one line per step and kind of report, each step once, however often resumed."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,8 +28,9 @@ class JsonlWriter(metric_writers.MetricWriter):
         }
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds one line, in place of one of the same step and names."""
+        """Adds one line, in place of one of the same step and names; JSON has no nan."""
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         line = {"step": step, **values}
         self._lines[_key(line)] = line
 

@@ -32,24 +32,22 @@ def make_schedule(optim: Any, batch_size: int, steps_per_epoch: float, total_ste
     )
 
 
-def make_optimizer(optim: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay times lr on kernels only; optional global-norm clipping.
+def make_optimizer(optim: Any) -> optax.GradientTransformation:
+    """AdamW's direction d, of which the train step takes params <- params - lr(step) * d.
+
+    d = m / (sqrt(v) + eps) + weight_decay * params, the decay on kernels only (Loshchilov and
+    Hutter, equation 12); m and v are the bias-corrected moments of the gradient, clipped before
+    by its global norm if clip_norm is not 0.
 
     Args:
-      optim: the section config.optim; clip_norm 0 means no clipping.
-      schedule: from `make_schedule`.
+      optim: the section config.optim.
     """
-    adamw = optax.adamw(
-        schedule,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
-        weight_decay=optim.weight_decay,
-        mask=decay_mask,
+    clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+        optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
     )
-    if not optim.clip_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adamw)
 
 
 def decay_mask(params: Any) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+MEANS = ("loss", "top1", "grad_norm")
+
 
 class Window:
     """Collects the steps since the last report.
@@ -44,21 +46,29 @@ class Window:
         yield
         self._paused += time.perf_counter() - start
 
-    def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Takes one step's metrics and waits for the step before it, so one runs ahead at most."""
-        self._metrics.append(metrics)
-        if len(self._metrics) > 1:
-            jax.block_until_ready(self._metrics[-2])
+    def add(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array] | None:
+        """Takes one step's metrics and waits for the step before it, so one runs ahead at most.
 
-    def __len__(self) -> int:
-        return len(self._metrics)
+        Returns:
+          The metrics of the step before it, if that is in this window.
+        """
+        self._metrics.append(metrics)
+        if len(self._metrics) < 2:
+            return None
+        return jax.block_until_ready(self._metrics[-2])
 
     def close(self, batch_size: int) -> dict[str, float]:
-        """Ends the window: mean metrics, images/s and the share of time waited for data."""
+        """Ends the window: mean metrics, images/s and the share of time waited for data.
+
+        The means are over the steps that updated the state, nan where none did.
+        """
         metrics = jax.device_get(self._metrics)
         elapsed = time.perf_counter() - self._start - self._paused
-        report = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+        updates = [m for m in metrics if m["bad_streak"] == 0]
+        report = {name: _mean([m[name] for m in updates]) for name in MEANS}
+        report["lr"] = float(metrics[-1]["lr"])
         report["bad_images"] = float(np.sum([m["bad_images"] for m in metrics]))
+        report["skipped_steps"] = float(len(metrics) - len(updates))
         report["images_per_second"] = len(metrics) * batch_size / elapsed
         report["wait_share"] = self._waited / elapsed
         self.seconds += elapsed
@@ -84,6 +94,8 @@ class ProgressLine:
             f"waiting for data {100 * report['wait_share']:.0f}% | "
             f"{duration(seconds_left)} left"
         )
+        if report["skipped_steps"]:
+            line += f" | {report['skipped_steps']:.0f} steps not finite, skipped"
         if self._live:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
         elif self._enabled:
@@ -95,6 +107,10 @@ class ProgressLine:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         if self._enabled:
             print(message, flush=True)
+
+
+def _mean(values: list[np.ndarray]) -> float:
+    return float(np.mean(values)) if values else float("nan")
 
 
 def duration(seconds: float) -> str:

@@ -16,13 +16,15 @@ class TrainState(struct.PyTreeNode):
     """The whole state of a run: with the config, `step` alone tells which batch comes next.
 
     Attributes:
-      step: steps taken, int32.
+      step: steps taken, int32; those that updated nothing count too.
+      bad_streak: how many of the last steps, in a row, were not finite and updated nothing, int32.
       variables: {"params", "batch_stats"}, the raw weights.
       ema: exponential moving average of `variables`.
       opt_state: of the optimizer.
     """
 
     step: jax.Array
+    bad_streak: jax.Array
     variables: Variables
     ema: Variables
     opt_state: optax.OptState
@@ -34,6 +36,7 @@ def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: int) 
     variables: Variables = dict(model.init(jax.random.key(seed), image))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        bad_streak=jnp.zeros((), jnp.int32),
         variables=variables,
         # A copy, for donation may not meet one buffer twice.
         ema=jax.tree.map(jnp.copy, variables),

@@ -37,6 +37,7 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     *,
+    schedule: optax.Schedule,
     seed: int,
     mixing: Mixing,
     ema_decay: float,
@@ -52,11 +53,14 @@ def make_train_step(
     a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
     averages over, micro-batches.
 
+    A step whose loss or gradient is not finite updates nothing but the counters.
+
     Args:
       model: from `create_model`.
-      optimizer: applied to the parameters.
+      optimizer: makes the gradient a direction d; params <- params - lr * d.
       mesh: from `make_mesh`.
       shardings: of the state, from `state_shardings`.
+      schedule: step -> lr; of the step, so that steps that update nothing do not delay it.
       seed: of augmentation, drop path and permutations.
       mixing: erasing, mixup, cutmix and label smoothing, applied to the normalised images.
       ema_decay: d of ema <- d * ema + (1 - d) * variables, after every step.
@@ -64,8 +68,8 @@ def make_train_step(
 
     Returns:
       The step; its metrics are scalars: loss (nats), top1 (share of the batch whose best class is
-      that of the larger part of the image), grad_norm, and bad_images (how many of the batch could
-      not be read).
+      that of the larger part of the image), grad_norm, lr, bad_images (how many of the batch could
+      not be read), and bad_streak (as in the state: 0 where the step updated it).
     """
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
@@ -118,17 +122,28 @@ def make_train_step(
         batch = {**batch, "key": jax.lax.with_sharding_constraint(row_key, batch_sharding(mesh))}
         grads, batch_stats, metrics = gradients(state.variables, batch, key)
         params = state.variables["params"]
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        variables = {"params": optax.apply_updates(params, updates), "batch_stats": batch_stats}
-        state = TrainState(
+        direction, opt_state = optimizer.update(grads, state.opt_state, params)
+        lr = schedule(state.step)
+        params = optax.apply_updates(params, optax.tree.scale(-lr, direction))
+        variables = {"params": params, "batch_stats": batch_stats}
+        updated = TrainState(
             step=state.step + 1,
+            bad_streak=jnp.zeros_like(state.bad_streak),
             variables=variables,
             ema=optax.incremental_update(variables, state.ema, 1 - ema_decay),
             opt_state=opt_state,
         )
-        metrics["grad_norm"] = optax.global_norm(grads)
-        metrics["bad_images"] = batch["bad"].sum()
-        return state, metrics
+        skipped = state.replace(step=state.step + 1, bad_streak=state.bad_streak + 1)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, skipped)
+        return state, {
+            **metrics,
+            "grad_norm": grad_norm,
+            "lr": jnp.asarray(lr, jnp.float32),
+            "bad_images": batch["bad"].sum(),
+            "bad_streak": state.bad_streak,
+        }
 
     return jax.jit(
         train_step,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from sret_jax.checkpoints.manager import CHECKPOINTS, DAMAGED
+from sret_jax.checkpoints.manager import CHECKPOINTS, SET_ASIDE
 from sret_jax.errors import UserError
 from sret_jax.training import loop
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
@@ -249,7 +249,7 @@ def test_a_damaged_newest_checkpoint_is_moved_aside_and_the_one_before_taken(
     assert result["step"] == 6
     assert "checkpoint of step 6 cannot be read" in output
     assert "trying the one before it" in output and "at step 3" in output
-    assert (workdir / DAMAGED / "6.0").exists()
+    assert (workdir / SET_ASIDE / "6.0").exists()
     assert metrics(workdir) == pytest.approx(expected, rel=1e-6)
 
 

@@ -13,7 +13,14 @@ from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 
-SETTINGS = dict(seed=0, mixing=Mixing(label_smoothing=0.1), ema_decay=0.9, grad_accum=1)
+SGD = optax.identity()  # params <- params - lr * gradient
+SETTINGS = dict(
+    seed=0,
+    schedule=lambda step: 0.1,
+    mixing=Mixing(label_smoothing=0.1),
+    ema_decay=0.9,
+    grad_accum=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def start(model, optimizer, fsdp=1, **changes):
 
 
 def test_a_step_updates_weights_statistics_average_and_counter(model):
-    state, step, data = start(model, optax.sgd(0.1))
+    state, step, data = start(model, SGD)
     before = jax.device_get(state)
     state, metrics = step(state, data)
     assert int(state.step) == 1
@@ -64,8 +71,27 @@ def test_a_step_updates_weights_statistics_average_and_counter(model):
         np.testing.assert_allclose(leaf(state.ema), 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-7)
 
 
+def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
+    state, step, data = start(model, optax.scale_by_adam())
+    bias = state.variables["params"]["head"]["bias"]
+    state.variables["params"]["head"]["bias"] = bias.at[3].set(jnp.nan)
+    before = jax.device_get(state)
+    for streak in (1, 2):
+        state, metrics = step(state, data)
+        assert int(metrics["bad_streak"]) == streak and np.isnan(float(metrics["loss"]))
+    assert (int(state.step), int(state.bad_streak)) == (2, 2)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(state.replace(step=0, bad_streak=0)),
+        before.replace(step=0, bad_streak=0),
+    )
+    state.variables["params"]["head"]["bias"] = bias  # of before: mended
+    state, metrics = step(state, data)
+    assert (int(state.step), int(state.bad_streak)) == (3, 0)
+
+
 def test_batch_statistics_are_those_of_the_global_batch(model):
-    state, step, data = start(model, optax.sgd(0.1))
+    state, step, data = start(model, SGD)
     params = jax.device_get(state.variables["params"]["stem"]["conv1"])
     state, _ = step(state, data)
     x = jax.lax.conv_general_dilated(
@@ -100,7 +126,7 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches(model):
             twice[key][rows[:, part].ravel()] = value
 
     def parameters(data, **changes):
-        state, step, _ = start(model, optax.sgd(0.1), **changes)
+        state, step, _ = start(model, SGD, **changes)
         state, metrics = step(state, jax.device_put(data, batch_sharding(make_mesh())))
         return state.variables["params"], metrics
 
@@ -113,7 +139,7 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches(model):
 
 
 def test_fsdp_splits_parameters_and_optimizer_state(model):
-    state, step, data = start(model, optax.adamw(1e-3), fsdp=4)
+    state, step, data = start(model, optax.scale_by_adam(), fsdp=4)
     moments = [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
                if hasattr(s, "mu")]  # fmt: skip
     for tree in (state.variables["params"], *moments):
@@ -130,7 +156,7 @@ COLLECTIVE = re.compile(r"= (.*) (all-|reduce-scatter|collective-)")
 
 @pytest.mark.parametrize("changes", [{}, dict(grad_accum=2)])
 def test_mixing_moves_no_image_between_devices(model, changes):
-    state, step, data = start(model, optax.sgd(0.1), mixing=FULL, **changes)
+    state, step, data = start(model, SGD, mixing=FULL, **changes)
     program = step.lower(state, data).compile().as_text()
     moved = [m[1] for m in map(COLLECTIVE.search, program.splitlines()) if m]
     assert moved, "gradients at least must be summed"
@@ -138,7 +164,7 @@ def test_mixing_moves_no_image_between_devices(model, changes):
 
 
 def test_the_step_lets_nothing_cross_to_the_host(model):
-    state, step, data = start(model, optax.sgd(0.1), mixing=FULL)
+    state, step, data = start(model, SGD, mixing=FULL)
     with jax.transfer_guard("disallow"):
         state, metrics = step(state, data)
         step(state, data)
@@ -149,7 +175,7 @@ def test_the_step_lets_nothing_cross_to_the_host(model):
 def test_a_bfloat16_step_follows_the_float32_one(model, changes):
     def gradient_norm(dtype):
         clone = model.clone(dtype=dtype, loops=3, remat="full")
-        state, step, data = start(clone, optax.sgd(0.1), **changes)
+        state, step, data = start(clone, SGD, **changes)
         state, metrics = step(state, data)
         assert {p.dtype for p in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
         return float(metrics["loss"]), float(metrics["grad_norm"])

@@ -1,0 +1,185 @@
+"""One run a workdir: a second one is refused, and a killed one never stands in the way."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from etils import epath
+
+from sret_jax.errors import UserError
+from sret_jax.files import is_remote, write_json
+
+LOCK_FILE, NOTE_FILE = ".lock", "owner.json"
+BEAT_SECONDS = 10.0
+SILENT_SECONDS = 40.0
+
+
+class Lock:
+    """The right to write a workdir."""
+
+    def check(self) -> None:
+        """Raises UserError if another run has taken the workdir over."""
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[Lock]:
+    """Keeps other runs out of a workdir while the context lasts.
+
+    On a file system, `flock` on WORKDIR/.lock, which the kernel releases however this process
+    ends. In a bucket, and where the file system has no locks, a note WORKDIR/owner.json that is
+    renewed every 10 s; a note that stays the same for 40 s is of a dead run and is taken over.
+
+    Raises:
+      UserError: another run holds it; the sentence names its host, process and start.
+    """
+    if is_remote(workdir) or not _has_locks(workdir):
+        with Note(workdir) as note:
+            yield note
+        return
+    with (workdir / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _in_use(workdir, _parse((workdir / LOCK_FILE).read_text())) from None
+        file.truncate(0)
+        file.write(json.dumps(_owner()))
+        file.flush()
+        yield Lock()
+
+
+class Note(contextlib.AbstractContextManager, Lock):
+    """A note of the owner that is renewed as long as its process lives."""
+
+    def __init__(
+        self,
+        workdir: epath.Path,
+        beat_seconds: float = BEAT_SECONDS,
+        silent_seconds: float = SILENT_SECONDS,
+    ):
+        self._workdir = workdir
+        self._path = workdir / NOTE_FILE
+        self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
+        self._owner = {**_owner(), "token": os.urandom(8).hex()}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._usurper: dict[str, Any] | None = None
+
+    def __enter__(self) -> "Note":
+        self._wait_for_silence()
+        self._write()
+        time.sleep(self._beat_seconds / 10)
+        self._look()  # of two that start at once, the later writer wins
+        self.check()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+        if self._usurper is None:
+            self._path.unlink(missing_ok=True)
+
+    def check(self) -> None:
+        if self._usurper is not None:
+            raise _in_use(self._workdir, self._usurper)
+
+    def _wait_for_silence(self) -> None:
+        """Returns once the note there is has not changed for as long as dead runs take."""
+        first = self._read()
+        if not first or _is_dead_here(first):
+            return
+        print(
+            f"{self._path} says that {_described(first)} uses {self._workdir}; waiting up to "
+            f"{self._silent_seconds:.0f} s to see whether it is alive.",
+            flush=True,
+        )
+        deadline = time.monotonic() + self._silent_seconds
+        while time.monotonic() < deadline:
+            time.sleep(self._beat_seconds / 10)
+            now = self._read()
+            if not now:
+                return
+            if now != first:
+                raise _in_use(self._workdir, now)
+        print("It is silent; taking over.", flush=True)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self._beat_seconds):
+            # A bucket out of reach for a moment is no reason to end the run.
+            with contextlib.suppress(OSError):
+                self._look()
+                if self._usurper is not None:
+                    return
+                self._write()
+
+    def _look(self) -> None:
+        note = self._read()
+        if note and note.get("token") != self._owner["token"]:
+            self._usurper = note
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return _parse(self._path.read_text())
+        except FileNotFoundError:
+            return {}
+
+    def _write(self) -> None:
+        write_json(self._path, {**self._owner, "beat": time.time()})
+
+
+def _has_locks(workdir: epath.Path) -> bool:
+    with (workdir / LOCK_FILE).open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # some network and FUSE file systems
+            return False
+    return True
+
+
+def _owner() -> dict[str, Any]:
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": since}
+
+
+def _parse(text: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        owner = json.loads(text)
+        if isinstance(owner, dict):
+            return owner
+    return {}
+
+
+def _is_dead_here(owner: dict[str, Any]) -> bool:
+    """Whether it was a process of this host that is no more."""
+    process = owner.get("process")
+    if owner.get("host") != socket.gethostname() or not isinstance(process, int):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _described(owner: dict[str, Any]) -> str:
+    known = {"process": "unknown", "host": "unknown", "since": "unknown", **owner}
+    return f"process {known['process']} on {known['host']} (since {known['since']})"
+
+
+def _in_use(workdir: epath.Path, owner: dict[str, Any]) -> UserError:
+    return UserError(
+        f"the workdir {workdir} is in use by {_described(owner)}; wait for that run, stop it, or "
+        "give another --workdir"
+    )

@@ -1,0 +1,144 @@
+"""What people see of a run: the progress line, metrics.jsonl, TensorBoard, the result."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from clu import metric_writers, parameter_overview
+
+from sret_jax.files import write_json
+from sret_jax.parallel.distributed import is_leader
+from sret_jax.training.curves import draw_curves
+from sret_jax.training.evaluation import Results, percent
+from sret_jax.training.experiment import Experiment, save_description
+from sret_jax.training.flops import model_macs
+from sret_jax.training.metrics_file import METRICS_FILE, JsonlWriter, read_metrics
+from sret_jax.training.progress import ProgressLine, Window, duration
+
+RESULT_FILE = "result.json"
+
+
+class Reporter:
+    """Shows and writes the figures of a run; only process 0 does.
+
+    Attributes:
+      window: the steps since the last report.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self._experiment = experiment
+        self._progress = ProgressLine(
+            experiment.total_steps, experiment.steps_per_epoch, enabled=is_leader()
+        )
+        self.say = self._progress.say
+        self._storage_complaint = ""
+        self._writer: metric_writers.MetricWriter = metric_writers.MultiWriter([])
+        self.window = Window(0.0)
+
+    def start(self, step: int) -> None:
+        """Goes on from what was written up to `step`, and drops what was written after it."""
+        self.close()
+        self._writer = self._open_writer(step)
+        self.window = Window(self._seconds_until(step))
+
+    def close(self) -> None:
+        """Closes the files."""
+        with self._storage_may_fail():
+            self._writer.close()
+
+    def describe(self) -> None:
+        """Shows the parameters and the size of the run, and saves its config and class names."""
+        if not is_leader():
+            return
+        experiment = self._experiment
+        save_description(experiment)
+        abstract = experiment.abstract_state.variables["params"]
+        self.say(parameter_overview.get_parameter_overview(abstract, include_stats=False))
+        self.say(
+            f"{experiment.config.model.name}: {model_macs(experiment.model) / 1e9:.3f} GMACs per "
+            f"{experiment.model.image_size}x{experiment.model.image_size} image; "
+            f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
+            f"images in {len(experiment.eval_source.class_names):,} classes; "
+            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,} on "
+            f"{experiment.mesh.size} {jax.devices()[0].platform} devices "
+            f"({jax.process_count()} hosts); results in {experiment.workdir}"
+        )
+
+    def training(self, step: int) -> None:
+        """Reports the steps of the window, and starts a new one."""
+        batch_size = self._experiment.config.batch_size
+        report = self.window.close(batch_size)
+        report["train_seconds"] = self.window.seconds
+        self._write(step, report)
+        left = (self._experiment.last_step - step) * batch_size
+        self._progress.show(step, report, left / report["images_per_second"])
+
+    def evaluation(self, step: int, results: Results) -> None:
+        """Reports an evaluation of the raw weights and their average."""
+        self._write(step, {f"{n}/{key}": v for n, r in results.items() for key, v in r.items()})
+        epoch = step / self._experiment.steps_per_epoch
+        raw, ema = results["eval"], results["eval_ema"]
+        self.say(
+            f"evaluation at step {step:,} (epoch {epoch:.1f}): "
+            f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
+            f"EMA top-1 {percent(ema['top1'])}"
+        )
+
+    def result(self, step: int, results: Results) -> dict[str, Any]:
+        """Writes result.json and curves.png, and says where; returns what result.json holds."""
+        seconds = self.window.seconds
+        images = step * self._experiment.config.batch_size
+        result = {
+            "step": step,
+            **results,
+            "train_seconds": seconds,
+            "images_per_second": images / seconds if seconds else 0.0,
+        }
+        if is_leader():
+            workdir = self._experiment.workdir
+            write_json(workdir / RESULT_FILE, result)
+            draw_curves(workdir)
+            self.say(
+                f"\nTest accuracy {percent(results['eval']['top1'])} at step {step:,} "
+                f"after {duration(seconds)} of training "
+                f"(EMA {percent(results['eval_ema']['top1'])}).\n"
+                f"Results: {workdir / RESULT_FILE}, {workdir / 'curves.png'}, "
+                f"{workdir / METRICS_FILE}"
+            )
+        return result
+
+    def _open_writer(self, step: int) -> metric_writers.MetricWriter:
+        if not is_leader():
+            return metric_writers.MultiWriter([])
+        workdir = self._experiment.workdir
+        return metric_writers.MultiWriter(
+            [
+                JsonlWriter(workdir, last_step=step),
+                metric_writers.SummaryWriter(str(workdir / "tensorboard")),
+            ]
+        )
+
+    def _seconds_until(self, step: int) -> float:
+        """Training time up to that step, in all runs."""
+        lines = read_metrics(self._experiment.workdir)
+        return max(
+            (x["train_seconds"] for x in lines if "train_seconds" in x and x["step"] <= step),
+            default=0.0,
+        )
+
+    def _write(self, step: int, scalars: dict[str, float]) -> None:
+        with self._storage_may_fail():
+            self._writer.write_scalars(step, scalars)
+            self._writer.flush()
+
+    @contextlib.contextmanager
+    def _storage_may_fail(self) -> Iterator[None]:
+        """Goes on without the metrics on a full disk; they are kept for the next flush."""
+        try:
+            yield
+        except Exception as e:  # whatever a file system or TensorFlow raises
+            complaint = str(e).splitlines()[0] if str(e) else repr(e)
+            if complaint != self._storage_complaint:
+                self.say(f"The metrics cannot be written ({complaint}); training goes on.")
+            self._storage_complaint = complaint

@@ -1,0 +1,73 @@
+"""Going back to the last good checkpoint, and past the steps that led astray.
+
+rollbacks.json lists the windows [first, last] of steps that are never repeated: a state of the step
+before `first` goes on as the state of `last`, its weights unchanged. So the data stay a function of
+the step, and a run that is killed at any point of this ends the same.
+"""
+
+import dataclasses
+import json
+
+from etils import epath
+
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+
+ROLLBACKS_FILE = "rollbacks.json"
+Window = tuple[int, int]
+
+
+class Diverged(UserError):
+    """Losses or gradients were not finite for too long.
+
+    Attributes:
+      step: the last of those steps.
+      last_good: the last step before them.
+    """
+
+    def __init__(self, message: str, step: int, last_good: int):
+        super().__init__(message)
+        self.step, self.last_good = step, last_good
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollbacks:
+    """The windows that a run has left behind, in the order in which it did."""
+
+    windows: tuple[Window, ...] = ()
+
+    @classmethod
+    def read(cls, workdir: epath.Path) -> "Rollbacks":
+        """Those of a workdir; none if it has no rollbacks.json.
+
+        Raises:
+          UserError: a file that was changed by hand and cannot be read.
+        """
+        path = workdir / ROLLBACKS_FILE
+        if not path.exists():
+            return cls()
+        try:
+            windows = json.loads(path.read_text())["windows"]
+            return cls(tuple((int(first), int(last)) for first, last in windows))
+        except (ValueError, TypeError, KeyError) as e:
+            raise UserError(
+                f'{path} does not read {{"windows": [[first, last], ...]}} ({e}); mend it'
+            ) from e
+
+    def write(self, workdir: epath.Path) -> None:
+        """Puts them on disk, whole or not at all."""
+        write_json(workdir / ROLLBACKS_FILE, {"windows": self.windows, "count": len(self.windows)})
+
+    def with_window(self, first: int, last: int) -> "Rollbacks":
+        """These and one more."""
+        return Rollbacks((*self.windows, (first, last)))
+
+    def goes_on_at(self, step: int) -> int:
+        """The step as which a state of `step` goes on."""
+        for first, last in self.windows:
+            if first <= step + 1 <= last:
+                step = last
+        return step
+
+    def __str__(self) -> str:
+        return ", ".join(f"steps {first:,} to {last:,}" for first, last in self.windows)

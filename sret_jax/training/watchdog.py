@@ -1,0 +1,78 @@
+"""A run that no longer steps: what every thread is doing is printed, then the process ends."""
+
+import contextlib
+import faulthandler
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+
+from sret_jax import exit_status
+from sret_jax.training.progress import duration
+
+REMEMBERED = 100  # steps whose median counts
+CHECKS = 20  # in the shortest time that counts as a hang
+
+
+class Watchdog(contextlib.AbstractContextManager):
+    """Watches the time since the last `beat`.
+
+    After max(least_seconds, factor * median step time) without one it prints the stacks of all
+    threads, once a hang; after `stop_seconds` it ends the process with status 76. Before the first
+    step, which compiles, only `stop_seconds` count.
+    """
+
+    def __init__(self, factor: float, least_seconds: float, stop_seconds: float):
+        self._factor = factor
+        self._least, self._stop = least_seconds, stop_seconds
+        self._steps: deque[float] = deque(maxlen=REMEMBERED)
+        self._last = time.monotonic()
+        self._dumped = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def beat(self, *, step: bool = False) -> None:
+        """Says that the run is alive; with `step`, that a training step has ended."""
+        now = time.monotonic()
+        if step:
+            self._steps.append(now - self._last)
+        self._last, self._dumped = now, False
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a beat after which the stacks are printed."""
+        steps = list(self._steps)
+        if not steps:
+            return self._stop
+        return min(self._stop, max(self._least, self._factor * statistics.median(steps)))
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(self._least, self._stop) / CHECKS):
+            silent = time.monotonic() - self._last
+            if silent > self.patience and not self._dumped:
+                self._dumped = True
+                print(
+                    f"No step for {duration(silent)}; after {duration(self._stop)} this process "
+                    f"will end with status {exit_status.HUNG}. What its threads are doing:",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+            if silent > self._stop:
+                print(
+                    f"No step for {duration(silent)}: ending with status {exit_status.HUNG}; start "
+                    "again to resume from the newest checkpoint.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(exit_status.HUNG)  # the main thread is stuck and cannot
