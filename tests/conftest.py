@@ -23,9 +23,17 @@ import sys
 
 import pytest
 from etils import epath
+from hypothesis import settings
 
 from configs import common, quickstart
 from sret_jax.data import sources
+
+# `pytest --hypothesis-profile=long` looks far longer, and elsewhere each time.
+settings.register_profile("default", derandomize=True, deadline=None, database=None)
+settings.register_profile(
+    "long", settings.get_profile("default"), derandomize=False, max_examples=20_000
+)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sret_jax.data import jpeg
 from sret_jax.data.jpeg import Box
@@ -21,6 +21,9 @@ UPRIGHT = {  # what undoes each orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What data sets hold, whatever their files are called (JPEG covers MPO, of several pictures). The
+# other parsers, one of which starts Ghostscript, never see the bytes of a stranger.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
 LONGEST = 16  # sides, beyond which only a part of an image is resized
 
 # Pillow warns of images that it will still decode.
@@ -35,20 +38,24 @@ class BadImage(ValueError):
 def decode(data: bytes) -> Image.Image:
     """Decodes an image to upright RGB by what its bytes are, whatever its file was called.
 
-    Whatever Pillow reads: greyscale, CMYK, palette or RGB. 16 bits are cut to the upper 8,
-    transparency is left out, and EXIF's orientation is applied.
+    JPEG, PNG, GIF, WebP or BMP; greyscale, CMYK, palette or RGB. 16 bits are cut to the upper 8,
+    transparency is left out, of several pictures the first is taken, and EXIF's orientation is
+    applied.
 
     Raises:
-      BadImage: unreadable or truncated bytes, or more than 179 million pixels.
+      BadImage: unreadable or truncated bytes, another format, or more than 179 million pixels, of
+        which none is then decoded.
     """
     try:
-        image = _upright(Image.open(io.BytesIO(data)))
+        image = _upright(Image.open(io.BytesIO(data), formats=FORMATS))
         if image.mode.startswith("I"):
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
         if "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, OverflowError, Image.DecompressionBombError) as e:
+    except UnidentifiedImageError as e:
+        raise BadImage(f"no readable {', '.join(FORMATS)}") from e
+    except Exception as e:  # of damaged bytes Pillow raises almost anything
         raise BadImage(str(e)) from e
 
 

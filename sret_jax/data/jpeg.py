@@ -16,6 +16,7 @@ ROWS_BELOW = 16  # whose colours the last wanted rows are interpolated with
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 SEQUENTIAL_FRAMES, SCAN = (0xC0, 0xC1), 0xDA
+BARE = (0x00, 0x01, *range(0xD0, 0xDA), 0xFF)  # markers that no length follows, and filling
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
@@ -92,7 +93,10 @@ def _is_turned(data: bytes) -> bool:
     _, scan = _layout(data)
     if not any(mark in data[:scan] for mark in ORIENTATION_MARKS):
         return False
-    return orientation(Image.open(io.BytesIO(data))) != 1
+    try:
+        return orientation(Image.open(io.BytesIO(data), formats=("JPEG",))) != 1
+    except Exception:  # of a damaged header Pillow raises almost anything
+        return True
 
 
 def _cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
@@ -110,10 +114,18 @@ def _cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
 
 
 def _layout(data: bytes) -> tuple[int | None, int]:
-    """Where the contents of the sequential frame header, if it is one, and of the scan begin."""
+    """Where the contents of the sequential frame header, if it is one, and of the scan begin.
+
+    Of a header with more than segments: None and the length of the data.
+    """
     frame, position = None, len(START)
-    while position + 4 < len(data) and data[position] == 0xFF and data[position + 1] != SCAN:
-        if data[position + 1] in SEQUENTIAL_FRAMES:
-            frame = position + 4
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return frame, min(position + 4, len(data) - 1)
+    while position + 8 < len(data) and data[position] == 0xFF:
+        marker, contents = data[position + 1], position + 4
+        if marker == SCAN:
+            return frame, contents
+        if marker in BARE:
+            break
+        if marker in SEQUENTIAL_FRAMES:
+            frame = contents
+        position += 2 + int.from_bytes(data[position + 2 : contents], "big")
+    return None, len(data)
