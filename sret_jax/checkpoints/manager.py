@@ -22,7 +22,7 @@ from sret_jax.parallel.distributed import agreed, gather, is_leader
 ITEMS = ("model", "ema", "train")
 WEIGHTS = {"model": "eval", "ema": "eval_ema"}
 CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
-BEST_METRIC = "top1"
+METRICS, BEST_METRIC = "metrics", "top1"
 
 
 class _Manager(ocp.CheckpointManager):
@@ -185,7 +185,11 @@ class Checkpoints:
     def rate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of an evaluation to a checkpoint that was saved without."""
         self.settle()
-        # TODO
+        handler = ocp.JsonCheckpointHandler(filename=METRICS)
+        with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+            # Where Orbax itself puts the metrics it is given with a save.
+            folder = self._workdir / CHECKPOINTS / str(step) / METRICS
+            checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)))
         self._manager.reload()
 
     def settle(self) -> bool:

@@ -138,8 +138,8 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
       {"params": ..., "batch_stats": ...}, float32 NumPy arrays.
 
     Raises:
-      StateDictError: lists every missing or surplus name, every array of another shape, and
-        every shared array whose copies differ.
+      StateDictError: lists every missing or surplus name, every value that is no array or has
+        another shape, or else every shared array whose copies differ.
     """
     # Broadcast zeros have the right shapes and no memory.
     zeros = jax.tree.map(
@@ -147,19 +147,24 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
     )
     expected = to_torch(zeros, model)
     given = {
-        name: _to_numpy(value)
+        name: value
         for name, value in state_dict.items()
-        if not name.endswith("num_batches_tracked")
+        if not str(name).endswith("num_batches_tracked")
     }
-    problems = [f"missing {name}" for name in expected if name not in given]
-    problems += [f"surplus {name}" for name in given if name not in expected]
-    problems += [
-        f"{name} has shape {given[name].shape}, expected {array.shape}"
-        for name, array in expected.items()
-        if name in given and given[name].shape != array.shape
-    ]
+    problems, arrays = [], {}
+    for name, template in expected.items():
+        array = _to_numpy(given.get(name))
+        if name not in given:
+            problems.append(f"missing {name}")
+        elif array is None:
+            problems.append(f"{name} is no array of numbers")
+        elif array.shape != template.shape:
+            problems.append(f"{name} has shape {array.shape}, expected {template.shape}")
+        else:
+            arrays[name] = array
+    problems += [f"surplus {_printable(name)}" for name in given if name not in expected]
     if not problems:
-        variables, problems = _gather(given, model)
+        variables, problems = _gather(arrays, model)
     if problems:
         raise StateDictError(problems)
     return variables
@@ -208,7 +213,16 @@ def _gather(given: dict[str, np.ndarray], model: SReT) -> tuple[dict[str, Any], 
     return variables, problems
 
 
-def _to_numpy(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().float().numpy()
-    return np.asarray(value, np.float32)
+def _to_numpy(value: Any) -> np.ndarray | None:
+    """A float32 array; None of what is no array of numbers."""
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu().float().numpy()
+        return np.asarray(value, np.float32)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _printable(name: Any) -> str:
+    """A name from a file; quoted if a terminal could take it for more than a name."""
+    return name if isinstance(name, str) and name.isprintable() else repr(name)

@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -28,9 +30,39 @@ def steps(workdir):
 
 
 def test_latest_best_and_every_nth_are_kept_together_across_restarts(workdir):
-    scores = {10: 0.2, 15: 0.9, 20: 0.3, 25: 0.1, 30: 0.4, 35: None, 40: 0.5}
+    scores = {10: 0.2, 15: 0.9, 20: 0.3, 25: 0.1, 30: 0.4, 40: 0.5}
     save(workdir, scores, keep_latest=2, keep_best=1, keep_every=20)
-    assert steps(workdir) == {15, 20, 35, 40}
+    assert steps(workdir) == {15, 20, 30, 40}
+
+
+def test_a_checkpoint_without_metrics_is_kept_while_newest_and_evicts_no_other(workdir):
+    save(workdir, {10: 0.9, 20: 0.1, 30: 0.2, 33: None, 36: None}, keep_latest=2, keep_best=1)
+    assert steps(workdir) == {10, 20, 30, 36}
+    save(workdir, {40: 0.3}, keep_latest=2, keep_best=1)
+    assert steps(workdir) == {10, 30, 40}
+
+
+def test_metrics_added_later_count_at_once_and_after_a_restart(workdir):
+    save(workdir, {1: 0.5, 2: None})
+    for _ in range(2):
+        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+            if not checkpoints.is_rated(2):
+                checkpoints.rate(2, {"top1": 0.9})
+            assert checkpoints.newest_rated(at_most=9) == 2
+            assert checkpoints.newest_rated(at_most=1) == 1
+    save(workdir, {3: 0.1, 4: 0.2}, keep_latest=1, keep_best=1)
+    assert steps(workdir) == {2, 4}
+
+
+def test_deleting_any_one_checkpoint_by_hand_breaks_nothing(workdir):
+    for victim in (1, 2, 3):
+        folder = workdir / str(victim)
+        save(folder, {1: 0.9, 2: 0.5, 3: 0.1}, keep_latest=2, keep_best=1)
+        (folder / "checkpoints" / str(victim)).rmtree()
+        with contextlib.closing(Checkpoints(folder, keep_latest=2)) as checkpoints:
+            assert checkpoints.restore_newest({"model": TARGET})[0] == (2 if victim == 3 else 3)
+            checkpoints.save(4, {"model": TREE}, {"top1": 0.2})
+        assert steps(folder) == {1, 2, 3, 4} - {victim}
 
 
 def test_a_new_best_replaces_the_old(workdir):
