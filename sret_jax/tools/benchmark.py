@@ -2,14 +2,17 @@
 
 python -m sret_jax.tools.benchmark input                        (photographs made on the spot)
 python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
+python -m sret_jax.tools.benchmark checkpoint                   (the quickstart's state)
+python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
 """
 
 import argparse
 import pathlib
 
+from absl import flags
 from etils import epath
 
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,18 +29,65 @@ def main(argv: list[str] | None = None) -> None:
     data.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     data.add_argument("--size", type=int, default=224, help="side of the views, in pixels")
     data.add_argument("--json", type=epath.Path, help="also write the figures here")
-    args = parser.parse_args(argv)
+    data.set_defaults(run=run_input)
+    saving = what.add_parser(
+        "checkpoint",
+        help="what saving costs of training, and on disk",
+        epilog="--config=FILE and --config.NAME=VALUE are those of main.py",
+        allow_abbrev=False,
+    )
+    saving.add_argument(
+        "--folder", default="runs/checkpoint_benchmark", help="a new one, deleted at the end"
+    )
+    saving.add_argument("--steps", type=int, default=100, help="of a window")
+    saving.add_argument("--rounds", type=int, default=7, help="of which the median counts")
+    saving.add_argument("--json", type=epath.Path, help="also write the figures here")
+    saving.set_defaults(run=run_checkpoint)
+    args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
-        from sret_jax.tools.input_benchmark import benchmark_input
+        args.run(parser, args, rest)
 
-        benchmark_input(
-            folder=args.images,
-            samples=args.samples,
-            rounds=args.rounds,
-            size=args.size,
-            json_file=args.json,
-        )
+
+def run_input(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Measures the input pipeline."""
+    from sret_jax.tools.input_benchmark import benchmark_input
+
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    benchmark_input(
+        folder=args.images,
+        samples=args.samples,
+        rounds=args.rounds,
+        size=args.size,
+        json_file=args.json,
+    )
+
+
+def run_checkpoint(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
+) -> None:
+    """Measures the checkpoints; `rest` names the config."""
+    parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.files import absolute
+    from sret_jax.tools.checkpoint_benchmark import benchmark_checkpoint
+
+    benchmark_checkpoint(
+        flags.FLAGS.config,
+        absolute(args.folder),
+        steps=args.steps,
+        rounds=args.rounds,
+        json_file=args.json,
+    )
+
+
+def define_config() -> None:
+    """Defines --config and its settings."""
+    from ml_collections import config_flags
+
+    from sret_jax.cli import DEFAULT_CONFIG
+
+    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose state: a file of configs/.")
 
 
 if __name__ == "__main__":
