@@ -62,12 +62,12 @@ def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
     config.model.name = name
     config.model.image_size = args.res
     if args.unsliced and args.groups:
-        raise ValueError(f"unsliced and groups={args.groups} exclude each other; give one")
+        raise ValueError(f"unsliced and groups={args.groups!r} exclude each other; give one")
     if args.unsliced:
         config.model.groups = ((1,), (1,), (1,))
     elif args.groups:
-        if not re.fullmatch(r"\d+(-\d+)*", args.groups):
-            raise ValueError(f"groups={args.groups} should read like groups=16-14-1")
+        if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", args.groups):
+            raise ValueError(f"groups={args.groups!r} should read like groups=16-14-1")
         config.model.groups = tuple((int(g), 1) for g in args.groups.split("-"))
     return config
 

@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -22,8 +23,8 @@ DEFAULT_CONFIG = "configs/quickstart.py"
 
 
 def quiet_libraries() -> None:
-    """Leaves only the errors of what the libraries log."""
-    logging.set_verbosity(logging.ERROR)
+    """Silences what the libraries log; what they raise says it too."""
+    logging.set_verbosity(logging.FATAL)
 
 
 @contextlib.contextmanager
@@ -69,17 +70,24 @@ def _cause(error: Exception) -> str:
 
 def _config_file(argv: list[str]) -> list[str]:
     """File and arguments of the config on a command line, or of the default one."""
-    given = [arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)]
-    return (given or [DEFAULT_CONFIG])[-1].split(":", 1)
+    given = DEFAULT_CONFIG
+    for arg, following in zip_longest(argv, argv[1:], fillvalue=""):
+        name, equals, value = arg.partition("=")
+        if name in ("-config", "--config"):
+            given = value if equals else following
+    return given.split(":", 1)
 
 
 def _unknown_setting(argv: list[str]) -> str | None:
     """The sentence on the first --config.NAME that the config does not have."""
     file, *args = _config_file(argv)
-    settings = runpy.run_path(file)["get_config"](*args).to_dict()
+    try:
+        settings = runpy.run_path(file)["get_config"](*args).to_dict()
+    except Exception:  # the config itself is at fault
+        return None
     known = [".".join(path) for path in _paths(settings)]
     for arg in argv:
-        match = re.match(r"--?config\.([\w.]+)", arg)
+        match = re.match(r"--?(?:no)?config\.([\w.]+)", arg)
         if match and match[1] not in known:
             return did_you_mean("config field", match[1], known)
     return None

@@ -5,6 +5,8 @@ from typing import Any
 
 from etils import epath
 
+from sret_jax.errors import UserError
+
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """The absolute path, which Orbax asks for; a bucket's is absolute already."""
@@ -17,12 +19,19 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all.
+
+    Raises:
+      UserError: the storage does not take it.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror or e}); mend the storage") from e
 
 
 def write_json(path: epath.Path, content: Any) -> None:
-    """Writes readable JSON, whole or not at all."""
+    """Writes readable JSON, whole or not at all; see `write_text`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

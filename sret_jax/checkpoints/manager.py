@@ -6,8 +6,10 @@ the step with the optimizer's state. Converted weights are a workdir with `model
 
 import contextlib
 import dataclasses
+import errno
 import functools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -62,6 +64,7 @@ class Checkpoints:
         create: bool = True,
     ):
         self._workdir = workdir
+        self._last_is_lost = False
         rules: list[policies.PreservationPolicy] = [
             policies.LatestN(1),
             _LatestRated(keep_latest),
@@ -71,15 +74,13 @@ class Checkpoints:
         ]
         if keep_every:
             rules.append(policies.EveryNSteps(keep_every))
-        self._manager = _Manager(
-            workdir / CHECKPOINTS,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(rules),
-                best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
-                create=create,
-            ),
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(rules),
+            best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
+            create=create,
+            cleanup_tmp_directories=create,  # a half-written checkpoint takes room
         )
+        self._manager = self._open()
 
     @property
     def steps(self) -> list[int]:
@@ -91,14 +92,26 @@ class Checkpoints:
     ) -> None:
         """Starts writing `items` (some of model, ema, train) as the checkpoint of `step`.
 
+        Storage that fails is reported in a sentence, now or at the next call, and changes nothing
+        on disk.
+
         Args:
           step: must be above the latest.
           items: trees of arrays by item name.
           metrics: of the raw weights; "top1" ranks the checkpoint.
         """
         saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        if not self._manager.save(step, args=ocp.args.Composite(**saves), metrics=metrics):
-            raise RuntimeError(f"Orbax refused to save step {step}; on disk are {self.steps}")
+        args = ocp.args.Composite(**saves)
+        self.settle()
+        self._last_is_lost = not self._storage_holds(
+            functools.partial(self._manager.save, step, args=args, metrics=metrics)
+        )
+
+    def settle(self) -> bool:
+        """Waits for the save in progress; returns whether the last one is on disk."""
+        if not self._storage_holds(self._manager.wait_until_finished):
+            self._last_is_lost = True
+        return not self._last_is_lost
 
     def restore_newest(self, targets: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
         """Restores the newest readable checkpoint and moves damaged newer ones aside.
@@ -171,7 +184,7 @@ class Checkpoints:
             error = e
         if gather(restored is not None).all():
             return restored
-        reason = str(error or "another process cannot read it").splitlines()[0]
+        reason = _reason(error) if error else "another process cannot read it"
         print(
             f"The checkpoint of step {step} cannot be read ({reason}); trying the one before it.",
             flush=True,
@@ -192,14 +205,35 @@ class Checkpoints:
             checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)))
         self._manager.reload()
 
-    def settle(self) -> bool:
-        """Waits for the save in progress; returns whether the last save is on disk."""
-        self._manager.wait_until_finished()
-        return True
-
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+        return _Manager(self._workdir / CHECKPOINTS, options=self._options, item_handlers=handlers)
+
+    def _storage_holds(self, action: Callable[[], object]) -> bool:
+        """Acts; if any process cannot, all clear away what is half-written and go on."""
+        error: Exception | None = None
+        try:
+            action()
+        except Exception as e:  # whatever a storage layer raises
+            error = e
+        if gather(error is None).all():
+            return True
+        reason = _reason(error) if error else "another process cannot write it"
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
+        if is_leader():
+            newest = f"step {self.steps[0]}" if self.steps else "none"
+            print(
+                f"A checkpoint could not be written to {self._workdir} ({reason}); the newest on "
+                f"disk is {newest}.",
+                flush=True,
+            )
+        return False
 
     def _check_matches(self, step: int, targets: Mapping[str, Any]) -> None:
         for name, target in targets.items():
@@ -262,6 +296,13 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
     if not (workdir / CHECKPOINTS).is_dir():
         raise UserError(f"{workdir} holds no checkpoints/; give the --workdir of a run")
     return Checkpoints(workdir, create=False)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system says, which storage layers wrap in much else; or the first line."""
+    text = str(error) or repr(error)
+    known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+    return next((reason for reason in known if reason in text), text.splitlines()[0])
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:

@@ -5,7 +5,7 @@ python -m sret_jax.tools.convert runs/quickstart digits.safetensors
 """
 
 import argparse
-import pickle
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +21,7 @@ from sret_jax.files import absolute
 from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
 from sret_jax.models.variants import list_models
 from sret_jax.parallel.mesh import with_shardings
-from sret_jax.training.experiment import create_from_config, load_config
+from sret_jax.training.experiment import CONFIG_FILE, create_from_config, load_config
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
@@ -76,9 +76,10 @@ def file_to_folder(source: epath.Path, target: epath.Path, model_name: str | Non
         ) from e
     except ValueError as e:
         raise UserError(f"{source}: {e}") from e
-    checkpoints = Checkpoints(target)
-    checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(target)) as checkpoints:
+        checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
+        if not checkpoints.settle():
+            raise UserError(f"{target} takes no checkpoint; mend the storage or convert elsewhere")
 
 
 def folder_to_file(
@@ -120,13 +121,15 @@ def _read_file(path: epath.Path) -> Any:
             return load(path.read_bytes())
         except SafetensorError as e:
             raise UserError(f"{path} is no readable safetensors file ({e})") from e
+        except KeyError as e:  # a type that NumPy has not
+            raise UserError(f"{path} holds arrays of type {e.args[0]}; save them as F32") from e
     torch = _import_torch()
     try:
         # DeiT-style training checkpoints carry their command line.
         with path.open("rb") as f, torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(f, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as e:
-        reason = str(e).splitlines()[0]
+    except Exception as e:  # a damaged file raises almost anything
+        reason = (str(e) or repr(e)).splitlines()[0]
         raise UserError(
             f"{path} is no torch file of plain weights and was not loaded ({reason}); save its "
             "state dict alone with torch.save"
@@ -145,30 +148,40 @@ def _unwrap(content: Any, path: epath.Path) -> dict[str, Any]:
 
 def _model_like(name: str, state_dict: Mapping[str, Any]) -> SReT:
     """The variant with the classes and image size that the arrays show."""
+    head, position = (
+        getattr(state_dict.get(array), "shape", ()) for array in ("head.weight", "pos_embed")
+    )
     sizes = {}
-    if "head.weight" in state_dict:
-        sizes["num_classes"] = state_dict["head.weight"].shape[0]
-    if "pos_embed" in state_dict:
-        sizes["image_size"] = state_dict["pos_embed"].shape[-1] * STEM_STRIDE
+    if head:
+        sizes["num_classes"] = head[0]
+    if position:
+        sizes["image_size"] = position[-1] * STEM_STRIDE
     return create_model(name, groups=None, **sizes)
 
 
 def _model_of_folder(source: epath.Path, name: str | None) -> SReT:
     """The model a folder's arrays are of: as its config says, or the variant of that name."""
     shapes = saved_shapes(source)
-    (num_classes,) = shapes["params/head/bias"]
+    try:
+        (num_classes,) = shapes["params/head/bias"]
+        _, side, _, _ = shapes["params/pos_embed"]
+    except (KeyError, ValueError) as e:
+        raise UserError(f"{source} holds no weights of a SReT; give the folder of a run") from e
+    if name is not None:
+        image_size = side * STEM_STRIDE
+        try:
+            return create_model(name, groups=None, num_classes=num_classes, image_size=image_size)
+        except ValueError as e:
+            raise UserError(str(e)) from e
     config = load_config(source)
-    if name is None and config is not None:
-        return create_from_config(config, num_classes)
-    if name is None:
+    if config is None:
         raise UserError(
             f"{source} has no config.json; give --model, one of {', '.join(list_models())}"
         )
-    image_size = shapes["params/pos_embed"][1] * STEM_STRIDE
     try:
-        return create_model(name, groups=None, num_classes=num_classes, image_size=image_size)
-    except ValueError as e:
-        raise UserError(str(e)) from e
+        return create_from_config(config, num_classes)
+    except (AttributeError, KeyError, TypeError) as e:
+        raise UserError(f"{source / CONFIG_FILE} describes no model ({e}); give --model") from e
 
 
 def _import_torch() -> Any:

@@ -3,9 +3,12 @@
 What a config can get wrong is found here, before anything compiles.
 """
 
+import copy
 import dataclasses
 import json
+import math
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +24,8 @@ from sret_jax.data import sources
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
-from sret_jax.errors import UserError, did_you_mean
-from sret_jax.files import write_json
+from sret_jax.errors import UserError, did_you_mean, few
+from sret_jax.files import is_remote, write_json
 from sret_jax.models.sret import SReT, create_model
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings
@@ -31,6 +34,7 @@ from sret_jax.training.state import TrainState, init_state
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
+LARGEST_SEED = 2**32 - 1  # JAX drops the bits above
 DTYPES = ("float32", "bfloat16")
 
 
@@ -136,6 +140,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     schedule = make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps)
     optimizer = make_optimizer(config.optim)
     abstract_state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
+    check_room(workdir, abstract_state)
     return Experiment(
         config=config,
         workdir=workdir,
@@ -217,8 +222,8 @@ def check_numbers(config: ConfigDict) -> None:
         "data.prefetch",
     )
     for name in positive:
-        value = _get(config, name)
-        if not value > 0:
+        value = _number(config, name)
+        if value <= 0:
             raise UserError(f"config.{name}={value} must be above 0")
     for name in (
         "seed",
@@ -228,21 +233,23 @@ def check_numbers(config: ConfigDict) -> None:
         "optim.clip_norm",
         "rollback.most",
     ):
-        if _get(config, name) < 0:
+        if _number(config, name) < 0:
             raise UserError(f"config.{name}={_get(config, name)} must be 0 or more")
+    if config.seed > LARGEST_SEED:
+        raise UserError(f"config.seed={config.seed} must be at most {LARGEST_SEED}")
     for name in ("stop_at_step", "model.num_classes"):
-        value = _get(config, name)
-        if value is not None and value < 1:
-            raise UserError(f"config.{name}={value} must be at least 1, or left out")
+        if _get(config, name) is not None and _number(config, name) < 1:
+            raise UserError(f"config.{name}={_get(config, name)} must be at least 1, or left out")
     for name in ("ema_decay", "data.max_bad_fraction"):
-        if not 0 <= _get(config, name) < 1:
+        if not 0 <= _number(config, name) < 1:
             raise UserError(f"config.{name}={_get(config, name)} must be in [0, 1)")
     profile = tuple(config.profile)
-    if profile and (len(profile) != 2 or not 1 <= profile[0] <= profile[1]):
+    whole = all(isinstance(step, int) for step in profile)
+    if profile and not (whole and len(profile) == 2 and 1 <= profile[0] <= profile[1]):
         raise UserError(
             f"config.profile={profile} must be () or (first, last), two ascending steps from 1"
         )
-    if config.data.workers < -1:
+    if _number(config, "data.workers") < -1:
         raise UserError(f"config.data.workers={config.data.workers} must be -1, 0 or more")
 
 
@@ -272,6 +279,19 @@ def check_writable(workdir: epath.Path) -> None:
         probe.unlink()
 
 
+def check_room(workdir: epath.Path, abstract_state: TrainState) -> None:
+    """Raises UserError where a local disk has no room for one checkpoint."""
+    if is_remote(workdir):
+        return
+    checkpoint = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))
+    free = shutil.disk_usage(workdir).free
+    if free < checkpoint:
+        raise UserError(
+            f"the disk of the workdir {workdir} has {free / 1e6:.1f} MB left, and a checkpoint "
+            f"takes {checkpoint / 1e6:.1f} MB; free some or give another --workdir"
+        )
+
+
 def save_description(experiment: Experiment) -> None:
     """Writes config.json and class_names.json beside the checkpoints."""
     write_json(experiment.workdir / CONFIG_FILE, experiment.config.to_dict())
@@ -291,10 +311,41 @@ def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, str]:
     }
 
 
-def load_config(workdir: epath.Path) -> ConfigDict | None:
-    """The config saved in a workdir, if there is one."""
+def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDict | None:
+    """The config saved in a workdir, if there is one.
+
+    Args:
+      workdir: of a run.
+      like: a config with all the settings there are; without it any are taken.
+
+    Raises:
+      UserError: config.json is damaged, or has not the settings of `like`, or values of another
+        kind.
+    """
     path = workdir / CONFIG_FILE
-    return ConfigDict(json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    mend = "mend it, or move it away and give --config"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError(f"expected an object, found {settings!r:.40}")
+        saved = ConfigDict(settings)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise UserError(f"{path} holds no config ({e}); {mend}") from e
+    if like is None:
+        return saved
+    known, given = (_flatten(c.to_dict()).keys() for c in (like, saved))
+    if unknown := sorted(given - known):
+        raise UserError(f"{path}: {did_you_mean('setting', unknown[0], known)}; {mend}")
+    if missing := sorted(known - given):
+        raise UserError(f"{path} lacks the settings {few(missing)}; {mend}")
+    config = copy.deepcopy(like)
+    try:
+        config.update(saved)
+    except TypeError as e:
+        raise UserError(f"{path}: {' '.join(str(e).split())}; {mend}") from e
+    return config
 
 
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
@@ -308,6 +359,13 @@ def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(settings, sep=".")
+
+
+def _number(config: ConfigDict, name: str) -> float:
+    value = _get(config, name)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"config.{name}={value} must be a number")
+    return value
 
 
 def _get(config: ConfigDict, name: str) -> Any:

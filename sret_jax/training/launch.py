@@ -56,7 +56,7 @@ def _run(values: flags.FlagValues) -> None:
     if values.mode == "train":
         report = train(config, workdir)
     else:
-        saved = None if config_flag.present else load_config(workdir)
+        saved = None if config_flag.present else load_config(workdir, like=config)
         if saved is not None:
             saved.update_from_flattened_dict(config_flag.override_values)
         report = evaluate_checkpoint(saved or config, workdir)

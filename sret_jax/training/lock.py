@@ -16,7 +16,7 @@ from etils import epath
 from sret_jax.errors import UserError
 from sret_jax.files import is_remote, write_json
 
-LOCK_FILE, NOTE_FILE = ".lock", "owner.json"
+LOCK_FILE, OWNER_FILE = ".lock", "owner.json"
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 40.0
 
@@ -33,25 +33,31 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
     """Keeps other runs out of a workdir while the context lasts.
 
     On a file system, `flock` on WORKDIR/.lock, which the kernel releases however this process
-    ends. In a bucket, and where the file system has no locks, a note WORKDIR/owner.json that is
-    renewed every 10 s; a note that stays the same for 40 s is of a dead run and is taken over.
+    ends; WORKDIR/owner.json says whose it is. In a bucket, and where the file system has no locks,
+    owner.json alone, renewed every 10 s; one that stays the same for 40 s is of a dead run and is
+    taken over.
 
     Raises:
       UserError: another run holds it; the sentence names its host, process and start.
     """
-    if is_remote(workdir) or not _has_locks(workdir):
+    if is_remote(workdir):
         with Note(workdir) as note:
             yield note
         return
-    with (workdir / LOCK_FILE).open("a") as file:
+    (workdir / LOCK_FILE).touch()
+    with (workdir / LOCK_FILE).open() as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _in_use(workdir, _parse((workdir / LOCK_FILE).read_text())) from None
-        file.truncate(0)
-        file.write(json.dumps(_owner()))
-        file.flush()
+            raise _in_use(workdir, _read_owner(workdir)) from None
+        except OSError:  # some network and FUSE file systems have no locks
+            with Note(workdir) as note:
+                yield note
+            return
+        with contextlib.suppress(UserError):  # a full disk; the lock holds without a name, too
+            write_json(workdir / OWNER_FILE, _owner())
         yield Lock()
+        (workdir / OWNER_FILE).unlink(missing_ok=True)
 
 
 class Note(contextlib.AbstractContextManager, Lock):
@@ -64,7 +70,6 @@ class Note(contextlib.AbstractContextManager, Lock):
         silent_seconds: float = SILENT_SECONDS,
     ):
         self._workdir = workdir
-        self._path = workdir / NOTE_FILE
         self._beat_seconds, self._silent_seconds = beat_seconds, silent_seconds
         self._owner = {**_owner(), "token": os.urandom(8).hex()}
         self._ended = threading.Event()
@@ -85,7 +90,7 @@ class Note(contextlib.AbstractContextManager, Lock):
         self._thread.join()
         self._look()
         if self._usurper is None:
-            self._path.unlink(missing_ok=True)
+            (self._workdir / OWNER_FILE).unlink(missing_ok=True)
 
     def check(self) -> None:
         if self._usurper is not None:
@@ -93,18 +98,18 @@ class Note(contextlib.AbstractContextManager, Lock):
 
     def _wait_for_silence(self) -> None:
         """Returns once the note there is has not changed for as long as dead runs take."""
-        first = self._read()
+        first = _read_owner(self._workdir)
         if not first or _is_dead_here(first):
             return
         print(
-            f"{self._path} says that {_described(first)} uses {self._workdir}; waiting up to "
-            f"{self._silent_seconds:.0f} s to see whether it is alive.",
+            f"{self._workdir / OWNER_FILE} names {_described(first)}; waiting up to "
+            f"{self._silent_seconds:.0f} s to see whether that run is alive.",
             flush=True,
         )
         deadline = time.monotonic() + self._silent_seconds
         while time.monotonic() < deadline:
             time.sleep(self._beat_seconds / 10)
-            now = self._read()
+            now = _read_owner(self._workdir)
             if not now:
                 return
             if now != first:
@@ -114,36 +119,19 @@ class Note(contextlib.AbstractContextManager, Lock):
     def _keep(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             # A bucket out of reach for a moment is no reason to end the run.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, UserError):
                 self._look()
                 if self._usurper is not None:
                     return
                 self._write()
 
     def _look(self) -> None:
-        note = self._read()
+        note = _read_owner(self._workdir)
         if note and note.get("token") != self._owner["token"]:
             self._usurper = note
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            return _parse(self._path.read_text())
-        except FileNotFoundError:
-            return {}
-
     def _write(self) -> None:
-        write_json(self._path, {**self._owner, "beat": time.time()})
-
-
-def _has_locks(workdir: epath.Path) -> bool:
-    with (workdir / LOCK_FILE).open("a") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # some network and FUSE file systems
-            return False
-    return True
+        write_json(self._workdir / OWNER_FILE, {**self._owner, "beat": time.time()})
 
 
 def _owner() -> dict[str, Any]:
@@ -151,9 +139,10 @@ def _owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "process": os.getpid(), "since": since}
 
 
-def _parse(text: str) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        owner = json.loads(text)
+def _read_owner(workdir: epath.Path) -> dict[str, Any]:
+    """What owner.json says; nothing where there is none, or one that was cut off."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        owner = json.loads((workdir / OWNER_FILE).read_text())
         if isinstance(owner, dict):
             return owner
     return {}

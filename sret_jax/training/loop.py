@@ -175,7 +175,7 @@ class Run:
         }
         try:
             path = write_crash_report(self.experiment.workdir, error, facts)
-        except OSError as e:
+        except (OSError, UserError) as e:
             print(f"No crash report could be written: {e}", flush=True)
         else:
             print(f"What is known of the crash is in {path}.", flush=True)
@@ -330,7 +330,7 @@ class Run:
     def _resume(self) -> None:
         """Restores, and says what has changed since."""
         step = self._restore()
-        if step:
+        if self.step:
             self._reporter.say(f"Resuming {self.experiment.workdir} at step {self.step:,}.")
             self._compare_config()
         self._reporter.start(step)

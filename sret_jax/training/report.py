@@ -98,7 +98,8 @@ class Reporter:
         if is_leader():
             workdir = self._experiment.workdir
             write_json(workdir / RESULT_FILE, result)
-            draw_curves(workdir)
+            with self._storage_may_fail():
+                draw_curves(workdir)
             self.say(
                 f"\nTest accuracy {percent(results['eval']['top1'])} at step {step:,} "
                 f"after {duration(seconds)} of training "
@@ -140,5 +141,5 @@ class Reporter:
         except Exception as e:  # whatever a file system or TensorFlow raises
             complaint = str(e).splitlines()[0] if str(e) else repr(e)
             if complaint != self._storage_complaint:
-                self.say(f"The metrics cannot be written ({complaint}); training goes on.")
+                self.say(f"Not all metrics can be written ({complaint}); the run goes on.")
             self._storage_complaint = complaint

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from sret_jax.errors import UserError
-from sret_jax.training.lock import NOTE_FILE, Note, locked
+from sret_jax.training.lock import OWNER_FILE, Note, locked
 from tests.conftest import ROOT
 
 FAST = dict(beat_seconds=0.1, silent_seconds=0.4)
@@ -86,13 +86,13 @@ def test_the_note_of_a_killed_process_of_this_host_stands_in_nobody_s_way(workdi
     start = time.monotonic()
     with Note(workdir, **FAST):
         assert time.monotonic() - start < FAST["silent_seconds"]
-        assert json.loads((workdir / NOTE_FILE).read_text())["process"] == os.getpid()
-    assert not (workdir / NOTE_FILE).exists()
+        assert json.loads((workdir / OWNER_FILE).read_text())["process"] == os.getpid()
+    assert not (workdir / OWNER_FILE).exists()
 
 
 def test_a_silent_note_of_another_host_is_taken_over_with_a_message(workdir, capfd):
     owner = {"host": "elsewhere", "process": 1, "since": "yesterday", "token": "t"}
-    (workdir / NOTE_FILE).write_text(json.dumps(owner))
+    (workdir / OWNER_FILE).write_text(json.dumps(owner))
     with Note(workdir, **FAST) as note:
         note.check()
     output = capfd.readouterr().out
@@ -106,8 +106,8 @@ def test_a_run_that_was_suspended_and_taken_over_finds_out(workdir, holder):
         pass
     with Note(workdir, **FAST) as note:
         other = {"host": "elsewhere", "process": 7, "since": "now", "token": "theirs"}
-        (workdir / NOTE_FILE).write_text(json.dumps(other))
+        (workdir / OWNER_FILE).write_text(json.dumps(other))
         time.sleep(0.3)
         with pytest.raises(UserError, match="in use by process 7 on elsewhere"):
             note.check()
-    assert json.loads((workdir / NOTE_FILE).read_text())["token"] == "theirs"
+    assert json.loads((workdir / OWNER_FILE).read_text())["token"] == "theirs"
