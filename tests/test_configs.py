@@ -1,6 +1,8 @@
 import importlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs import common
 from sret_jax.training.experiment import create_from_config
@@ -42,3 +44,38 @@ def test_unknown_arguments_are_named_with_the_nearest():
         common.get_variant("sret_t", "unsliced=yes")
     with pytest.raises(ValueError, match="unknown recipe 'diet'; did you mean 'deit'?"):
         common.get_variant("sret_t", "recipe=diet")
+
+
+WORDS = st.sampled_from(
+    ["unsliced", "res", "groups", "recipe", "=", ",", "-", "224", "none", "deit"]
+)
+ARGUMENTS = st.text(max_size=20) | st.lists(WORDS | st.text(max_size=3), max_size=8).map("".join)
+
+
+@given(ARGUMENTS)
+def test_whatever_the_arguments_there_are_settings_or_one_sentence(arg):
+    try:
+        config = common.get_variant("sret_t", arg)
+    except ValueError as e:
+        assert str(e) and "\n" not in str(e)
+    else:
+        assert isinstance(config.model.image_size, int)
+
+
+@given(
+    unsliced=st.booleans(),
+    res=st.integers(),
+    groups=st.text("0123456789-", max_size=9),
+    recipe=st.text(st.characters(exclude_characters=",", codec="utf-8"), max_size=9),
+)
+def test_arguments_written_out_are_read_back(unsliced, **values):
+    words = [f"{name}={value}" for name, value in values.items() if value != ""]
+    arg = ",".join([*words, *(["unsliced"] if unsliced else [])])
+    read = common.parse_arg(arg, unsliced=False, res=224, groups="", recipe="")
+    assert read.to_dict() == {"unsliced": unsliced, **values}
+
+
+@pytest.mark.parametrize("arg", ["groups=1\nx", "groups=1\nx,unsliced", "groups=" + "9" * 5000])
+def test_a_value_is_quoted_in_the_sentence_on_it(arg):
+    with pytest.raises(ValueError, match=r"^.*groups='.*(should read like|exclude each other)"):
+        common.get_variant("sret_t", arg)

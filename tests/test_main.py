@@ -28,6 +28,8 @@ BAD = [
     (["--config.model.num_classes=5"], "labels up to 9, beyond config.model.num_classes=5"),
     (["--workdir=/dev/null/x"], "the workdir /dev/null/x is not writable"),
     (["--config=configs/sret.py"], "there is no config file 'configs/sret.py'"),
+    (["--config", "configs/sret.py"], "there is no config file 'configs/sret.py'"),
+    (["--config=sret_jax/errors.py"], "has no attribute 'get_config'"),
     (["--config=configs/sret_t.py:unslicd"], "argument 'unslicd'; did you mean 'unsliced'?"),
     (["--config=configs/sret_t.py:res=big"], "res takes int"),
     (["--confg=x"], "Unknown command line flag 'confg'. Did you mean: config"),

@@ -4,6 +4,8 @@ import collections
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from sret_jax.data.randaugment import INCREASING, PLAIN, RandAugment
@@ -122,3 +124,35 @@ def test_the_original_operations_grow_milder_where_timms_do():
 def test_a_mistake_in_the_notation_is_named(text, sentence):
     with pytest.raises(UserError, match=sentence):
         RandAugment.parse(text)
+
+
+PARTS = st.sampled_from(["m", "n", "p", "mstd", "mmax", "inc", "x"])
+NUMBERS = st.floats(0, 16).map(lambda x: f"{x:.3f}") | st.integers(0).map(str) | st.text(max_size=4)
+TEXTS = st.text() | st.lists(st.tuples(PARTS, NUMBERS).map("".join), max_size=6).map("-".join)
+
+
+@given(TEXTS)
+def test_whatever_the_notation_it_is_a_policy_within_range_or_one_sentence(text):
+    try:
+        policy = RandAugment.parse("rand-" + text)
+    except UserError as e:
+        assert "\n" not in str(e)
+    else:
+        assert 0 <= policy.m <= 10 and 0 < policy.mmax <= 10 and 0 <= policy.p <= 1
+        assert policy.n in range(1, 16) and policy.inc in (0, 1) and policy.mstd >= 0
+        rng = np.random.default_rng(0)
+        assert 0 <= policy.draw_level(rng) <= policy.mmax
+        assert policy(PIXELS, rng).shape == PIXELS.shape
+
+
+@given(
+    m=st.integers(0, 1000).map(lambda n: n / 100),
+    n=st.integers(1, 15),
+    p=st.integers(0, 100).map(lambda n: n / 100),
+    mstd=st.integers(0, 20_000).map(lambda n: n / 100),
+    mmax=st.integers(1, 1000).map(lambda n: n / 100),
+    inc=st.integers(0, 1),
+)
+def test_a_policy_written_out_is_read_back(**settings):
+    text = "-".join(["rand", *(f"{name}{value}" for name, value in settings.items())])
+    assert RandAugment.parse(text) == RandAugment(**settings)

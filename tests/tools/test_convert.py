@@ -1,15 +1,23 @@
 import argparse
+import io
+import json
 import os
+import re
+import struct
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from hypothesis import example, given
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.checkpoints.torch_names import from_torch
+from sret_jax.errors import UserError
 from sret_jax.tools import convert
 from tests import golden
 from tests.conftest import run_python
@@ -113,8 +121,89 @@ def test_a_torch_file_that_would_run_code_is_refused_unrun(tmp_path, capsys):
     torch.save({"model": Malicious(tmp_path / "owned")}, tmp_path / "evil.pth")
     error = fails(capsys, tmp_path / "evil.pth", tmp_path / "out", "--model=sret_t")
     assert "is no torch file of plain weights and was not loaded" in error
+    assert "save its state dict alone" in error
     assert not (tmp_path / "owned").exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def torch_parts():
+    """The files inside a .pth file, which is a zip."""
+    torch = pytest.importorskip("torch", reason="writing .pth files needs torch")
+    file = io.BytesIO()
+    torch.save({"model": {"head.weight": torch.zeros(3, 4)}}, file)
+    with zipfile.ZipFile(file) as parts:
+        return {name: parts.read(name) for name in parts.namelist()}
+
+
+@given(st.sampled_from(["data.pkl", "byteorder", "version"]), st.integers(0, 400), st.binary())
+@example("byteorder", 0, b"x")  # of each kind of error that torch raised
+@example("version", 0, b"\xff")
+def test_a_damaged_torch_file_is_refused_with_a_sentence(
+    torch_parts, tmp_path_factory, part, i, put
+):
+    path = epath.Path(tmp_path_factory.getbasetemp() / "damaged.pth")
+    with zipfile.ZipFile(path, "w") as damaged:
+        for name, content in torch_parts.items():
+            i %= len(content)
+            change = name.endswith(part)
+            damaged.writestr(name, content[:i] + put + content[i + 1 :] if change else content)
+    with pytest.raises(
+        UserError, match=r"damaged.pth (is no torch file|holds no state|does not fit)"
+    ):
+        convert.file_to_folder(path, path.parent / "out", "sret_t")
+
+
+def safetensors_file(header, content=b""):
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content
+
+
+def tensor(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+NO_FILE = r"is no readable safetensors file \(.*"
+LYING = {
+    struct.pack("<Q", 2**60) + b"{}": NO_FILE + "header too large",
+    struct.pack("<Q", 1000) + b"{}": NO_FILE + "invalid header length",
+    safetensors_file([1]): NO_FILE + "invalid JSON in header",
+    safetensors_file({"a": tensor("F32", [2], 0, 8), "b": tensor("F32", [2], 4, 12)}, bytes(12)): (
+        NO_FILE + "invalid offset for tensor `b`"
+    ),
+    safetensors_file({"a": tensor("F32", [2**40, 2**40], 0, 8)}, bytes(8)): NO_FILE + "overflow",
+    safetensors_file({"a": tensor("BF16", [2], 0, 4)}, bytes(4)): "arrays of type BF16; save them",
+    safetensors_file({"head.weight": tensor("F32", [], 0, 4)}, bytes(4)): "does not fit sret_t",
+    safetensors_file({"pos_embed": tensor("F32", [], 0, 4)}, bytes(4)): "does not fit sret_t",
+    safetensors_file({"head.weight": tensor("F32", [0, 3], 0, 0)}): "num_classes=0 must be",
+}
+
+
+@pytest.mark.parametrize("data", LYING, ids=list(LYING.values()))
+def test_a_safetensors_file_that_lies_is_refused_with_a_sentence(data, tmp_path, capsys):
+    (tmp_path / "in.safetensors").write_bytes(data)
+    error = fails(capsys, tmp_path / "in.safetensors", tmp_path / "out", "--model=sret_t")
+    assert re.search(LYING[data], error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_describes_no_model_is_refused_with_a_sentence(tmp_path, capsys):
+    arrays = {"params": {"head": {"bias": jnp.zeros(10)}, "pos_embed": jnp.zeros((1, 4, 4, 8))}}
+    for name, model in (("other", {"params": {"kernel": jnp.zeros(3)}}), ("run", arrays)):
+        checkpoints = Checkpoints(epath.Path(tmp_path / name))
+        checkpoints.save(0, {"model": model})
+        checkpoints.close()
+    out = tmp_path / "out.safetensors"
+    assert "holds no weights of a SReT" in fails(capsys, tmp_path / "other", out)
+    for text in (
+        "{}",
+        '{"model": {}}',
+        '{"model": {"name": "sret_t", "dtype": "float32", "heads": 3}}',
+    ):
+        (tmp_path / "run" / "config.json").write_text(text)
+        assert "config.json describes no model" in fails(capsys, tmp_path / "run", out)
+    (tmp_path / "run" / "config.json").write_text("[]")
+    assert "config.json holds no config" in fails(capsys, tmp_path / "run", out)
 
 
 def test_what_does_not_fit_is_said(state_dict, tmp_path, capsys):

@@ -1,0 +1,118 @@
+"""What is read back from a workdir: the settings of its run, or one clear sentence."""
+
+import copy
+import json
+
+import pytest
+from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from configs import common, quickstart
+from sret_jax.errors import UserError
+from sret_jax.training.experiment import CONFIG_FILE, check_numbers, load_config
+
+LIKE = quickstart.get_config()
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return epath.Path(tmp_path_factory.mktemp("run"))
+
+
+def load(workdir, text, like=LIKE):
+    (workdir / CONFIG_FILE).write_text(text)
+    return load_config(workdir, like=like)
+
+
+def settings(config):
+    return json.loads(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize("config", [LIKE, common.get_variant("sret_s", "unsliced,res=384")])
+def test_a_saved_config_is_read_back_whole(config, workdir):
+    text = json.dumps(config.to_dict())
+    assert settings(load(workdir, text)) == settings(load(workdir, text, None)) == settings(config)
+    assert load(workdir, text).augment.crop_scale == config.augment.crop_scale
+    assert settings(LIKE) == settings(quickstart.get_config())
+
+
+def test_a_workdir_without_a_config_has_none(tmp_path):
+    assert load_config(epath.Path(tmp_path)) is None
+
+
+def changed(**changes):
+    return json.dumps({**settings(LIKE), **changes})
+
+
+DAMAGED = {
+    "": r"holds no config \(Expecting value.*; mend it, or move it away and give --config",
+    json.dumps(settings(LIKE))[:300]: "holds no config",
+    "[1, 2]": r"holds no config \(expected an object, found \[1, 2\]\)",
+    "[" * 100_000: "holds no config .maximum recursion",
+    '{"a.b": 1}': "holds no config",
+    changed(batchsize=1): r"config.json: unknown setting 'batchsize'; did you mean 'batch_size'\?",
+    changed(data={"name": "x"}): "lacks the settings data.data_dir; data.eval_split",
+    changed(data=3): "unknown setting 'data'",
+    changed(batch_size="many"): "config.json: Could not override field 'batch_size'",
+    changed(seed={"a": 1}): "unknown setting 'seed.a'",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_config_is_one_sentence(text, workdir):
+    with pytest.raises(UserError, match=DAMAGED[text]) as error:
+        load(workdir, text)
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_no_config(workdir):
+    (workdir / CONFIG_FILE).write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match="holds no config .'utf-8' codec"):
+        load_config(workdir)
+
+
+NAMES = st.sampled_from(
+    ["seed", "batch_size", "data.name", "model.groups", "model", "augment.flip"]
+)
+
+
+@given(st.text() | JSON.map(json.dumps) | st.tuples(NAMES, JSON))
+def test_whatever_config_json_holds_is_a_config_or_a_sentence(workdir, content):
+    if isinstance(content, tuple):
+        changed = settings(LIKE)
+        *path, last = content[0].split(".")
+        (changed[path[0]] if path else changed)[last] = content[1]
+        content = json.dumps(changed)
+    (workdir / CONFIG_FILE).write_bytes(content.encode(errors="surrogatepass"))
+    for like in (None, LIKE):
+        try:
+            config = load_config(workdir, like)
+            assert isinstance(config, ConfigDict)
+            if like is not None:
+                assert config.keys() == LIKE.keys()
+                check_numbers(config)
+        except UserError as e:
+            assert "\n" not in str(e)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("seed", 2**32, "config.seed=4294967296 must be at most 4294967295"),
+        ("epochs", float("inf"), "config.epochs=inf must be a number"),
+        ("batch_size", None, "config.batch_size=None must be a number"),
+        ("profile", ("a", 2), r"config.profile=\('a', 2\) must be \(\) or \(first, last\)"),
+    ],
+)
+def test_a_number_that_is_none_is_named(name, value, sentence):
+    config = copy.deepcopy(LIKE)
+    config[name] = value
+    with pytest.raises(UserError, match=sentence):
+        check_numbers(config)
