@@ -11,21 +11,22 @@ from etils import epath
 
 from sret_jax.files import write_text
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, DAMAGED_FILE = "metrics.jsonl", "metrics_damaged.jsonl"
 
 
 class JsonlWriter(metric_writers.MetricWriter):
     """Writes scalars as lines {"step": s, name: value, ...}.
 
     Lines after `last_step`, left by a run that went further before it was interrupted, are
-    dropped. The file is written anew at each flush, for object stores cannot append.
+    dropped. So are damaged lines; metrics_damaged.jsonl then keeps the file as it was. The file is
+    written anew at each flush, for object stores cannot append.
     """
 
     def __init__(self, workdir: epath.Path, *, last_step: int):
         self._path = workdir / METRICS_FILE
-        self._lines = {
-            _key(line): line for line in read_metrics(workdir) if line["step"] <= last_step
-        }
+        lines = read_metrics(workdir)
+        self._keep_damaged(len(lines))
+        self._lines = {_key(line): line for line in lines if line["step"] <= last_step}
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Adds one line, in place of one of the same step and names; JSON has no nan."""
@@ -42,6 +43,19 @@ class JsonlWriter(metric_writers.MetricWriter):
         """Flushes."""
         self.flush()
 
+    def _keep_damaged(self, readable: int) -> None:
+        """Copies the file if it has more lines than the readable ones, and says so."""
+        text = _read(self._path)
+        there = len(text.splitlines())
+        if there > readable:
+            copy = self._path.with_name(DAMAGED_FILE)
+            write_text(copy, text)
+            print(
+                f"{there - readable} of the {there} lines of {self._path} are damaged and left "
+                f"out; {copy} keeps them.",
+                flush=True,
+            )
+
     def _scalars_only(self, *args: Any, **kwargs: Any) -> None:
         del args, kwargs
         raise TypeError(f"{METRICS_FILE} holds scalars only")
@@ -55,8 +69,21 @@ def _key(line: dict[str, float]) -> tuple:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
-    """The lines of a workdir's metrics.jsonl; none if there is no file yet."""
-    path = workdir / METRICS_FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of a workdir's metrics.jsonl but damaged ones; none if there is no file yet."""
+    lines = map(_parse, _read(workdir / METRICS_FILE).splitlines())
+    return [line for line in lines if line is not None]
+
+
+def _read(path: epath.Path) -> str:
+    return path.read_bytes().decode(errors="replace") if path.exists() else ""
+
+
+def _parse(text: str) -> dict[str, float] | None:
+    """A line of numbers by name, a whole "step" among them; None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        return None
+    return line if all(isinstance(value, int | float) for value in line.values()) else None
