@@ -3,11 +3,12 @@
 import ctypes
 import dataclasses
 import os
-import signal
 import sys
 
 import grain
 from absl import flags
+
+from sret_jax.parallel.processes import die_with_parent
 
 LARGEST_CHUNK = 32  # rows; larger ones gain no speed
 SMALLEST_CHUNK = 8  # rows, where there are as many; fewer workers are better than smaller chunks
@@ -72,9 +73,7 @@ def _start_worker(worker: int, workers: int) -> None:
     """Makes the kernel end this worker when the training process is killed."""
     del worker, workers
     _keep_freed_memory()
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    die_with_parent()
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,56 @@
+"""Processes that leave nothing behind when they, or the one that started them, are killed."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+POLL_SECONDS = 0.05
+
+
+def die_with_parent() -> None:
+    """Makes the kernel kill this process when its parent is gone; on Linux, else does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Makes this process the parent of its descendants whose own parent has ended; on Linux.
+
+    It can then see that they ended too, also where process 1 of a container never asks.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_group(group: int, patience: float) -> None:
+    """Waits until no process of a group is left, and kills those left after `patience` seconds.
+
+    The resource tracker of a killed Python process is one of them: it removes the shared memory,
+    for which a moment is enough.
+
+    Args:
+      group: process group, the leader of which has been waited for.
+      patience: seconds.
+    """
+    deadline = time.monotonic() + patience
+    while _runs(group):
+        if time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _runs(group: int) -> bool:
+    """Whether the group has processes, those apart that ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,326 @@
+"""Starts the processes of a run on this machine, and all of them again when one fails.
+
+python -m sret_jax.tools.launch --processes=4 main.py --config=configs/sret_s.py --workdir=DIR
+python -m sret_jax.tools.launch main.py ...    (on every host of a TPU pod or cluster)
+
+It ends with the exit status of the run: 0 done, 2 bad input, 75 stopped by SIGTERM or Ctrl-C with
+a checkpoint saved. After any other it starts all processes again.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+from sret_jax.cli import clear_errors
+from sret_jax.errors import UserError
+from sret_jax.exit_status import BAD_INPUT, HUNG, PREEMPTED
+from sret_jax.parallel.processes import POLL_SECONDS, adopt_orphans, die_with_parent, end_group
+
+MARGIN = 10  # seconds after peer_timeout, by which JAX has ended the peers of a dead process
+LEFTOVER_SECONDS = 10  # that loader workers and the like have to follow their process
+LONG_RUN = 600  # seconds after which earlier failures no longer count
+
+ABORTED, KILLED, TERMINATED, INTERRUPTED = (
+    128 + s for s in (signal.SIGABRT, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+)
+FINAL = (0, BAD_INPUT, PREEMPTED)
+SIGNALS = {128 + s: s.name for s in signal.Signals}
+MEANINGS = {
+    1: "an error",
+    BAD_INPUT: "bad input",
+    PREEMPTED: "asked to stop, checkpoint saved",
+    HUNG: "it hung",
+    ABORTED: "JAX does so when another process fails or is silent",
+    KILLED: "out of memory, perhaps",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to run, and how.
+
+    Attributes:
+      command: script and its arguments.
+      processes: how many run it; one alone is left to find a cluster itself.
+      restarts: how often all are started again when one fails.
+      start_timeout: seconds in which all processes must have joined.
+      peer_timeout: seconds without a heartbeat after which a process counts as dead.
+    """
+
+    command: Sequence[str]
+    processes: int
+    restarts: int
+    start_timeout: int
+    peer_timeout: int
+
+    def check(self) -> None:
+        """Raises UserError for what cannot work."""
+        least = {"processes": 1, "restarts": 0, "start_timeout": 1, "peer_timeout": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value < bound:
+                raise UserError(f"--{name}={value} must be at least {bound}")
+        if not self.command:
+            raise UserError("no script is given; name it after the launcher's flags, as in main.py")
+        if not pathlib.Path(self.command[0]).is_file():
+            raise UserError(f"there is no script {self.command[0]!r}; give main.py and its flags")
+
+    def command_lines(self) -> list[list[str]]:
+        """What each process runs; several meet at a free port of this machine."""
+        script, *args = self.command
+        flags = [f"--start_timeout={self.start_timeout}", f"--peer_timeout={self.peer_timeout}"]
+        if self.processes == 1:
+            return [[sys.executable, script, *flags, *args]]
+        flags += [f"--coordinator=localhost:{_free_port()}", f"--processes={self.processes}"]
+        return [
+            [sys.executable, script, *flags, f"--process_id={i}", *args]
+            for i in range(self.processes)
+        ]
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+class Process:
+    """One process of a run, with whatever it starts itself.
+
+    Attributes:
+      name: what sentences call it.
+      status: exit status, or 128 + the number of the signal that ended it; 0 while it runs.
+      missing: whether it had to be killed because it went on when others had ended.
+    """
+
+    def __init__(self, name: str, command: list[str], prefix: str):
+        self.name = name
+        self.status = 0
+        self.missing = False
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if prefix else None,
+            stderr=subprocess.STDOUT if prefix else None,
+            start_new_session=True,  # so that Ctrl-C reaches the launcher alone
+            preexec_fn=functools.partial(_follow, os.getpid()),
+        )
+        self._reader = threading.Thread(target=self._pass_on, args=(prefix,), daemon=True)
+
+    def pass_on_output(self) -> None:
+        """Copies its output, if it has a prefix, to stderr with the prefix before each line."""
+        self._reader.start()
+
+    def _pass_on(self, prefix: str) -> None:
+        for line in self._popen.stdout or ():
+            write(f"{prefix}{line.decode(errors='replace')}")
+
+    def has_ended(self) -> bool:
+        """Whether it has; from then on `status` is known."""
+        code = self._popen.poll()
+        if code is not None:
+            self.status = code if code >= 0 else 128 - code
+        return code is not None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it still runs."""
+        self._popen.send_signal(number)
+
+    def clean_up(self) -> None:
+        """Ends it and whatever it has started, and waits until nothing of it is left."""
+        self.signal(signal.SIGKILL)
+        self._popen.wait()
+        end_group(self._popen.pid, LEFTOVER_SECONDS)
+        self._reader.join(LEFTOVER_SECONDS)
+
+    def __str__(self) -> str:
+        if self.missing:
+            return f"{self.name} hung or was stopped: it went on when another had ended"
+        name = SIGNALS.get(self.status)
+        how = f"was ended by {name}" if name else f"ended with exit status {self.status}"
+        meaning = MEANINGS.get(self.status)
+        return f"{self.name} {how}" + (f" ({meaning})" if meaning else "")
+
+
+def _follow(launcher: int) -> None:
+    """Ties a new process to the launcher, which may be gone already."""
+    die_with_parent()
+    if os.getppid() != launcher:
+        os._exit(KILLED)
+
+
+class StopRequest:
+    """What SIGTERM, Ctrl-C and a closed terminal have asked for so far.
+
+    Attributes:
+      made: to save a checkpoint and end.
+      at_once: to end without (a second Ctrl-C).
+    """
+
+    def __init__(self) -> None:
+        self.made = self.at_once = False
+        signal.signal(signal.SIGTERM, self._take)
+        signal.signal(signal.SIGINT, self._take)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+            signal.signal(signal.SIGHUP, self._take)
+
+    def _take(self, number: int, frame: object) -> None:
+        del frame
+        self.at_once |= self.made and number == signal.SIGINT
+        self.made = True
+
+
+class Run:
+    """All processes of a job, from their start until nothing of them is left."""
+
+    def __init__(self, job: Job):
+        self._patience = job.peer_timeout + MARGIN
+        self._ended: list[Process] = []  # in that order
+        self._processes: list[Process] = []
+        for i, command in enumerate(job.command_lines()):
+            name = f"process {i}" if job.processes > 1 else job.command[0]
+            self._processes.append(Process(name, command, prefix=f"[{i}] " if i else ""))
+        for process in self._processes:  # not before all have started: forks dislike threads
+            process.pass_on_output()
+
+    def wait(self, stop: StopRequest) -> None:
+        """Waits until all have ended; kills those that have not a while after the first has."""
+        deadline = math.inf
+        asked = False
+        while running := self._still_running():
+            if stop.made and not asked:
+                asked = True
+                say("stopping once a checkpoint is saved; Ctrl-C again kills the run at once")
+                for process in running:
+                    process.signal(signal.SIGTERM)
+            if self._ended and deadline == math.inf:
+                deadline = time.monotonic() + self._patience
+                self._report_failure()
+            if stop.at_once:
+                for process in running:
+                    process.signal(signal.SIGKILL)
+            elif time.monotonic() > deadline:
+                self._kill_missing([process for process in running if not process.missing])
+            time.sleep(POLL_SECONDS)
+
+    def _still_running(self) -> list[Process]:
+        running = [process for process in self._processes if process not in self._ended]
+        ended = [process for process in running if process.has_ended()]
+        self._ended += ended
+        return [process for process in running if process not in ended]
+
+    def _report_failure(self) -> None:
+        culprit = self.culprit()
+        if culprit and culprit.status not in FINAL:
+            say(f"{culprit}; the others have {self._patience} s to end by themselves")
+
+    def _kill_missing(self, processes: list[Process]) -> None:
+        for process in processes:
+            say(f"{process.name} did not end within {self._patience} s and is killed")
+            process.missing = True
+            process.signal(signal.SIGKILL)
+
+    def clean_up(self) -> None:
+        """Ends whatever is left of all processes."""
+        for process in self._processes:
+            process.clean_up()
+
+    def culprit(self) -> Process | None:
+        """The process on whose account the others failed; None if none has."""
+        failed = [process for process in self._ended if process.status]
+        return min(failed, key=_doubt, default=None)
+
+
+def _doubt(process: Process) -> int:
+    """How likely an end is only the consequence of another's, from 0.
+
+    A process that had to be killed comes before the errors and aborts by which its peers end.
+    """
+    if process.status in FINAL:
+        return 0
+    if process.missing:
+        return 2
+    if process.status == ABORTED:
+        return 4
+    return 1 if process.status in SIGNALS else 3
+
+
+def supervise(job: Job) -> int:
+    """Runs a job to its end, restarts included, and returns its exit status."""
+    stop = StopRequest()
+    adopt_orphans()
+    failures = 0
+    while True:
+        started = time.monotonic()
+        run = Run(job)
+        try:
+            run.wait(stop)
+        finally:
+            run.clean_up()
+        culprit = run.culprit()
+        status = culprit.status if culprit else 0
+        if stop.made:
+            return _status_when_stopped(stop, status)
+        if status in FINAL:
+            return status
+        failures = failures + 1 if time.monotonic() - started < LONG_RUN else 1
+        if failures > job.restarts:
+            say(f"{culprit}; no restart is left of {job.restarts}")
+            return status
+        say(f"{culprit}; starting again (restart {failures} of {job.restarts})")
+
+
+def _status_when_stopped(stop: StopRequest, status: int) -> int:
+    if stop.at_once:
+        return INTERRUPTED
+    # Before training begins nothing takes the signal, and there is nothing to save.
+    return PREEMPTED if status == TERMINATED else status
+
+
+def say(sentence: str) -> None:
+    """Prints a sentence of the launcher, beneath the progress line that a terminal shows."""
+    start = "\n" if sys.stderr.isatty() else ""
+    write(f"{start}Launcher: {sentence}.\n")
+
+
+def write(text: str) -> None:
+    """Writes to stderr; one that is closed, as by Ctrl-C of `| tee`, must not end the run."""
+    with contextlib.suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--processes", type=int, default=1, help="to start here; default: 1")
+    parser.add_argument(
+        "--restarts", type=int, default=3, help="of all, when one fails; default: 3"
+    )
+    parser.add_argument("--start_timeout", type=int, default=300, help="as of main.py")
+    parser.add_argument("--peer_timeout", type=int, default=100, help="as of main.py")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="main.py and its flags")
+    args = parser.parse_args(argv)
+    job = Job(**vars(args))
+    with clear_errors():
+        job.check()
+    sys.exit(supervise(job))
+
+
+if __name__ == "__main__":
+    main()
