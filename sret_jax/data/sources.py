@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import pathlib
+import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict
 
@@ -10,9 +12,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from sret_jax.errors import UserError, did_you_mean, few
+from sret_jax.files import is_remote
 
 PREPARE = "python -m sret_jax.tools.prepare"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+LARGEST_FILE = 2 << 30  # bytes, beyond those of any image that would be decoded
+
+# By split the path and label of each; strings, for a million of them travel to every worker.
+Files = dict[str, list[tuple[str, int]]]
 
 
 class Record(TypedDict):
@@ -69,25 +76,30 @@ class TfdsSource:
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        file_name = self._records[index].get("file_name", b"")
-        return f"{self._title} record {index} {file_name.decode()}".rstrip()
+        file_name = _text(self._records[index].get("file_name", b""))
+        return f"{self._title} record {index} {file_name}".rstrip()
 
 
 class FolderSource:
     """A split of a folder laid out as `tfds.ImageFolder` expects: ROOT/SPLIT/CLASS/IMAGE.
 
     Labels number the sorted class names of all splits together. Images may lie in subfolders of
-    their class; hidden files and folders, and files that are no images, are passed over.
+    their class; hidden files and folders, and files that are no images, are passed over. A file
+    that cannot be read holds no bytes, and so counts as an unreadable image.
 
     Raises:
-      UserError: no images at all, or none of some class in any split.
+      UserError: no images at all, or none of some class in any split; a folder that cannot be
+        listed, or that a class holds twice.
     """
 
     def __init__(self, root: epath.Path, split: str):
-        splits = {d.name: d for d in sorted(root.iterdir()) if _is_visible_dir(d)}
-        classes = {c.name for d in splits.values() for c in d.iterdir() if _is_visible_dir(c)}
-        self.class_names = sorted(classes)
-        files = {name: self._files_of(folder) for name, folder in splits.items()}
+        try:
+            classes, files = _list_images(root)
+        except OSError as e:
+            raise UserError(
+                f"{e.filename or root} cannot be listed ({e.strerror or e}); mend or remove it"
+            ) from e
+        self.class_names = [_text(os.fsencode(name)) for name in classes]
         if not any(files.values()):
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
@@ -100,26 +112,18 @@ class FolderSource:
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) of the class "
                 f"{few([repr(name) for name in empty])}; add some or remove the folder"
             )
-        # Strings, for a million of them travel to every worker.
         self._files = [file for part in _parts(split, files) for file in part]
-
-    def _files_of(self, folder: epath.Path) -> list[tuple[str, int]]:
-        return [
-            (os.fspath(file), label)
-            for label, class_name in enumerate(self.class_names)
-            for file in _images_in(folder / class_name)
-        ]
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
         file, label = self._files[index]
-        return {"image": epath.Path(file).read_bytes(), "label": label}
+        return {"image": _read(file), "label": label}
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        return self._files[index][0]
+        return _text(os.fsencode(self._files[index][0]))
 
 
 class SyntheticSource:
@@ -156,8 +160,12 @@ def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
     """
     source: Source
     if is_folder(name):
-        root = epath.Path(name).expanduser()
-        if not root.is_dir():
+        try:
+            root = epath.Path(name).expanduser()
+            exists = root.is_dir()
+        except KeyError as e:
+            raise UserError(f"config.data.name={name}: there is no storage {e}; use gs://") from e
+        if not exists:
             raise UserError(f"the data folder {name} does not exist; correct config.data.name")
         source = FolderSource(root, split)
     else:
@@ -242,7 +250,7 @@ def _class_names(label: tfds.features.ClassLabel) -> list[str]:
     return list(label.names or map(str, range(label.num_classes)))
 
 
-def _parts(split: str, files: dict[str, list]) -> list[list]:
+def _parts(split: str, files: Files) -> list[list[tuple[str, int]]]:
     """What a split in TFDS's syntax, e.g. "train[:99%]" or "train+val", takes of each folder."""
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[len(of)], num_bytes=0)
@@ -258,17 +266,61 @@ def _parts(split: str, files: dict[str, list]) -> list[list]:
     return [files[part.splitname][part.from_ : part.to] for part in parts]
 
 
+def _list_images(root: epath.Path) -> tuple[list[str], Files]:
+    """The sorted names of the classes, and the images of every split."""
+    splits = {d.name: d for d in sorted(root.iterdir()) if _is_visible_dir(d)}
+    classes = sorted({c.name for d in splits.values() for c in d.iterdir() if _is_visible_dir(c)})
+    files = {
+        split: [
+            (os.fspath(file), label)
+            for label, name in enumerate(classes)
+            for file in _images_in(folder / name, set(_place(folder / name).parents))
+        ]
+        for split, folder in splits.items()
+    }
+    return classes, files
+
+
 def _is_visible_dir(path: epath.Path) -> bool:
     return not path.name.startswith(".") and path.is_dir()
 
 
-def _images_in(folder: epath.Path) -> Iterator[epath.Path]:
-    if not folder.exists():
+def _place(path: epath.Path) -> pathlib.PurePath:
+    """Where a path leads; in a bucket there are no links."""
+    return path if is_remote(path) else pathlib.Path(os.path.realpath(path))  # of circles too
+
+
+def _images_in(folder: epath.Path, seen: set[pathlib.PurePath]) -> Iterator[epath.Path]:
+    """The images of a folder and those below it; adds the folders to those seen."""
+    if not folder.is_dir():
         return
+    place = _place(folder)
+    if place in seen:
+        raise UserError(
+            f"{folder} leads to {place}, which it lies in or which is read already; remove the link"
+        )
+    seen.add(place)
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _images_in(path)
+            yield from _images_in(path, seen)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             yield path
+
+
+def _read(file: str) -> bytes:
+    """The bytes of a file; none of what is no file (a pipe would be waited for) or unreadable."""
+    try:
+        if not is_remote(file):
+            status = pathlib.Path(file).stat()
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_FILE:
+                return b""
+        return epath.Path(file).read_bytes()
+    except OSError:
+        return b""
+
+
+def _text(name: bytes) -> str:
+    """A name of bytes as text that can be printed and stored."""
+    return name.decode(errors="backslashreplace")

@@ -1,10 +1,16 @@
+import os
+import pathlib
+import socket
+
 import numpy as np
 import pytest
 from etils import epath
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from sret_jax.data import sources
-from sret_jax.data.images import decode
+from sret_jax.data import order, sources
+from sret_jax.data.images import EvalTransform, decode
 from sret_jax.errors import UserError
 from tests.archives import encode, photographs
 
@@ -102,7 +108,118 @@ def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
         (("digits", "train[5:3]", digits_dir), "has no split"),
         ((str(folder), "train[:x%]", None), r"cannot read the split 'train\[:x%\]'"),
         ((str(folder), "train[:0]", None), "is empty"),
+        (("foo://bucket/images", "train", None), "there is no storage 'foo://'"),
     ]
     for arguments, message in cases:
         with pytest.raises(UserError, match=message):
             sources.open_source(*arguments)
+
+
+SPLITS = st.sampled_from(
+    ["train", "val", "all", "[", ":", "]", "%", "+", "-", "50", "1", "(", "abs"]
+)
+
+
+@pytest.fixture(scope="module")
+def ten_images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ten")
+    for split, name in (("train", "a"), ("train", "b"), ("val", "a")):
+        (root / split / name).mkdir(parents=True)
+        for i in range(5):
+            (root / split / name / f"{i}.jpg").write_bytes(b"")
+    return root
+
+
+@given(st.text(max_size=20) | st.lists(SPLITS, max_size=9).map("".join))
+def test_whatever_the_split_it_is_a_part_or_one_sentence(ten_images, split):
+    try:
+        assert len(sources.open_source(str(ten_images), split, None)) > 0
+    except UserError as e:
+        assert str(e)
+
+
+@given(st.integers(-10, 10), st.integers(-10, 10))
+def test_a_slice_is_that_of_a_list(ten_images, first, last):
+    whole = sources.open_source(str(ten_images), "train", None)
+    expected = [whole.record_name(i) for i in range(10)][first:last]
+    try:
+        part = sources.open_source(str(ten_images), f"train[{first}:{last}]", None)
+        names = [part.record_name(i) for i in range(len(part))]
+    except UserError:
+        names = []
+    assert names == expected
+
+
+def samples(source):
+    transform = EvalTransform(8, 1.0)
+    return order.Samples(order.padded(source, 1), transform, 8, seed=0, replace=False)
+
+
+def test_what_is_no_readable_file_counts_as_an_unreadable_image(folder):
+    cats = folder / "train" / "cat"
+    (cats / "dangling.jpg").symlink_to("nowhere.jpg")
+    (cats / "itself.jpg").symlink_to("itself.jpg")
+    (cats / "device.jpg").symlink_to("/dev/zero")
+    os.mkfifo(cats / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(cats / "socket.jpg"))
+    with (cats / "sparse.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    (cats / "vanished.jpg").write_bytes(encode(photographs(1, seed=0)[0]))
+    (cats / "linked.jpg").symlink_to("0.JPG")
+    source = sources.open_source(str(folder), "train", None)
+    (cats / "vanished.jpg").unlink()
+    stream = samples(source)
+    bad = [pathlib.Path(source.record_name(i)).name for i in range(len(source)) if stream[i]["bad"]]
+    kinds = ("dangling", "device", "itself", "pipe", "socket", "sparse", "vanished")
+    assert bad == [f"{kind}.jpg" for kind in kinds]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_an_unreadable_image_and_a_folder_is_refused(folder):
+    (folder / "train" / "ape" / "0.JPG").chmod(0)
+    assert samples(sources.open_source(str(folder), "train", None))[0]["bad"]
+    (folder / "train" / "ape").chmod(0)
+    with pytest.raises(UserError, match=r"train/ape cannot be listed \(Permission denied\); mend"):
+        sources.open_source(str(folder), "train", None)
+    (folder / "train" / "ape").chmod(0o700)
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../..", "../../..", "loop", "other"])
+def test_links_that_lead_in_circles_are_refused(target, folder):
+    cats = folder / "train" / "cat"
+    (cats / "other").mkdir()
+    (cats / "other" / "back").symlink_to("..")
+    (cats / "loop").symlink_to(target)
+    with pytest.raises(
+        UserError, match=r"/cat/(loop|other/back|loop/back) leads to .*; remove the link"
+    ):
+        sources.open_source(str(folder), "train", None)
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "9.jpg").write_bytes(encode(photographs(1, seed=0)[0]))
+    (folder / "train" / "cat" / "more").symlink_to(elsewhere)
+    (folder / "train" / "cat" / "nothing").symlink_to("nothing")
+    (folder / "val" / "elk").symlink_to("elk")
+    (folder / "train" / "elk").symlink_to(elsewhere)
+    assert len(sources.open_source(str(folder), "train", None)) == 14
+
+
+def test_a_file_named_as_a_class_of_another_split_is_passed_over(folder):
+    (folder / "train" / "dog").mkdir()
+    (folder / "train" / "dog" / "rex.jpg").write_bytes(b"")
+    (folder / "val" / "dog").write_bytes(b"no folder")
+    assert len(sources.open_source(str(folder), "val", None)) == 6
+
+
+def test_names_that_are_no_text_are_shown_escaped(folder):
+    name = os.fsdecode(b"caf\xe9")
+    (folder / "train" / name).mkdir()
+    (folder / "train" / name / f"{name}.jpg").write_bytes(b"")
+    source = sources.open_source(str(folder), "train", None)
+    assert source.class_names[1] == r"caf\xe9"
+    names = [source.record_name(i) for i in range(len(source))]
+    assert any(name.endswith(r"caf\xe9/caf\xe9.jpg") for name in names)
+    assert all(name.encode() for name in names)
