@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from sret_jax.tools import launch
 from tests.conftest import FAST_COMPILE, ROOT, TINY_FLAGS
 
 # What every script of these tests begins with; it counts its own starts in files.
@@ -28,7 +29,7 @@ def wait_for(name):
 def write(name, text=""):
     (starts.parent / name).write_text(text)
 """
-SHORT_WAITS = "launch.MARGIN = 0; launch.LEFTOVER_SECONDS = 1"
+SHORT_WAITS = "launch.MARGIN = 0; launch.LEFTOVER_SECONDS = 0.3"
 
 
 @pytest.fixture
@@ -265,16 +266,13 @@ assert not pathlib.Path("/proc", worker).exists()
         (("nowhere.py", "--processes=2"), "there is no script 'nowhere.py'; give main.py"),
     ],
 )
-def test_bad_input_ends_in_one_sentence(flags, sentence):
-    done = subprocess.run(
-        [sys.executable, "-m", "sret_jax.tools.launch", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"Error: {sentence}") and done.stderr.count("\n") == 1
+def test_bad_input_ends_in_one_sentence(flags, sentence, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+        launch.main(list(flags))
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith(f"Error: {sentence}") and error.count("\n") == 1
 
 
 def test_the_launcher_waits_for_no_library():
