@@ -65,10 +65,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         with agreed():
             experiment = open_experiment(config, workdir)
             lock = resources.enter_context(locked(workdir)) if is_leader() else Lock()
-        watchdog = resources.enter_context(Watchdog(**config.watchdog))
-        run = resources.enter_context(
-            contextlib.closing(Run(experiment, preemption, watchdog, lock))
-        )
+        run = resources.enter_context(contextlib.closing(Run(experiment, preemption, lock)))
         try:
             run.train()
             return run.finish()
@@ -80,13 +77,11 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
 class Run:
     """A started training run: its state, its data and where it reports."""
 
-    def __init__(
-        self, experiment: Experiment, preemption: Preemption, watchdog: Watchdog, lock: Lock
-    ):
+    def __init__(self, experiment: Experiment, preemption: Preemption, lock: Lock):
         self.experiment = experiment
         self._preemption = preemption
-        self._watchdog = watchdog
         self._lock = lock
+        self._watchdog = Watchdog(**experiment.config.watchdog)
         self._resources = contextlib.ExitStack()
         self.state: TrainState
         self.step: int
@@ -132,14 +127,15 @@ class Run:
             self._reporter.say(f"Training is complete at step {self.step:,}.")
             return
         train_step = self._compile_step()
-        try:
-            while self.step < self.experiment.last_step:
-                try:
-                    self._take_steps(train_step)
-                except Diverged as diverged:
-                    self._roll_back(diverged)
-        except Preempted:
-            raise Preempted(self._save_before_stopping()) from None
+        with self._watchdog:
+            try:
+                while self.step < self.experiment.last_step:
+                    try:
+                        self._take_steps(train_step)
+                    except Diverged as diverged:
+                        self._roll_back(diverged)
+            except Preempted:
+                raise Preempted(self._save_before_stopping()) from None
 
     def finish(self) -> dict[str, Any]:
         """Evaluates if the last step was not yet, and writes and prints the result.

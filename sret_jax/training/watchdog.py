@@ -20,8 +20,8 @@ class Watchdog(contextlib.AbstractContextManager):
     """Watches the time since the last `beat`.
 
     After max(least_seconds, factor * median step time) without one it prints the stacks of all
-    threads, once a hang; after `stop_seconds` it ends the process with status 76. Before the first
-    step, which compiles, only `stop_seconds` count.
+    threads, once a hang; after `stop_seconds` it ends the process with status 76. Until the first
+    step has ended, only `stop_seconds` count.
     """
 
     def __init__(self, factor: float, least_seconds: float, stop_seconds: float):
@@ -34,6 +34,7 @@ class Watchdog(contextlib.AbstractContextManager):
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Watchdog":
+        self.beat()
         self._thread.start()
         return self
 

@@ -1,0 +1,402 @@
+"""Breaks a real training run again and again, and compares its end with an unbroken one's.
+
+python -m sret_jax.tools.chaos --workdir=DIR                      (40 faults, about 12 minutes)
+python -m sret_jax.tools.chaos --workdir=DIR --times=1 --json=FILE --config.optim.warmup_lr=1e30
+
+Whatever else is given goes to main.py.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.errors import UserError
+from sret_jax.exit_status import HUNG, PREEMPTED
+
+SETTINGS = (  # a run of half a minute that saves, evaluates and reports all the time
+    "--config.epochs=2",
+    "--config.log_every_steps=1",
+    "--config.eval_every_epochs=0.25",
+    "--config.checkpoint.every_epochs=0.25",
+    "--config.data.workers=1",
+    "--config.watchdog.least_seconds=5",
+    "--config.watchdog.stop_seconds=40",
+)
+EVAL_STEPS = 6  # between evaluations, with these settings
+KILLED = -signal.SIGKILL
+LONGEST = 300.0  # seconds that an attempt may take
+CLEAN_SECONDS = 10.0  # in which everything that a process started must be gone
+CHECKPOINTS = "checkpoints"
+MARK = "SRET_CHAOS_ATTEMPT"  # in the environment of all that an attempt starts
+SHARED_MEMORY = pathlib.Path("/dev/shm")
+
+
+class Attempt:
+    """A started run of main.py, its output read as it comes."""
+
+    def __init__(self, workdir: pathlib.Path, flags: list[str], log: pathlib.Path):
+        self.checkpoints = workdir / CHECKPOINTS
+        self.lines: list[str] = []
+        self._mark = f"{MARK}={os.urandom(8).hex()}"
+        self._shared_before = set(SHARED_MEMORY.glob("psm_*"))
+        command = [sys.executable, "main.py", f"--workdir={workdir}", *SETTINGS, *flags]
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | dict([self._mark.split("=")]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.log = log
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait(self) -> int:
+        """Its exit status, a signal's negative."""
+        try:
+            status = self.process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise UserError(f"a run did not end in {LONGEST:.0f} s; see {self.log}") from None
+        self._reader.join()
+        return status
+
+    def happens(self, condition: Callable[[], object]) -> bool:
+        """Waits for a condition; false if the run ends first."""
+        while self.process.poll() is None:
+            if condition():
+                return True
+            time.sleep(0.001)
+        return False
+
+    def steps(self) -> list[int]:
+        """Those it has reported."""
+        found = (re.match(r"step ([\d,]+)/", line) for line in list(self.lines))
+        return [int(m[1].replace(",", "")) for m in found if m]
+
+    def evaluations(self) -> int:
+        """How many it has reported."""
+        return sum(line.startswith("evaluation at") for line in list(self.lines))
+
+    def resumed_at(self) -> int:
+        """The step it resumed at, 0 if it started anew."""
+        found = (re.search(r"^Resuming .* at step ([\d,]+)", line) for line in self.lines)
+        return next((int(m[1].replace(",", "")) for m in found if m), 0)
+
+    def half_written(self) -> list[pathlib.Path]:
+        """Checkpoints that are being saved."""
+        return list(self.checkpoints.glob("*.orbax-checkpoint-tmp"))
+
+    def workers(self) -> list[int]:
+        """Its loader's processes."""
+        return [pid for pid in self._family() if b"spawn_main" in read(f"/proc/{pid}/cmdline")]
+
+    def leftovers(self) -> list[str]:
+        """What it has left behind: processes, and shared memory that no process uses."""
+        deadline = time.monotonic() + CLEAN_SECONDS
+        shared = set(SHARED_MEMORY.glob("psm_*")) - self._shared_before
+        while family := self._family():
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        while shared := {path for path in shared if path.exists() and not is_mapped(path)}:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        return [f"process {pid}" for pid in family] + sorted(map(str, shared))
+
+    def _family(self) -> list[int]:
+        """Every process that it started and that still is."""
+        pids = (int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*"))
+        return [
+            pid
+            for pid in pids
+            if pid != self.process.pid and self._mark.encode() in read(f"/proc/{pid}/environ")
+        ]
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.log.open("w") as log:
+            for line in self.process.stdout:
+                self.lines.append(line.rstrip())
+                log.write(line)
+                log.flush()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong.
+
+    Attributes:
+      name: as the table shows it.
+      moment: waits for the moment; false if the run ended first.
+      act: what then happens to the run.
+      status: with which the run must end.
+      afterwards: what then happens to its newest checkpoint.
+    """
+
+    name: str
+    moment: Callable[[Attempt, random.Random], bool]
+    act: Callable[[Attempt], object]
+    status: int
+    afterwards: Callable[[pathlib.Path], object] | None = None
+
+
+def start_up(attempt: Attempt, rng: random.Random) -> bool:
+    """Any time until the first step."""
+    deadline = time.monotonic() + rng.uniform(0, 15)
+    return attempt.happens(lambda: attempt.steps() or time.monotonic() > deadline)
+
+
+def training(attempt: Attempt, rng: random.Random) -> bool:
+    """Any time in some steps."""
+    first, delay = rng.randint(1, EVAL_STEPS), rng.uniform(0, 0.05)
+    met = attempt.happens(lambda: len(attempt.steps()) >= first)
+    time.sleep(delay)
+    return met
+
+
+def evaluation(attempt: Attempt, rng: random.Random) -> bool:
+    """Between the report of a step and that of the evaluation that follows."""
+    delay = rng.uniform(0, 0.03)
+    met = attempt.happens(lambda: any(s % EVAL_STEPS == 0 for s in attempt.steps()[-1:]))
+    time.sleep(delay)
+    return met
+
+
+def saving(attempt: Attempt, rng: random.Random) -> bool:
+    """While a checkpoint is half-written."""
+    delay = rng.uniform(0, 0.01)
+    met = attempt.happens(attempt.half_written)
+    time.sleep(delay)
+    return met
+
+
+def kill(attempt: Attempt) -> None:
+    """SIGKILL, as the kernel does it when memory runs out."""
+    attempt.process.kill()
+
+
+def terminate(attempt: Attempt) -> None:
+    """SIGTERM, as schedulers and machines about to be taken away do it."""
+    attempt.process.terminate()
+
+
+def kill_workers(attempt: Attempt) -> None:
+    """SIGKILL to the loader's processes."""
+    signal_all(attempt.workers(), signal.SIGKILL)
+
+
+def stop_workers(attempt: Attempt) -> None:
+    """SIGSTOP to the loader's processes: they hang."""
+    signal_all(attempt.workers(), signal.SIGSTOP)
+
+
+def truncate(checkpoint: pathlib.Path) -> None:
+    """Cuts every array of the weights in half."""
+    for file in checkpoint.glob("model/**/d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(checkpoint: pathlib.Path) -> None:
+    """Leaves the folder alone."""
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+FAULTS = (
+    Fault("SIGKILL in start-up", start_up, kill, KILLED),
+    Fault("SIGKILL in training", training, kill, KILLED),
+    Fault("SIGKILL in an evaluation", evaluation, kill, KILLED),
+    Fault("SIGKILL in a save", saving, kill, KILLED),
+    Fault("SIGTERM in training", training, terminate, PREEMPTED),
+    Fault("SIGTERM in an evaluation", evaluation, terminate, PREEMPTED),
+    Fault("loader worker killed", training, kill_workers, 1),
+    Fault("loader worker hangs", training, stop_workers, HUNG),
+    Fault("SIGKILL, newest checkpoint truncated", training, kill, KILLED, truncate),
+    Fault("SIGKILL, newest checkpoint emptied", training, kill, KILLED, empty),
+)
+
+
+class Chaos:
+    """Breaks runs in `workdir`, each started again until it ends."""
+
+    def __init__(self, workdir: pathlib.Path, flags: list[str], seed: int):
+        self._workdir = workdir
+        self._flags = flags
+        self._rng = random.Random(seed)
+        self._logs = itertools.count()
+        self.injected = dict.fromkeys([fault.name for fault in FAULTS], 0)
+        self.problems: list[str] = []
+        self.endings = 0
+
+    def run(self, times: int) -> None:
+        """Injects every fault `times` times."""
+        (self._workdir / "logs").mkdir(parents=True)
+        reference = self._workdir / "unbroken"
+        if self._attempt(reference).wait() != 0:
+            raise UserError(f"the unbroken run fails; see {self._workdir / 'logs' / '0.log'}")
+        self._ending = ending(reference)
+        todo = [fault for fault in FAULTS for _ in range(times)]
+        self._rng.shuffle(todo)
+        for number in itertools.count():
+            if not todo:
+                return
+            self._break(self._workdir / f"broken-{number}", todo)
+
+    def _break(self, workdir: pathlib.Path, todo: list[Fault]) -> None:
+        """Injects faults from the end of `todo` into one run until it ends."""
+        expected = 0
+        while True:
+            attempt = self._attempt(workdir)
+            fault = todo[-1] if todo else None
+            met = fault is not None and fault.moment(attempt, self._rng)
+            if fault and met:
+                fault.act(attempt)
+            status = attempt.wait()
+            if left := attempt.leftovers():
+                self._complain(f"left behind: {', '.join(left)}", attempt)
+            if attempt.steps() and attempt.resumed_at() != expected:
+                self._complain(f"resumed at {attempt.resumed_at()}, not at {expected}", attempt)
+            if status == 0:
+                self._compare(workdir, attempt)
+                return
+            if not fault or status != fault.status:
+                self._complain(f"{fault and fault.name}: status {status}", attempt)
+                return
+            todo.pop()
+            self.injected[fault.name] += 1
+            steps = complete_steps(workdir)
+            if fault.afterwards and len(steps) > 1:
+                fault.afterwards(workdir / CHECKPOINTS / str(steps.pop()))
+            expected = max(steps, default=0)
+            print(f"{fault.name}: after step {max(attempt.steps(), default=expected)}", flush=True)
+
+    def _attempt(self, workdir: pathlib.Path) -> Attempt:
+        log = self._workdir / "logs" / f"{next(self._logs)}.log"
+        return Attempt(workdir, self._flags, log)
+
+    def _compare(self, workdir: pathlib.Path, attempt: Attempt) -> None:
+        self.endings += 1
+        if differing := differences(self._ending, ending(workdir)):
+            self._complain(f"another ending: {', '.join(differing[:5])}", attempt)
+        else:
+            print(f"{workdir.name} ended as the unbroken run did", flush=True)
+
+    def _complain(self, problem: str, attempt: Attempt) -> None:
+        print(f"PROBLEM: {problem} ({attempt.log})", flush=True)
+        self.problems.append(problem)
+
+
+def complete_steps(workdir: pathlib.Path) -> list[int]:
+    """The steps whose checkpoints are whole, ascending."""
+    return sorted(
+        int(path.name) for path in (workdir / CHECKPOINTS).glob("*") if path.name.isdigit()
+    )
+
+
+def ending(workdir: pathlib.Path) -> dict[str, object]:
+    """Every array of the last checkpoint, every line of metrics, and the evaluation."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    facts: dict[str, object] = {}
+    step = complete_steps(workdir)[-1]
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        for item in ("model", "ema", "train"):
+            tree = checkpointer.restore(workdir.absolute() / CHECKPOINTS / str(step) / item)
+            flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+            facts |= {
+                f"{step} {item}{jax.tree_util.keystr(path)}": np.asarray(x).tobytes()
+                for path, x in flat
+            }
+    result = json.loads((workdir / "result.json").read_text())
+    facts["result"] = [result["step"], result["eval"], result["eval_ema"]]
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    facts["losses"] = sorted((line["step"], line["loss"]) for line in lines if "loss" in line)
+    return facts
+
+
+def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
+    """The names of what is not the same, bit for bit."""
+    return [name for name in one | other if one.get(name) != other.get(name)]
+
+
+def is_mapped(shared: pathlib.Path) -> bool:
+    """Whether any process uses a piece of shared memory."""
+    maps = pathlib.Path("/proc").glob("[0-9]*/maps")
+    return any(str(shared).encode() in read(path) for path in maps)
+
+
+def read(file: str | pathlib.Path) -> bytes:
+    """What a file of /proc holds; nothing if its process is gone."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(file).read_bytes()
+    return b""
+
+
+def signal_all(pids: list[int], number: signal.Signals) -> None:
+    """Sends a signal to every process that still is."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def table(injected: dict[str, int]) -> str:
+    """How often each fault came, aligned."""
+    return "\n".join(f"{name:<40} {count:>3}" for name, count in injected.items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
+    parser.add_argument("--times", type=int, default=4, help="that each fault is injected")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and their order")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the figures here")
+    args, flags = parser.parse_known_args(argv)
+    quiet_libraries()
+    with clear_errors():
+        if args.workdir.exists():
+            raise UserError(f"--workdir={args.workdir} exists; give a new folder")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.workdir.absolute() / "xla"))
+        start = time.monotonic()
+        chaos = Chaos(args.workdir, flags, args.seed)
+        chaos.run(args.times)
+        report = {
+            "faults": chaos.injected,
+            "endings": chaos.endings,
+            "problems": chaos.problems,
+            "seconds": round(time.monotonic() - start),
+        }
+        print(table(chaos.injected))
+        print(
+            f"{sum(chaos.injected.values())} faults, {chaos.endings} runs ended, "
+            f"{len(chaos.problems)} problems, {report['seconds']} s"
+        )
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=2) + "\n")
+        sys.exit(bool(chaos.problems))
+
+
+if __name__ == "__main__":
+    main()
