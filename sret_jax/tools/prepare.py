@@ -90,7 +90,13 @@ def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> N
         )
     _remove_leftovers(builder)
     download = tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
-    builder.download_and_prepare(download_config=download)
+    try:
+        builder.download_and_prepare(download_config=download)
+    except tarfile.TarError as e:
+        reason = str(e).splitlines()[0]
+        raise UserError(
+            f"an archive of {builder.name} is damaged inside ({reason}); download it again"
+        ) from e
 
 
 def check_imagenet_archives(archives: epath.Path | None) -> None:
@@ -182,9 +188,16 @@ def _shrinking(args: argparse.Namespace) -> Shrinking | None:
 def _member_names(path: epath.Path) -> list[str]:
     try:
         with path.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
-            return tar.getnames()
+            members = tar.getmembers()
     except (tarfile.TarError, OSError, EOFError) as e:
         raise UserError(f"{path} is no readable tar archive ({e}); download it again") from e
+    special = [m.name for m in members if not m.isreg() or m.issparse()]
+    if special:
+        raise UserError(
+            f"{path} holds {few(special, 3)}, no plain file but a link, folder or device; use the "
+            "published file"
+        )
+    return [member.name for member in members]
 
 
 def _remove_leftovers(builder: tfds.core.DatasetBuilder) -> None:

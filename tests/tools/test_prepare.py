@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -123,6 +124,68 @@ def test_archives_that_are_not_what_they_should_be_are_refused(tmp_path, capsys)
     validation.unlink()
     assert "ILSVRC2012_img_val.tar is missing" in imagenet_error(capsys, tmp_path, folder)
     assert not list((tmp_path / "data").glob("imagenet2012/*/*.array_record*"))
+
+
+SPECIAL = {
+    "link": dict(type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "hard link": dict(type=tarfile.LNKTYPE, linkname="ILSVRC2012_val_00000001.JPEG"),
+    "device": dict(type=tarfile.CHRTYPE, devmajor=1, devminor=5),
+    "pipe": dict(type=tarfile.FIFOTYPE),
+    "folder": dict(type=tarfile.DIRTYPE),
+    "sparse file": dict(pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": str(1 << 50)}),
+}
+
+
+def append(path, name, **header):
+    info = tarfile.TarInfo(name)
+    for key, value in header.items():
+        setattr(info, key, value)
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", ["n01440765.tar", "ILSVRC2012_val_00000011.JPEG"])
+def test_what_is_no_plain_file_in_an_archive_is_refused(name, kind, tmp_path, capsys):
+    folder = archives.write_imagenet(tmp_path / "archives")
+    append(
+        folder / f"ILSVRC2012_img_{'train' if '.tar' in name else 'val'}.tar", name, **SPECIAL[kind]
+    )
+    error = imagenet_error(capsys, tmp_path, folder)
+    assert f"holds {name}, no plain file but a link, folder or device" in error
+
+
+@pytest.mark.parametrize("name", ["../n01440765.tar", "/n01440765.tar", "n01440765.tar/../x.tar"])
+def test_names_that_leave_the_archive_are_refused(name, tmp_path, capsys):
+    folder = archives.write_imagenet(tmp_path / "archives")
+    append(folder / "ILSVRC2012_img_train.tar", name)
+    assert f"holds {name}, expected n########.tar only" in imagenet_error(capsys, tmp_path, folder)
+
+
+def test_names_links_and_devices_inside_a_class_reach_nothing_outside(tmp_path, capsys):
+    folder = archives.write_imagenet(tmp_path / "archives")
+    photo = archives.encode(archives.photographs(1, seed=0)[0])
+    outside = {"../../../evil.JPEG": photo, f"{tmp_path}/evil.JPEG": photo}
+    inner = folder / "n01440764.tar"
+    archives.write_tar(inner, {"n01440764_0.JPEG": photo, **outside})
+    for i, kind in enumerate(SPECIAL, start=1):
+        if kind != "sparse file":
+            append(inner, f"n01440764_{i}.JPEG", **SPECIAL[kind])
+    content = inner.read_bytes()
+    inner.unlink()
+    archives.write_tar(folder / "ILSVRC2012_img_train.tar", {"n01440764.tar": content})
+    args = ("imagenet2012", f"--archives={folder}", f"--data_dir={tmp_path / 'data'}")
+    prepare.main(list(args))
+    train = sources.open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))
+    assert [train[i]["image"] for i in range(len(train))] == [photo]
+    assert not list(tmp_path.parent.rglob("evil*"))
+
+
+def test_an_archive_damaged_inside_is_refused_with_a_sentence(tmp_path, capsys):
+    folder = archives.write_imagenet(tmp_path / "archives")
+    archives.write_tar(folder / "ILSVRC2012_img_train.tar", {"n01440764.tar": b"no tar" * 999})
+    error = imagenet_error(capsys, tmp_path, folder)
+    assert "an archive of imagenet2012 is damaged inside (" in error
 
 
 def test_tfrecord_data_is_refused_with_the_command_that_converts_it(tmp_path, capsys):
