@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import os
+import signal
 import sys
 
 import grain
@@ -14,6 +15,9 @@ LARGEST_CHUNK = 32  # rows; larger ones gain no speed
 SMALLEST_CHUNK = 8  # rows, where there are as many; fewer workers are better than smaller chunks
 LEAST_HELD = 4  # chunks; Grain holds no fewer for each worker
 LEAST_SHARED = 1 << 16  # bytes; smaller arrays travel faster through a pipe than as shared memory
+
+# Grain leaves its last arrays to Python's resource tracker, which removes them, but complains.
+QUIET_TRACKER = "ignore:resource_tracker:UserWarning"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,8 @@ class ReadAhead:
         if not self.workers:
             threads = min(available_cores(), self.ahead)
             return chunks.to_iter_dataset(grain.ReadOptions(threads, self.ahead))
+        if QUIET_TRACKER not in sys.warnoptions:
+            sys.warnoptions.append(QUIET_TRACKER)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers insist on it outside absl.app
         in_turn = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
@@ -70,8 +76,10 @@ def available_cores() -> int:
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """Makes the kernel end this worker when the training process is killed."""
+    """Lets this worker end with the training process, and not before it."""
     del worker, workers
+    for number in (signal.SIGTERM, signal.SIGINT):  # which may be sent to the whole group
+        signal.signal(number, signal.SIG_IGN)
     _keep_freed_memory()
     die_with_parent()
 
