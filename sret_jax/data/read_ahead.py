@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
@@ -81,7 +82,8 @@ def _start_worker(worker: int, workers: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # which may be sent to the whole group
         signal.signal(number, signal.SIG_IGN)
     _keep_freed_memory()
-    die_with_parent()
+    if parent := multiprocessing.parent_process():
+        die_with_parent(parent.pid or 0)
 
 
 def _keep_freed_memory() -> None:

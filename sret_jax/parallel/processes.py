@@ -11,10 +11,16 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.05
 
 
-def die_with_parent() -> None:
-    """Makes the kernel kill this process when its parent is gone; on Linux, else does nothing."""
+def die_with_parent(parent: int) -> None:
+    """Makes the kernel kill this process when its parent is gone; on Linux, else does nothing.
+
+    Args:
+      parent: its process id; it may be gone already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
 
 
 def adopt_orphans() -> None:

@@ -72,7 +72,7 @@ class Attempt:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise UserError(f"a run did not end in {LONGEST:.0f} s; see {self.log}") from None
-        self._reader.join()
+        self._reader.join(CLEAN_SECONDS)
         return status
 
     def happens(self, condition: Callable[[], object]) -> bool:

@@ -114,7 +114,7 @@ class Process:
             stdout=subprocess.PIPE if prefix else None,
             stderr=subprocess.STDOUT if prefix else None,
             start_new_session=True,  # so that Ctrl-C reaches the launcher alone
-            preexec_fn=functools.partial(_follow, os.getpid()),
+            preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
         self._reader = threading.Thread(target=self._pass_on, args=(prefix,), daemon=True)
 
@@ -123,8 +123,10 @@ class Process:
         self._reader.start()
 
     def _pass_on(self, prefix: str) -> None:
-        for line in self._popen.stdout or ():
-            write(f"{prefix}{line.decode(errors='replace')}")
+        if self._popen.stdout:
+            with self._popen.stdout as lines:
+                for line in lines:
+                    write(f"{prefix}{line.decode(errors='replace')}")
 
     def has_ended(self) -> bool:
         """Whether it has; from then on `status` is known."""
@@ -151,13 +153,6 @@ class Process:
         how = f"was ended by {name}" if name else f"ended with exit status {self.status}"
         meaning = MEANINGS.get(self.status)
         return f"{self.name} {how}" + (f" ({meaning})" if meaning else "")
-
-
-def _follow(launcher: int) -> None:
-    """Ties a new process to the launcher, which may be gone already."""
-    die_with_parent()
-    if os.getppid() != launcher:
-        os._exit(KILLED)
 
 
 class StopRequest:
