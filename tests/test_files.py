@@ -1,0 +1,81 @@
+import json
+
+import fsspec
+import pytest
+from etils import epath
+from etils.epath import gpath
+from fsspec.implementations.memory import MemoryFileSystem
+
+from sret_jax.errors import UserError
+from sret_jax.files import absolute, is_remote, write_json, write_text
+from sret_jax.training.crash import write_crash_report
+from sret_jax.training.lock import OWNER_FILE, Note
+from sret_jax.training.metrics_file import JsonlWriter, read_metrics
+from sret_jax.training.rollback import Rollbacks
+
+
+class Bucket(MemoryFileSystem):
+    """An object store in memory, under the names of Google's."""
+
+    store = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A folder gs://bucket/run that is served by fsspec from memory."""
+    monkeypatch.setenv("EPATH_USE_TF", "0")
+    gpath._is_tf_installed.cache_clear()
+    fsspec.register_implementation("gcs", Bucket, clobber=True)
+    yield epath.Path("gs://bucket/run")
+    monkeypatch.undo()
+    gpath._is_tf_installed.cache_clear()
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_bucket_s_path_is_absolute_as_it_is(path):
+    assert is_remote(path) and str(absolute(path)) == path
+    assert str(absolute(path) / "checkpoints" / "5") == f"{path}/checkpoints/5"
+
+
+def test_other_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("runs/x") == epath.Path(tmp_path) / "runs" / "x"
+    assert "~" not in str(absolute("~/runs"))
+
+
+def test_what_a_run_writes_itself_works_in_a_bucket(bucket):
+    write_json(bucket / "config.json", {"seed": 0})
+    assert json.loads((bucket / "config.json").read_text()) == {"seed": 0}
+    assert not (bucket / "config.json.tmp").exists()
+
+    Rollbacks(((1, 4),)).write(bucket)
+    assert Rollbacks.read(bucket) == Rollbacks(((1, 4),))
+
+    for last_step, step in ((0, 1), (1, 2), (1, 2)):  # the second line is written twice
+        writer = JsonlWriter(bucket, last_step=last_step)
+        writer.write_scalars(step, {"loss": step})
+        writer.flush()
+    assert [line["step"] for line in read_metrics(bucket)] == [1, 2]
+
+    report = write_crash_report(bucket, RuntimeError("oh"), {"step": 3})
+    assert json.loads(report.read_text())["error"] == "RuntimeError: oh"
+
+
+def test_a_workdir_in_a_bucket_is_locked_by_a_note(bucket):
+    fast = dict(beat_seconds=0.05, silent_seconds=0.3)
+    with Note(bucket, **fast) as note:
+        note.check()
+        with pytest.raises(UserError, match="gs://bucket/run is in use by"), Note(bucket, **fast):
+            pass
+    assert not (bucket / OWNER_FILE).exists()
+
+
+def test_a_file_that_cannot_be_written_is_a_sentence_and_leaves_the_old_one(tmp_path):
+    path = epath.Path(tmp_path / "there" / "x.json")
+    with pytest.raises(UserError, match=r"x.json cannot be written \(No such file or directory\)"):
+        write_text(path, "text")
