@@ -243,19 +243,22 @@ def _read_counts(folder: epath.Path, shrinking: Shrinking) -> dict[str, dict[str
     """What is recorded of each shard that a copy already has.
 
     Raises:
-      UserError: the copy was begun with other settings.
+      UserError: the copy was begun with other settings, or the record is damaged.
     """
     path = folder / PROVENANCE
     if not path.exists():
         return {}
-    provenance = json.loads(path.read_text())
-    begun = Shrinking(**provenance["settings"])
+    try:
+        provenance = json.loads(path.read_text())
+        begun, shards = Shrinking(**provenance["settings"]), dict(provenance["shards"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is damaged ({e}); remove {folder} and make the copy anew") from e
     if begun != shrinking:
         raise UserError(
             f"the copy in {folder} was begun with --max_side={begun.max_side} "
             f"--quality={begun.quality}; give the same, or --copy_to another folder"
         )
-    return provenance["shards"]
+    return shards
 
 
 def _write_counts(

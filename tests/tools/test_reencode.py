@@ -221,6 +221,18 @@ def test_a_copy_begun_with_other_settings_is_refused(tmp_path, digits_dir, capsy
     assert begun in fails(capsys, *options, "--max_side=8", "--quality=81")
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"settings"', "[]", '{"settings": {"side": 8}, "shards": {}}']
+)
+def test_a_damaged_record_of_a_copy_is_refused(text, tmp_path, digits_dir, capsys):
+    options = ("digits", f"--data_dir={digits_dir}", f"--copy_to={tmp_path}", "--max_side=8")
+    partial = tmp_path / "digits" / "incomplete.1.0.0"
+    partial.mkdir(parents=True)
+    (partial / reencode.PROVENANCE).write_text(text)
+    error = fails(capsys, *options)
+    assert "reencoded.json is damaged (" in error and f"remove {partial} and make" in error
+
+
 def test_a_preparation_is_never_overwritten(tmp_path, digits_dir, capsys):
     find_builder("digits", epath.Path(tmp_path)).download_and_prepare()
     options = ("digits", "--max_side=4", f"--data_dir={digits_dir}")
