@@ -276,6 +276,8 @@ def print_report(report: dict[str, Any]) -> None:
         f"{'on disk':26}{report['disk_bytes'] / MEGABYTE:>10,.1f} MB   "
         f"{report['disk_ratio']:.3f} of the arrays' bytes"
     )
+    if report["window_spread"] > GOAL_SHARE:
+        print("Windows without a save differ that much that something else uses the machine.")
     if report["save_seconds"] > report["steps"] * report["step_seconds"]:
         print("A save outlasts the window, which shows but a part of its cost; raise --steps.")
     share, ratio = max(report["call_share"], report["stall_share"]), report["disk_ratio"]
