@@ -332,7 +332,7 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
             raise TypeError(f"expected an object, found {settings!r:.40}")
         saved = ConfigDict(settings)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} holds no config ({e}); {mend}") from e
+        raise UserError(f"{path} holds no config ({_one_line(e)}); {mend}") from e
     if like is None:
         return saved
     known, given = (_flatten(c.to_dict()).keys() for c in (like, saved))
@@ -344,7 +344,7 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     try:
         config.update(saved)
     except TypeError as e:
-        raise UserError(f"{path}: {' '.join(str(e).split())}; {mend}") from e
+        raise UserError(f"{path}: {_one_line(e)}; {mend}") from e
     return config
 
 
@@ -355,6 +355,10 @@ def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
         return workdir / "data"
     return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:

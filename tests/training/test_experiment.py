@@ -56,7 +56,7 @@ DAMAGED = {
     json.dumps(settings(LIKE))[:300]: "holds no config",
     "[1, 2]": r"holds no config \(expected an object, found \[1, 2\]\)",
     "[" * 100_000: "holds no config .maximum recursion",
-    '{"a.b": 1}': "holds no config",
+    '{"a\\n.b": 1}': "holds no config .*does not accept dots",
     changed(batchsize=1): r"config.json: unknown setting 'batchsize'; did you mean 'batch_size'\?",
     changed(data={"name": "x"}): "lacks the settings data.data_dir; data.eval_split",
     changed(data=3): "unknown setting 'data'",
