@@ -81,7 +81,7 @@ VALUES = (
     | st.floats()
     | st.text()
     | st.binary()
-    | st.lists(st.integers(), max_size=3)
+    | st.lists(st.integers(), min_size=5, max_size=6)  # no side of an array of the model
     | st.dictionaries(st.text(), st.integers())
     | st.just(object())
 )
