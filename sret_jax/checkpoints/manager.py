@@ -9,7 +9,7 @@ import dataclasses
 import errno
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -18,12 +18,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from sret_jax.checkpoints import checksums
 from sret_jax.errors import UserError, few
 from sret_jax.parallel.distributed import agreed, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
 WEIGHTS = {"model": "eval", "ema": "eval_ema"}
 CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
+DELETED = "checkpoints_deleted"
 METRICS, BEST_METRIC = "metrics", "top1"
 
 
@@ -32,6 +34,16 @@ class _Manager(ocp.CheckpointManager):
         """Never: JAX agrees on the numbers it is polled with, and those are not Orbax's steps."""
         del step
         return False
+
+    def metrics(self, step: int) -> Any:
+        """Those of an evaluation; None, too, where they are damaged."""
+        try:
+            metrics = super().metrics(step)
+            if metrics is not None:
+                _best_metric(metrics)
+            return metrics
+        except (ValueError, KeyError, TypeError):
+            return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +91,9 @@ class Checkpoints:
             best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
             create=create,
             cleanup_tmp_directories=create,  # a half-written checkpoint takes room
+            todelete_subdir=f"../{DELETED}",  # a rename is whole or not at all
+            # Else threads wait five minutes for a folder that cannot be made.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = self._open()
 
@@ -100,9 +115,10 @@ class Checkpoints:
           items: trees of arrays by item name.
           metrics: of the raw weights; "top1" ranks the checkpoint.
         """
-        saves = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        saves = {name: checksums.Save(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**saves)
         self.settle()
+        self._manager.reload()  # what someone deleted by hand must not count as kept
         self._last_is_lost = not self._storage_holds(
             functools.partial(self._manager.save, step, args=args, metrics=metrics)
         )
@@ -111,6 +127,7 @@ class Checkpoints:
         """Waits for the save in progress; returns whether the last one is on disk."""
         if not self._storage_holds(self._manager.wait_until_finished):
             self._last_is_lost = True
+        self._clear_deleted()
         return not self._last_is_lost
 
     def restore_newest(self, targets: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
@@ -156,8 +173,9 @@ class Checkpoints:
             for step in sorted(steps, reverse=True):
                 targets = (aside / f"{step}.{i}" for i in count())
                 target = next(path for path in targets if not path.exists())
-                (self._workdir / CHECKPOINTS / str(step)).rename(target)
-                print(f"The checkpoint of step {step} is now {target}.", flush=True)
+                with contextlib.suppress(FileNotFoundError):  # deleted by hand
+                    (self._workdir / CHECKPOINTS / str(step)).rename(target)
+                    print(f"The checkpoint of step {step} is now {target}.", flush=True)
         gather(True)
         self._manager.reload()
 
@@ -174,9 +192,11 @@ class Checkpoints:
         error: Exception | None = None
         restored = None
         try:
+            if not self._is_whole(step, targets):
+                raise ValueError("a file of it is not what was written")
             with agreed():
                 self._check_matches(step, targets)
-            restores = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+            restores = {name: checksums.Restore(tree) for name, tree in targets.items()}
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)))
         except UserError:
             raise
@@ -191,9 +211,21 @@ class Checkpoints:
         )
         return None
 
+    def _is_whole(self, step: int, items: Iterable[str]) -> bool:
+        """Whether the files of a checkpoint are those that were written; process 0 reads them."""
+        whole = True
+        if is_leader():
+            try:
+                for name in items:
+                    checksums.check(self._workdir / CHECKPOINTS / str(step) / name)
+            except (ValueError, OSError):
+                whole = False
+        return bool(gather(whole).all())
+
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays of an item, by path."""
-        return _shapes(self._manager.item_metadata(step)[name].tree)
+        folder = self._workdir / CHECKPOINTS / str(step) / name
+        return _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
 
     def rate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of an evaluation to a checkpoint that was saved without."""
@@ -202,15 +234,21 @@ class Checkpoints:
         with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
             # Where Orbax itself puts the metrics it is given with a save.
             folder = self._workdir / CHECKPOINTS / str(step) / METRICS
-            checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)))
+            checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
         self._manager.reload()
 
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.close()
+        self._clear_deleted()
+
+    def _clear_deleted(self) -> None:
+        if self._options.create and is_leader():
+            with contextlib.suppress(OSError):
+                (self._workdir / DELETED).rmtree(missing_ok=True)
 
     def _open(self) -> ocp.CheckpointManager:
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+        handlers = {name: checksums.Handler() for name in ITEMS}
         return _Manager(self._workdir / CHECKPOINTS, options=self._options, item_handlers=handlers)
 
     def _storage_holds(self, action: Callable[[], object]) -> bool:
@@ -306,7 +344,7 @@ def _reason(error: Exception) -> str:
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:
-    return metrics[BEST_METRIC]
+    return float(metrics[BEST_METRIC])
 
 
 def _differences(old: dict[str, tuple], new: dict[str, tuple]) -> list[str]:

@@ -70,6 +70,16 @@ def test_a_new_best_replaces_the_old(workdir):
     assert steps(workdir) == {2, 4}
 
 
+def test_deleting_the_best_under_an_open_run_lets_the_next_best_stay(workdir):
+    with contextlib.closing(Checkpoints(workdir, keep_latest=1, keep_best=1)) as checkpoints:
+        for step, top1 in {1: 0.5, 2: 0.9, 3: 0.1}.items():
+            checkpoints.save(step, {"model": TREE}, {"top1": top1})
+            checkpoints.settle()
+        (workdir / "checkpoints" / "2").rmtree()
+        checkpoints.save(4, {"model": TREE}, {"top1": 0.05})
+    assert steps(workdir) == {3, 4}
+
+
 def test_weights_are_read_from_the_newest_checkpoint(workdir):
     save(workdir, {1: 0.5, 2: 0.6})
     step, weights = read_weights(workdir, TARGET)

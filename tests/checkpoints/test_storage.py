@@ -75,9 +75,6 @@ def fill_the_disk(workdir):
     goes_on(checkpoints, workdir)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Orbax's threads wait 300 s for a folder that could not be made"
-)
 def test_a_read_only_disk_loses_one_checkpoint_and_does_not_hold_up_the_end(tmp_path):
     run_with_own_mounts("turn_read_only", tmp_path)
 
@@ -136,7 +133,6 @@ def save_forever(workdir):
         checkpoints.save(step, items(step), {"top1": 0.5})
 
 
-@pytest.mark.xfail(strict=True, reason="Orbax deletes a checkpoint in place, file by file")
 def test_a_checkpoint_that_was_being_deleted_is_not_listed(tmp_path):
     workdir = epath.Path(tmp_path)
     with start("die_while_deleting", workdir) as program:
@@ -165,7 +161,6 @@ def die_while_deleting(workdir):
     checkpoints.close()
 
 
-@pytest.mark.xfail(strict=True, reason="neither zarr's zstd nor Orbax checks what it reads")
 def test_a_flipped_byte_is_found(tmp_path):
     workdir = epath.Path(tmp_path)
     checkpoints = Checkpoints(workdir)
@@ -184,7 +179,6 @@ def test_a_flipped_byte_is_found(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.xfail(strict=True, reason="Orbax reads all metrics when it opens a folder")
 @pytest.mark.parametrize("text", ['{"top1": 0.', '{"tpp1": 0.5}', "0.5"])
 def test_damaged_metrics_make_a_checkpoint_unrated_and_nothing_worse(tmp_path, text):
     workdir = epath.Path(tmp_path)

@@ -172,25 +172,27 @@ def test_every_mesh_of_eight_devices_gives_the_curve_of_one(
     assert result["step"] == 20
 
 
-def two_processes(workdir, *flags, digits_dir, stop_after=None):
-    """Runs main.py on the tiny model in two processes of two devices; returns what each printed.
+def in_processes(count, workdir, *flags, digits_dir, devices=2, stop_after=None):
+    """Runs main.py on the tiny model in several processes; returns what each printed.
 
-    After the step `stop_after`, one of them is asked to stop.
+    After the step `stop_after`, the last of them is asked to stop.
     """
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    cluster = (f"--coordinator=localhost:{port}", "--processes=2")
+    cluster = (f"--coordinator=localhost:{port}", f"--processes={count}")
     processes = [
-        start_main(workdir, *cluster, f"--process_id={i}", *flags, digits_dir=digits_dir, devices=2)
-        for i in range(2)
+        start_main(
+            workdir, *cluster, f"--process_id={i}", *flags, digits_dir=digits_dir, devices=devices
+        )
+        for i in range(count)
     ]
     if stop_after:
         wait_for_step(stop_after, workdir, processes[0])
-        processes[1].terminate()
+        processes[-1].terminate()
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     status = PREEMPTED if stop_after else 0
-    assert [process.returncode for process in processes] == [status] * 2, "\n".join(outputs)
+    assert [process.returncode for process in processes] == [status] * count, "\n".join(outputs)
     return outputs
 
 
@@ -199,11 +201,11 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
 ):
     workdir, _ = twenty_steps
     flags = ("--config.epochs=0.9", "--config.fsdp=2")
-    leader, follower = two_processes(tmp_path, *flags, digits_dir=digits_dir, stop_after=6)
+    leader, follower = in_processes(2, tmp_path, *flags, digits_dir=digits_dir, stop_after=6)
     step = max(metrics(tmp_path))
     assert f"Stopped as asked at step {step}, which is saved" in leader and step < 20
     assert "Stopped" not in follower
-    leader, follower = two_processes(tmp_path, *flags, digits_dir=digits_dir)
+    leader, follower = in_processes(2, tmp_path, *flags, digits_dir=digits_dir)
     assert f"at step {step}" in leader and "(2 hosts)" in leader
     assert "step 20/20" not in follower  # one process speaks for all
     ours, one_device = metrics(tmp_path), metrics(workdir)
@@ -218,6 +220,43 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
     one = json.loads((tmp_path / "eval.json").read_text())["eval"]
     assert (two["top1"], two["top5"]) == (one["top1"], one["top5"])
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stopped_on_two_hosts_of_four(tmp_path_factory, digits_dir):
+    """A workdir that two processes of four devices each left at a step before the 20th."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    flags = ("--config.epochs=0.9", "--config.fsdp=2")
+    in_processes(2, workdir, *flags, digits_dir=digits_dir, devices=4, stop_after=6)
+    return workdir
+
+
+@pytest.mark.slow  # up to four processes a case
+@pytest.mark.parametrize(
+    ("processes", "devices", "fsdp"), [(1, 8, 4), (1, 1, 1), (4, 2, 1), (4, 2, 8)]
+)
+def test_a_run_goes_on_with_other_processes_devices_and_fsdp(
+    processes, devices, fsdp, stopped_on_two_hosts_of_four, twenty_steps, tmp_path, digits_dir
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped_on_two_hosts_of_four, workdir)
+    outputs = in_processes(
+        processes,
+        workdir,
+        "--config.epochs=0.9",
+        f"--config.fsdp={fsdp}",
+        digits_dir=digits_dir,
+        devices=devices,
+    )
+    assert f"{8 if devices > 1 else 1} cpu devices ({processes} hosts)" in outputs[0]
+    assert "Resuming" in outputs[0]
+    ours, one_device = metrics(workdir), metrics(twenty_steps[0])
+    assert sorted(ours) == list(range(1, 21))
+    np.testing.assert_allclose(
+        [ours[step] for step in sorted(ours)],
+        [one_device[step] for step in sorted(ours)],
+        rtol=1e-4,
+    )
 
 
 def test_a_finished_run_started_again_trains_no_more_and_reports_again(twenty_steps, digits_dir):
