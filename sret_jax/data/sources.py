@@ -71,13 +71,22 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        record = self._records[index]
+        record = self._record(index)
         return {"image": record[self.image_key], "label": int(record[self.label_key])}
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        file_name = _text(self._records[index].get("file_name", b""))
+        file_name = _text(self._record(index).get("file_name", b""))
         return f"{self._title} record {index} {file_name}".rstrip()
+
+    def _record(self, index: int) -> dict[str, Any]:
+        try:
+            return self._records[index]
+        except RuntimeError as e:  # a sum that does not fit
+            reason = str(e).splitlines()[0]
+            raise UserError(
+                f"record {index} of {self._title} is damaged ({reason}); prepare the data set anew"
+            ) from e
 
 
 class FolderSource:

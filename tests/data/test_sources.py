@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import socket
 
 import numpy as np
@@ -26,6 +27,16 @@ def test_the_embedded_digits_are_scikit_learns_split_by_index(digits_dir):
         assert record["label"] == scans.target[5 * k + 4]
         expected = np.round(scans.images[5 * k + 4] * 255 / 16)
         assert np.array_equal(np.asarray(decode(record["image"]))[:, :, 0], expected)
+
+
+def test_a_damaged_record_is_named_with_the_mend(digits_dir, tmp_path):
+    shutil.copytree(digits_dir, tmp_path / "data")
+    (shard,) = (tmp_path / "data").rglob("digits-test.array_record*")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    source = sources.open_source("digits", "test", epath.Path(tmp_path / "data"))
+    with pytest.raises(UserError, match=r"record 358 of digits/1.0.0 test is damaged \(.*\); prep"):
+        source[358]
 
 
 def test_tfds_slicing_chooses_a_part(digits_dir):
