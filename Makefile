@@ -1,10 +1,11 @@
 # make quickstart   trains on real digits, nothing needed but Python 3.11 or newer
 # make test         lint, types and tests
 # make test-slow    the tests that take minutes each
+# make test-chaos   breaks real runs: kills, full disks, lost processes (about an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart test test-slow test-chaos lint
 
 quickstart: .venv/installed
 	$(BIN)/python main.py
@@ -14,6 +15,11 @@ test: lint
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
+
+test-chaos: .venv/installed-test
+	$(BIN)/python -m pytest -n 0 -m "slow or not slow" tests/tools/test_chaos.py \
+	  tests/tools/test_launch.py tests/checkpoints/test_storage.py tests/training/test_faults.py
+	$(BIN)/python -m pytest -n 0 -m slow tests/training/test_loop.py tests/training/test_evaluation.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -69,7 +69,9 @@ TINY_FLAGS = (
 )
 
 
-def run_python(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedProcess[str]:
+def run_python(
+    *args: str, devices: int = 1, timeout: float = 600, **kwargs
+) -> subprocess.CompletedProcess[str]:
     """Runs a real command of the project in its own process, with so many fake devices."""
     environment = {
         **os.environ,
@@ -83,6 +85,6 @@ def run_python(*args: str, devices: int = 1, **kwargs) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=timeout,
         **kwargs,
     )

@@ -19,7 +19,8 @@ class Preemption(contextlib.AbstractContextManager):
     """Tells every process, at the same point of their work, that one of them was asked to stop.
 
     Where `jax.distributed` runs, JAX's own notifier takes SIGTERM, and a Python handler would
-    silence it. Elsewhere a handler takes SIGTERM and the first Ctrl-C until the context ends.
+    silence it. Elsewhere a handler takes SIGTERM and the first Ctrl-C until the context ends; a
+    second Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -52,5 +53,5 @@ class Preemption(contextlib.AbstractContextManager):
     def _ask(self, number: int, frame: Any) -> None:
         del frame
         self._asked = True
-        signal.signal(number, self._handlers[number])  # a second one ends the process at once
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
         print(f"\n{signal.Signals(number).name}: stopping after this batch.", flush=True)

@@ -165,7 +165,7 @@ class Run:
         names = self.experiment.train_source.record_name
         facts = {
             "step": self.step,
-            "losses": {step: str(loss) for step, loss in self._losses},
+            "losses": {step: _as_text(loss) for step, loss in self._losses},
             "batches": [[names(record) for record in batch] for batch in batches],
             "config": self.experiment.config.to_dict(),
         }
@@ -198,6 +198,7 @@ class Run:
             resources.callback(self._loader.close)
             profiler = Profiler(config.profile, experiment.workdir)
             resources.callback(profiler.close)
+            gather(True)  # on CPUs, processes must begin the first step within 30 s of each other
             window = self._reporter.window
             window.restart()
             while self.step < experiment.last_step:
@@ -386,6 +387,14 @@ def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtype
 
 def _listed(changed: dict[str, str]) -> str:
     return "; ".join(f"{name}: {change}" for name, change in changed.items())
+
+
+def _as_text(loss: jax.Array) -> str:
+    """A loss as text, also where the step that should have made it failed."""
+    try:
+        return str(loss)
+    except Exception as e:
+        return type(e).__name__
 
 
 def _to_items(state: TrainState) -> dict[str, Any]:

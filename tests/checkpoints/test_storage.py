@@ -1,5 +1,7 @@
 """What storage does to checkpoints: it fills up, turns read-only, flips bytes, loses its writer."""
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -16,7 +18,7 @@ import pytest
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY_FLAGS, run_python
 
 MEGABYTE = 1 << 20
 DISK = 16 * MEGABYTE  # room for two checkpoints
@@ -93,6 +95,38 @@ def turn_read_only(workdir):
 
     remount(workdir, "rw")
     goes_on(checkpoints, workdir)
+
+
+@pytest.mark.slow  # trains twice
+def test_training_goes_on_when_the_disk_fills_up_and_is_resumed_when_there_is_room(tmp_path):
+    run_with_own_mounts("train_on_a_disk_that_fills_up", tmp_path, timeout=600)
+
+
+def train_on_a_disk_that_fills_up(folder):
+    mount(folder)
+    run, filler = folder / "run", folder / "filler"
+
+    def fill():
+        while not (run / "checkpoints" / "6").exists():
+            time.sleep(0.002)
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(1000))
+
+    threading.Thread(target=fill, daemon=True).start()
+    flags = (*TINY_FLAGS, "--config.epochs=1", "--config.checkpoint.every_epochs=0.25")
+    done = run_python("main.py", f"--workdir={run}", *flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "(No space left on device); the newest on disk is step " in done.stdout
+    assert "step 22/22" in done.stdout, "training goes on"
+    assert "training is complete, but its last checkpoint cannot be written" in done.stderr
+
+    filler.unlink()
+    done = run_python("main.py", f"--workdir={run}", *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Resuming" in done.stdout and "Test accuracy" in done.stdout
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [*range(1, 23)]
 
 
 def goes_on(checkpoints, workdir):
@@ -195,7 +229,7 @@ def test_damaged_metrics_make_a_checkpoint_unrated_and_nothing_worse(tmp_path, t
     assert on_disk(workdir) == {"2", "3"}
 
 
-def run_with_own_mounts(program, folder):
+def run_with_own_mounts(program, folder, timeout=120):
     """Runs a function of this file on a small disk of its own."""
     probe = subprocess.run(
         [*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False
@@ -203,7 +237,7 @@ def run_with_own_mounts(program, folder):
     if probe.returncode:
         pytest.skip(f"no file system can be mounted here: {probe.stderr.decode().strip()}")
     with start(program, folder, *OWN_MOUNTS) as running:
-        output, _ = running.communicate(timeout=120)
+        output, _ = running.communicate(timeout=timeout)
     assert running.returncode == 0, output
 
 
