@@ -21,21 +21,17 @@ from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
-from sret_jax.training.experiment import (
-    Experiment,
-    changed_settings,
-    open_experiment,
-)
+from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
 from sret_jax.training.report import Reporter
+from sret_jax.training.resume import compare_config
 from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
 from sret_jax.training.state import TrainState
 from sret_jax.training.step import Metrics, make_train_step
 from sret_jax.training.watchdog import Watchdog
 
-ARCHITECTURE = ("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "permutation")
 REMEMBERED_LOSSES = 20
 
 
@@ -329,29 +325,8 @@ class Run:
         step = self._restore()
         if self.step:
             self._reporter.say(f"Resuming {self.experiment.workdir} at step {self.step:,}.")
-            self._compare_config()
+            compare_config(self.experiment, self._reporter.say)
         self._reporter.start(step)
-
-    def _compare_config(self) -> None:
-        """Says what the config changes; another architecture of the same shapes is refused."""
-        with agreed():
-            changed = {}
-            if is_leader():
-                changed = changed_settings(self.experiment.config, self.experiment.workdir)
-            model = {k: v for k, v in changed.items() if k.removeprefix("model.") in ARCHITECTURE}
-            if "data.synthetic" in changed:
-                raise UserError(
-                    f"{self.experiment.workdir} was not trained with "
-                    f"config.data.synthetic={self.experiment.config.data.synthetic}; give another "
-                    "--workdir"
-                )
-            if model:
-                raise UserError(
-                    f"{self.experiment.workdir} was trained with another model ({_listed(model)}); "
-                    "use its own config or another --workdir"
-                )
-        if changed:
-            self._reporter.say(f"The config has changed since: {_listed(changed)}.")
 
     def _compile_step(self) -> jax.stages.Compiled:
         experiment, config = self.experiment, self.experiment.config
@@ -383,10 +358,6 @@ def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtype
         "real": ((batch_size,), jnp.bool_),
     }
     return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
-
-
-def _listed(changed: dict[str, str]) -> str:
-    return "; ".join(f"{name}: {change}" for name, change in changed.items())
 
 
 def _as_text(loss: jax.Array) -> str:
