@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import multiprocessing
 import os
 import statistics
 import sys
@@ -76,4 +77,6 @@ class Watchdog(contextlib.AbstractContextManager):
                     file=sys.stderr,
                     flush=True,
                 )
+                for worker in multiprocessing.active_children():
+                    worker.kill()
                 os._exit(exit_status.HUNG)  # the main thread is stuck and cannot
