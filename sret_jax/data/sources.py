@@ -14,6 +14,7 @@ from etils import epath
 from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import is_remote
 
+RANDOM_ACCESS = "array_record"
 PREPARE = "python -m sret_jax.tools.prepare"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LARGEST_FILE = 2 << 30  # bytes, beyond those of any image that would be decoded
@@ -55,13 +56,15 @@ class TfdsSource:
                 split, decoders={self.image_key: tfds.decode.SkipDecoding()}
             )
             len(self._records)  # a slice that ends before it starts only fails here
-        except NotImplementedError as e:
-            raise UserError(
-                f"{builder.info.full_name} in {builder.data_dir} is stored as "
-                f"{builder.info.file_format.value}, which has no random access; convert it with: "
-                f"{PREPARE} {builder.info.name} --data_dir={builder.data_dir_root} --convert"
-            ) from e
-        except (ValueError, AssertionError) as e:
+        except (NotImplementedError, ValueError, AssertionError) as e:
+            formats = [file_format.value for file_format in builder.info.available_file_formats()]
+            if RANDOM_ACCESS not in formats:
+                raise UserError(
+                    f"{builder.info.full_name} in {builder.data_dir} is stored as "
+                    f"{builder.info.file_format.value}, which has no random access; convert it "
+                    f"with: {PREPARE} {builder.info.name} --data_dir={builder.data_dir_root} "
+                    "--convert"
+                ) from e
             known = ", ".join(builder.info.splits)
             raise UserError(
                 f"{builder.info.full_name} has no split {split!r}; it has: {known}"
@@ -203,7 +206,7 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
             # Only here: forcing a format on data prepared in another makes TFDS raise.
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+            builder = tfds.builder(name, data_dir=data_dir, file_format=RANDOM_ACCESS)
     except tfds.core.DatasetNotFoundError as e:
         sentence = did_you_mean("data set", name, tfds.list_builders())
         raise UserError(f"{sentence} (a folder of images is named by its path, as ./{name})") from e
@@ -267,7 +270,7 @@ def _parts(split: str, files: Files) -> list[list[tuple[str, int]]]:
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, AssertionError) as e:
+    except (NotImplementedError, ValueError, AssertionError) as e:
         raise UserError(
             f"cannot read the split {split!r}; write it as TFDS does, e.g. 'train[:99%]', with "
             f"the folders there are: {', '.join(files)}"

@@ -117,6 +117,8 @@ def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
         ),
         (("digits/big", "train", digits_dir), "TFDS cannot open 'digits/big'"),
         (("digits", "train[5:3]", digits_dir), "has no split"),
+        (("digits", "all[0]", digits_dir), r"has no split 'all\[0\]'; it has: train, test"),
+        ((str(folder), "all[0]", None), r"cannot read the split 'all\[0\]'"),
         ((str(folder), "train[:x%]", None), r"cannot read the split 'train\[:x%\]'"),
         ((str(folder), "train[:0]", None), "is empty"),
         (("foo://bucket/images", "train", None), "there is no storage 'foo://'"),
