@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from sret_jax.checkpoints import checksums
 from sret_jax.errors import UserError, few
-from sret_jax.parallel.distributed import agreed, gather, is_leader
+from sret_jax.parallel.distributed import agreed, attempt, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
 WEIGHTS = {"model": "eval", "ema": "eval_ema"}
@@ -116,12 +116,14 @@ class Checkpoints:
           metrics: of the raw weights; "top1" ranks the checkpoint.
         """
         saves = {name: checksums.Save(tree) for name, tree in items.items()}
-        args = ocp.args.Composite(**saves)
+
+        def start() -> None:
+            self._manager.reload()  # what someone deleted by hand must not count as kept
+            if not self._manager.save(step, args=ocp.args.Composite(**saves), metrics=metrics):
+                raise RuntimeError(f"Orbax refused to save step {step}; on disk are {self.steps}")
+
         self.settle()
-        self._manager.reload()  # what someone deleted by hand must not count as kept
-        self._last_is_lost = not self._storage_holds(
-            functools.partial(self._manager.save, step, args=args, metrics=metrics)
-        )
+        self._last_is_lost = not self._storage_holds(start)
 
     def settle(self) -> bool:
         """Waits for the save in progress; returns whether the last one is on disk."""
@@ -156,8 +158,8 @@ class Checkpoints:
         return None
 
     def is_rated(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is on disk with the metrics of an evaluation."""
-        return step in self.steps and self._manager.metrics(step) is not None
+        """Whether process 0 finds the checkpoint of `step`, with the metrics of an evaluation."""
+        return bool(gather(step in self.steps and self._manager.metrics(step) is not None)[0])
 
     def newest_rated(self, at_most: int) -> int | None:
         """The newest step up to `at_most` that was saved with metrics."""
@@ -167,17 +169,27 @@ class Checkpoints:
         """Hides checkpoints, the newest first, without deleting them."""
         if not steps:
             return
-        if is_leader():
-            aside = self._workdir / SET_ASIDE
-            aside.mkdir(parents=True, exist_ok=True)
-            for step in sorted(steps, reverse=True):
-                targets = (aside / f"{step}.{i}" for i in count())
-                target = next(path for path in targets if not path.exists())
-                with contextlib.suppress(FileNotFoundError):  # deleted by hand
-                    (self._workdir / CHECKPOINTS / str(step)).rename(target)
-                    print(f"The checkpoint of step {step} is now {target}.", flush=True)
-        gather(True)
+        with agreed():
+            if is_leader():
+                for step in sorted(steps, reverse=True):
+                    self._set_one_aside(step)
         self._manager.reload()
+
+    def _set_one_aside(self, step: int) -> None:
+        aside = self._workdir / SET_ASIDE
+        targets = (aside / f"{step}.{i}" for i in count())
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            target = next(path for path in targets if not path.exists())
+            (self._workdir / CHECKPOINTS / str(step)).rename(target)
+        except FileNotFoundError:
+            return  # deleted by hand
+        except OSError as e:
+            raise UserError(
+                f"the checkpoint of step {step} cannot be moved to {aside} ({e.strerror or e}); "
+                "mend the storage"
+            ) from e
+        print(f"The checkpoint of step {step} is now {target}.", flush=True)
 
     def has_item(self, step: int, name: str) -> bool:
         """Whether the checkpoint of `step` holds that item."""
@@ -189,38 +201,34 @@ class Checkpoints:
         Raises:
           UserError: it is readable but lacks an item or is of another architecture.
         """
-        error: Exception | None = None
-        restored = None
-        try:
-            if not self._is_whole(step, targets):
-                raise ValueError("a file of it is not what was written")
-            with agreed():
-                self._check_matches(step, targets)
-            restores = {name: checksums.Restore(tree) for name, tree in targets.items()}
-            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**restores)))
-        except UserError:
-            raise
-        except Exception as e:  # whatever a storage layer raises on damaged files
-            error = e
-        if gather(restored is not None).all():
-            return restored
-        reason = _reason(error) if error else "another process cannot read it"
-        print(
-            f"The checkpoint of step {step} cannot be read ({reason}); trying the one before it.",
-            flush=True,
-        )
-        return None
+        restores = {name: checksums.Restore(tree) for name, tree in targets.items()}
+        restored: dict[str, Any] = {}
 
-    def _is_whole(self, step: int, items: Iterable[str]) -> bool:
-        """Whether the files of a checkpoint are those that were written; process 0 reads them."""
-        whole = True
+        def restore() -> None:
+            args = ocp.args.Composite(**restores)
+            restored.update(self._manager.restore(step, args=args))
+
+        # One at a time, for Orbax restores in all processes or in none.
+        for action in (
+            functools.partial(self._check_whole, step, targets),
+            functools.partial(self._check_matches, step, targets),
+            restore,
+        ):
+            if error := attempt(action):
+                if is_leader():
+                    print(
+                        f"The checkpoint of step {step} cannot be read ({_reason(error)}); trying "
+                        "the one before it.",
+                        flush=True,
+                    )
+                return None
+        return restored
+
+    def _check_whole(self, step: int, items: Iterable[str]) -> None:
+        """Reads, in process 0, all files of a checkpoint; raises if they are not as written."""
         if is_leader():
-            try:
-                for name in items:
-                    checksums.check(self._workdir / CHECKPOINTS / str(step) / name)
-            except (ValueError, OSError):
-                whole = False
-        return bool(gather(whole).all())
+            for name in items:
+                checksums.check(self._workdir / CHECKPOINTS / str(step) / name)
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays of an item, by path."""
@@ -229,13 +237,17 @@ class Checkpoints:
 
     def rate(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds the metrics of an evaluation to a checkpoint that was saved without."""
+
+        def write() -> None:
+            handler = ocp.JsonCheckpointHandler(filename=METRICS)
+            with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+                # Where Orbax itself puts the metrics it is given with a save.
+                folder = self._workdir / CHECKPOINTS / str(step) / METRICS
+                checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
+            self._manager.reload()
+
         self.settle()
-        handler = ocp.JsonCheckpointHandler(filename=METRICS)
-        with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-            # Where Orbax itself puts the metrics it is given with a save.
-            folder = self._workdir / CHECKPOINTS / str(step) / METRICS
-            checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
-        self._manager.reload()
+        self._storage_holds(write)
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -253,22 +265,17 @@ class Checkpoints:
 
     def _storage_holds(self, action: Callable[[], object]) -> bool:
         """Acts; if any process cannot, all clear away what is half-written and go on."""
-        error: Exception | None = None
-        try:
-            action()
-        except Exception as e:  # whatever a storage layer raises
-            error = e
-        if gather(error is None).all():
+        error = attempt(action)
+        if error is None:
             return True
-        reason = _reason(error) if error else "another process cannot write it"
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
         if is_leader():
             newest = f"step {self.steps[0]}" if self.steps else "none"
             print(
-                f"A checkpoint could not be written to {self._workdir} ({reason}); the newest on "
-                f"disk is {newest}.",
+                f"A checkpoint could not be written to {self._workdir} ({_reason(error)}); the "
+                f"newest on disk is {newest}.",
                 flush=True,
             )
         return False
@@ -321,8 +328,9 @@ def saved_shapes(workdir: epath.Path) -> dict[str, tuple[int, ...]]:
     with contextlib.closing(open_existing(workdir)) as checkpoints:
         for step in checkpoints.steps:
             if checkpoints.has_item(step, "model"):
-                return checkpoints.shapes(step, "model")
-    raise UserError(f"{workdir / CHECKPOINTS} holds no checkpoint; train first")
+                with contextlib.suppress(Exception):  # whatever a damaged one raises
+                    return checkpoints.shapes(step, "model")
+    raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
 
 
 def open_existing(workdir: epath.Path) -> Checkpoints:

@@ -1,7 +1,7 @@
 """Start-up of several processes, and how they agree to stop."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -34,10 +34,40 @@ def agreed() -> Iterator[None]:
     if error is not None:
         raise AgreedError(str(error)) from error
     if failed.size:
-        raise AgreedError(f"process {failed[0]} stopped at bad input; its own output says which")
+        raise _other_stopped(failed[0])
 
 
-def gather(value: bool) -> np.ndarray:
+def _other_stopped(process: np.integer) -> AgreedError:
+    return AgreedError(f"process {process} stopped at bad input; its own output says which")
+
+
+def attempt(action: Callable[[], object]) -> Exception | None:
+    """Acts in every process; also a barrier.
+
+    Returns:
+      What went wrong here or, in other words, elsewhere; None if nothing did.
+
+    Raises:
+      AgreedError: in some process it was a UserError.
+    """
+    error: Exception | None = None
+    try:
+        action()
+    except AgreedError:
+        raise
+    except Exception as e:  # whatever libraries raise
+        error = e
+    outcomes = gather(0 if error is None else 2 if isinstance(error, UserError) else 1)
+    if isinstance(error, UserError):
+        raise AgreedError(str(error)) from error
+    if 2 in outcomes:
+        raise _other_stopped(outcomes.argmax())
+    if outcomes.any():
+        return error or RuntimeError(f"process {outcomes.argmax()} failed")
+    return None
+
+
+def gather(value: int) -> np.ndarray:
     """The value of every process, (processes,); also a barrier."""
     return np.atleast_1d(multihost_utils.process_allgather(value))
 

@@ -1,6 +1,7 @@
 """Being asked to stop, by SIGTERM, as schedulers and machines about to be taken away do it."""
 
 import contextlib
+import os
 import signal
 import threading
 from typing import Any
@@ -32,7 +33,9 @@ class Preemption(contextlib.AbstractContextManager):
         # Python allows handlers in the main thread only.
         main = threading.current_thread() is threading.main_thread()
         if main and not jax.distributed.is_initialized():
-            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
+            for number in SIGNALS:
+                signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,4 +57,5 @@ class Preemption(contextlib.AbstractContextManager):
         del frame
         self._asked = True
         signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
-        print(f"\n{signal.Signals(number).name}: stopping after this batch.", flush=True)
+        # print may be in the middle of a line of its own.
+        os.write(1, f"\n{signal.Signals(number).name}: stopping after this batch.\n".encode())

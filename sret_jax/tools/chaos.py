@@ -1,7 +1,8 @@
-"""Breaks a real training run again and again, and compares its end with an unbroken one's.
+r"""Breaks a real training run again and again, and compares its end with an unbroken one's.
 
 python -m sret_jax.tools.chaos --workdir=DIR                      (40 faults, about 12 minutes)
-python -m sret_jax.tools.chaos --workdir=DIR --times=1 --json=FILE --config.optim.warmup_lr=1e30
+python -m sret_jax.tools.chaos --workdir=DIR --times=1 \
+  --config.optim.warmup_lr=1e30 --config.optim.warmup_epochs=0.4   (breaks rollbacks, too)
 
 Whatever else is given goes to main.py.
 """
@@ -23,9 +24,12 @@ import threading
 import time
 from collections.abc import Callable
 
+from etils import epath
+
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.exit_status import HUNG, PREEMPTED
+from sret_jax.training.rollback import Rollbacks
 
 SETTINGS = (  # a run of half a minute that saves, evaluates and reports all the time
     "--config.epochs=2",
@@ -88,10 +92,6 @@ class Attempt:
         found = (re.match(r"step ([\d,]+)/", line) for line in list(self.lines))
         return [int(m[1].replace(",", "")) for m in found if m]
 
-    def evaluations(self) -> int:
-        """How many it has reported."""
-        return sum(line.startswith("evaluation at") for line in list(self.lines))
-
     def resumed_at(self) -> int:
         """The step it resumed at, 0 if it started anew."""
         found = (re.search(r"^Resuming .* at step ([\d,]+)", line) for line in self.lines)
@@ -146,14 +146,16 @@ class Fault:
       moment: waits for the moment; false if the run ended first.
       act: what then happens to the run.
       status: with which the run must end.
-      afterwards: what then happens to its newest checkpoint.
+      hit: whether the dead run shows that this was the moment.
+      afterwards: what then happens to its newest checkpoint; false if nothing can.
     """
 
     name: str
     moment: Callable[[Attempt, random.Random], bool]
     act: Callable[[Attempt], object]
     status: int
-    afterwards: Callable[[pathlib.Path], object] | None = None
+    hit: Callable[[Attempt], object] = Attempt.steps
+    afterwards: Callable[[pathlib.Path], bool] | None = None
 
 
 def start_up(attempt: Attempt, rng: random.Random) -> bool:
@@ -206,29 +208,43 @@ def stop_workers(attempt: Attempt) -> None:
     signal_all(attempt.workers(), signal.SIGSTOP)
 
 
-def truncate(checkpoint: pathlib.Path) -> None:
+def has_not_stepped(attempt: Attempt) -> bool:
+    """Whether it died before its first report."""
+    return not attempt.steps()
+
+
+def was_evaluating(attempt: Attempt) -> bool:
+    """Whether it died after the report of a step that is evaluated, and before that evaluation."""
+    told = [line for line in attempt.lines if line.startswith(("step ", "evaluation at"))]
+    return bool(told) and told[-1].startswith("step ") and attempt.steps()[-1] % EVAL_STEPS == 0
+
+
+def truncate(checkpoint: pathlib.Path) -> bool:
     """Cuts every array of the weights in half."""
-    for file in checkpoint.glob("model/**/d/*"):
+    files = list(checkpoint.glob("model/**/d/*"))
+    for file in files:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return bool(files)
 
 
-def empty(checkpoint: pathlib.Path) -> None:
+def empty(checkpoint: pathlib.Path) -> bool:
     """Leaves the folder alone."""
     shutil.rmtree(checkpoint)
     checkpoint.mkdir()
+    return True
 
 
 FAULTS = (
-    Fault("SIGKILL in start-up", start_up, kill, KILLED),
+    Fault("SIGKILL in start-up", start_up, kill, KILLED, has_not_stepped),
     Fault("SIGKILL in training", training, kill, KILLED),
-    Fault("SIGKILL in an evaluation", evaluation, kill, KILLED),
-    Fault("SIGKILL in a save", saving, kill, KILLED),
+    Fault("SIGKILL in an evaluation", evaluation, kill, KILLED, was_evaluating),
+    Fault("SIGKILL in a save", saving, kill, KILLED, Attempt.half_written),
     Fault("SIGTERM in training", training, terminate, PREEMPTED),
-    Fault("SIGTERM in an evaluation", evaluation, terminate, PREEMPTED),
+    Fault("SIGTERM in an evaluation", evaluation, terminate, PREEMPTED, was_evaluating),
     Fault("loader worker killed", training, kill_workers, 1),
     Fault("loader worker hangs", training, stop_workers, HUNG),
-    Fault("SIGKILL, newest checkpoint truncated", training, kill, KILLED, truncate),
-    Fault("SIGKILL, newest checkpoint emptied", training, kill, KILLED, empty),
+    Fault("SIGKILL, newest checkpoint truncated", training, kill, KILLED, afterwards=truncate),
+    Fault("SIGKILL, newest checkpoint emptied", training, kill, KILLED, afterwards=empty),
 )
 
 
@@ -275,16 +291,30 @@ class Chaos:
             if status == 0:
                 self._compare(workdir, attempt)
                 return
-            if not fault or status != fault.status:
+            if not fault or not met or status != fault.status:
                 self._complain(f"{fault and fault.name}: status {status}", attempt)
+                if fault:
+                    todo.pop()
                 return
-            todo.pop()
-            self.injected[fault.name] += 1
             steps = complete_steps(workdir)
-            if fault.afterwards and len(steps) > 1:
-                fault.afterwards(workdir / CHECKPOINTS / str(steps.pop()))
-            expected = max(steps, default=0)
-            print(f"{fault.name}: after step {max(attempt.steps(), default=expected)}", flush=True)
+            if status == PREEMPTED and max(attempt.steps()) not in steps:
+                self._complain(f"step {max(attempt.steps())} is not saved", attempt)
+            if self._came_about(fault, attempt, steps):
+                todo.pop()
+                self.injected[fault.name] += 1
+                print(f"{fault.name}: after step {max(attempt.steps(), default=0)}", flush=True)
+            windows = Rollbacks.read(epath.Path(workdir))
+            expected = windows.goes_on_at(max(steps, default=0))
+
+    def _came_about(self, fault: Fault, attempt: Attempt, steps: list[int]) -> bool:
+        """Whether it was this fault; damages the newest of `steps`, and drops it, if it says so."""
+        if not fault.hit(attempt):
+            return False
+        if not fault.afterwards:
+            return True
+        if len(steps) < 2:
+            return False
+        return fault.afterwards(attempt.checkpoints / str(steps.pop()))
 
     def _attempt(self, workdir: pathlib.Path) -> Attempt:
         log = self._workdir / "logs" / f"{next(self._logs)}.log"
@@ -376,6 +406,8 @@ def main(argv: list[str] | None = None) -> None:
     args, flags = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
+        if args.times < 1:
+            raise UserError(f"--times={args.times} must be at least 1")
         if args.workdir.exists():
             raise UserError(f"--workdir={args.workdir} exists; give a new folder")
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(args.workdir.absolute() / "xla"))

@@ -19,7 +19,7 @@ from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.training.experiment import Experiment, open_experiment
-from sret_jax.training.state import TrainState
+from sret_jax.training.state import TrainState, to_items
 from sret_jax.training.step import make_train_step
 
 GOAL_STEPS, GOAL_SHARE = 100, 0.05  # a save costs less than this share of so many steps
@@ -102,7 +102,7 @@ def measure(experiment: Experiment, steps: int, rounds: int) -> dict[str, Any]:
     finally:
         bench.checkpoints.close()
     newest = experiment.workdir / CHECKPOINTS / str(bench.checkpoints.steps[0])
-    arrays = jax.tree.leaves(items_of(bench.state))
+    arrays = jax.tree.leaves(to_items(bench.state))
     params = jax.tree.leaves(bench.state.variables["params"])
     return {
         "devices": f"{jax.device_count()} {jax.devices()[0].platform}",
@@ -124,7 +124,7 @@ class Bench:
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         config = experiment.config
-        self._targets = items_of(with_shardings(experiment.abstract_state, experiment.shardings))
+        self._targets = to_items(with_shardings(experiment.abstract_state, experiment.shardings))
         self._train_step = make_train_step(
             experiment.model,
             experiment.optimizer,
@@ -173,7 +173,7 @@ class Bench:
 
     def save(self) -> None:
         """Starts to save, as a run does after an evaluation."""
-        self.checkpoints.save(next(self._numbers), items_of(self.state), METRICS)
+        self.checkpoints.save(next(self._numbers), to_items(self.state), METRICS)
 
     def _saving(self, steps: int) -> tuple[float, float]:
         """Seconds of save() and of the window it begins; returns with the save on disk."""
@@ -190,12 +190,6 @@ class Bench:
         checkpoints = Checkpoints(self._experiment.workdir, create=False)
         jax.block_until_ready(checkpoints.restore_newest(self._targets))
         checkpoints.close()
-
-
-def items_of(state: TrainState) -> Items:
-    """The state, arrays or shapes, as a run saves it."""
-    rest = dict(vars(state))
-    return {"model": rest.pop("variables"), "ema": rest.pop("ema"), "train": rest}
 
 
 def seconds(action: Callable[[], object]) -> float:

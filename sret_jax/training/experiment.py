@@ -276,7 +276,7 @@ def check_writable(workdir: epath.Path) -> None:
                 "storage that all hosts share"
             )
     if is_leader():
-        probe.unlink()
+        probe.unlink(missing_ok=True)
 
 
 def check_room(workdir: epath.Path, abstract_state: TrainState) -> None:

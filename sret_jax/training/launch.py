@@ -16,6 +16,7 @@ from sret_jax import exit_status
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.parallel import distributed
+from sret_jax.parallel.distributed import AgreedError
 from sret_jax.parallel.preemption import Preempted
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.experiment import load_config
@@ -41,7 +42,7 @@ def launch(values: flags.FlagValues) -> None:
         peer_timeout=values.peer_timeout,
     )
     try:
-        with _peers_see_a_crash():
+        with _no_peer_waits():
             _run(values)
     except Preempted as stopped:
         if distributed.is_leader():
@@ -65,18 +66,22 @@ def _run(values: flags.FlagValues) -> None:
 
 
 @contextlib.contextmanager
-def _peers_see_a_crash() -> Iterator[None]:
-    """Ends this process at once where others would wait for it in vain at JAX's shutdown."""
+def _no_peer_waits() -> Iterator[None]:
+    """Ends a process that fails alone at once; else it and the others wait for each other."""
     try:
         yield
-    except (UserError, Preempted):
+    except (AgreedError, Preempted):
         raise
-    except Exception:
-        if jax.process_count() > 1:
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError):
+            print(f"Error: {error}", file=sys.stderr)
+        else:
             traceback.print_exc()
-            sys.stdout.flush()
-            os._exit(1)
-        raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_status.BAD_INPUT if isinstance(error, UserError) else 1)
 
 
 def default_workdir(config_file: str) -> str:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -44,20 +44,18 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
         with Note(workdir) as note:
             yield note
         return
-    (workdir / LOCK_FILE).touch()
-    with (workdir / LOCK_FILE).open() as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _in_use(workdir, _read_owner(workdir)) from None
-        except OSError:  # some network and FUSE file systems have no locks
+    with (workdir / LOCK_FILE).open("a") as file:
+        if not _flock(file, workdir):
             with Note(workdir) as note:
                 yield note
             return
         with contextlib.suppress(UserError):  # a full disk; the lock holds without a name, too
             write_json(workdir / OWNER_FILE, _owner())
-        yield Lock()
-        (workdir / OWNER_FILE).unlink(missing_ok=True)
+        try:
+            yield Lock()
+        finally:
+            with contextlib.suppress(OSError):
+                (workdir / OWNER_FILE).unlink(missing_ok=True)
 
 
 class Note(contextlib.AbstractContextManager, Lock):
@@ -88,9 +86,10 @@ class Note(contextlib.AbstractContextManager, Lock):
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._look()
-        if self._usurper is None:
-            (self._workdir / OWNER_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(Exception):  # the run's own error, if any, says more
+            self._look()
+            if self._usurper is None:
+                (self._workdir / OWNER_FILE).unlink(missing_ok=True)
 
     def check(self) -> None:
         if self._usurper is not None:
@@ -119,7 +118,7 @@ class Note(contextlib.AbstractContextManager, Lock):
     def _keep(self) -> None:
         while not self._ended.wait(self._beat_seconds):
             # A bucket out of reach for a moment is no reason to end the run.
-            with contextlib.suppress(OSError, UserError):
+            with contextlib.suppress(Exception):
                 self._look()
                 if self._usurper is not None:
                     return
@@ -132,6 +131,17 @@ class Note(contextlib.AbstractContextManager, Lock):
 
     def _write(self) -> None:
         write_json(self._workdir / OWNER_FILE, {**self._owner, "beat": time.time()})
+
+
+def _flock(file: IO[Any], workdir: epath.Path) -> bool:
+    """Locks a file; false where the file system, of a network or FUSE, has no locks."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _in_use(workdir, _read_owner(workdir)) from None
+    except OSError:
+        return False
+    return True
 
 
 def _owner() -> dict[str, Any]:

@@ -21,14 +21,19 @@ from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
-from sret_jax.training.experiment import Experiment, open_experiment
+from sret_jax.training.experiment import (
+    Experiment,
+    check_numbers,
+    check_writable,
+    open_experiment,
+)
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
 from sret_jax.training.report import Reporter
 from sret_jax.training.resume import compare_config
 from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
-from sret_jax.training.state import TrainState
+from sret_jax.training.state import TrainState, from_items, to_items
 from sret_jax.training.step import Metrics, make_train_step
 from sret_jax.training.watchdog import Watchdog
 
@@ -59,8 +64,10 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     with contextlib.ExitStack() as resources:
         preemption = resources.enter_context(Preemption())
         with agreed():
-            experiment = open_experiment(config, workdir)
+            check_numbers(config)
+            check_writable(workdir)
             lock = resources.enter_context(locked(workdir)) if is_leader() else Lock()
+            experiment = open_experiment(config, workdir)
         run = resources.enter_context(contextlib.closing(Run(experiment, preemption, lock)))
         try:
             run.train()
@@ -119,13 +126,13 @@ class Run:
         Raises:
           Preempted: once a checkpoint of the last step is on disk.
         """
-        if self.step >= self.experiment.last_step:
+        if self.step >= self.experiment.last_step and self._checkpoints.is_rated(self.step):
             self._reporter.say(f"Training is complete at step {self.step:,}.")
             return
         train_step = self._compile_step()
         with self._watchdog:
             try:
-                while self.step < self.experiment.last_step:
+                while not self._results or self.step < self.experiment.last_step:
                     try:
                         self._take_steps(train_step)
                     except Diverged as diverged:
@@ -159,15 +166,15 @@ class Run:
             return
         batches = self._loader.recent_records if self._loader else []
         names = self.experiment.train_source.record_name
-        facts = {
-            "step": self.step,
-            "losses": {step: _as_text(loss) for step, loss in self._losses},
-            "batches": [[names(record) for record in batch] for batch in batches],
-            "config": self.experiment.config.to_dict(),
-        }
         try:
+            facts = {
+                "step": self.step,
+                "losses": {step: _as_text(loss) for step, loss in self._losses},
+                "batches": [[names(record) for record in batch] for batch in batches],
+                "config": self.experiment.config.to_dict(),
+            }
             path = write_crash_report(self.experiment.workdir, error, facts)
-        except (OSError, UserError) as e:
+        except Exception as e:  # the crash itself is what matters
             print(f"No crash report could be written: {e}", flush=True)
         else:
             print(f"What is known of the crash is in {path}.", flush=True)
@@ -180,6 +187,7 @@ class Run:
           Preempted: after the current step.
         """
         experiment, config = self.experiment, self.experiment.config
+        self._check_streak(self.step, {"bad_streak": self.state.bad_streak})
         if self._is_due(self.step) and not self._checkpoints.is_rated(self.step):
             self._evaluate_and_save()  # what a preemption, or a rollback to here, left out
         with contextlib.ExitStack() as resources:
@@ -229,6 +237,7 @@ class Run:
 
     def _evaluate_and_save(self) -> None:
         """Evaluates, then saves if that is due: the best checkpoint is known by its evaluation."""
+        self._watchdog.beat()
         results = self._evaluator.evaluate(
             {"eval": self.state.variables, "eval_ema": self.state.ema}, self._between_batches
         )
@@ -249,7 +258,7 @@ class Run:
         with agreed():
             self._lock.check()
         if self.step not in self._checkpoints.steps:
-            self._checkpoints.save(self.step, _to_items(self.state), metrics)
+            self._checkpoints.save(self.step, to_items(self.state), metrics)
         elif metrics and not self._checkpoints.is_rated(self.step):
             self._checkpoints.rate(self.step, metrics)
 
@@ -259,7 +268,11 @@ class Run:
         if step and step not in checkpoints.steps:
             self._save(None)
         if not checkpoints.settle():
-            return f"Stopped as asked, but step {step:,} cannot be saved."
+            raise UserError(
+                f"step {step:,}, at which the run was asked to stop, cannot be saved to "
+                f"{self.experiment.workdir}; mend the storage and start again to resume at step "
+                f"{max(checkpoints.steps, default=0):,}"
+            )
         return f"Stopped as asked at step {step:,}, which is saved; start again to resume."
 
     def _check_streak(self, step: int, metrics: Metrics | None) -> None:
@@ -292,13 +305,15 @@ class Run:
                 diverged.step,
                 diverged.last_good,
             ) from None
+        with agreed():
+            self._lock.check()
         self._checkpoints.settle()
         good = self._checkpoints.newest_rated(at_most=diverged.last_good) or 0
         self._checkpoints.set_aside([step for step in self._checkpoints.steps if step > good])
         self._rollbacks = self._rollbacks.with_window(good + 1, diverged.step)
-        if is_leader():
-            self._rollbacks.write(experiment.workdir)
-        gather(True)
+        with agreed():
+            if is_leader():
+                self._rollbacks.write(experiment.workdir)
         self._reporter.say(
             f"{diverged} by step {diverged.step:,}: back to the weights of step {good:,}, leaving "
             f"out the steps until here (rollback {len(self._rollbacks.windows)} of {limit})."
@@ -309,9 +324,9 @@ class Run:
     def _restore(self) -> int:
         """Takes the newest checkpoint or the fresh state; returns the step whose weights it has."""
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
-        restored = self._checkpoints.restore_newest(_to_items(target))
+        restored = self._checkpoints.restore_newest(to_items(target))
         step, items = restored or (0, {})
-        self.state = _from_items(items) if items else self.experiment.init_state()
+        self.state = from_items(items) if items else self.experiment.init_state()
         self.step = self._rollbacks.goes_on_at(step)
         if self.step != step:
             self.state = self.state.replace(
@@ -366,12 +381,3 @@ def _as_text(loss: jax.Array) -> str:
         return str(loss)
     except Exception as e:
         return type(e).__name__
-
-
-def _to_items(state: TrainState) -> dict[str, Any]:
-    train = {"step": state.step, "bad_streak": state.bad_streak, "opt_state": state.opt_state}
-    return {"model": state.variables, "ema": state.ema, "train": train}
-
-
-def _from_items(items: dict[str, Any]) -> TrainState:
-    return TrainState(variables=items["model"], ema=items["ema"], **items["train"])

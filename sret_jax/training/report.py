@@ -8,7 +8,7 @@ import jax
 from clu import metric_writers, parameter_overview
 
 from sret_jax.files import write_json
-from sret_jax.parallel.distributed import is_leader
+from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Results, percent
 from sret_jax.training.experiment import Experiment, save_description
@@ -49,10 +49,12 @@ class Reporter:
 
     def describe(self) -> None:
         """Shows the parameters and the size of the run, and saves its config and class names."""
+        experiment = self._experiment
+        with agreed():
+            if is_leader():
+                save_description(experiment)
         if not is_leader():
             return
-        experiment = self._experiment
-        save_description(experiment)
         abstract = experiment.abstract_state.variables["params"]
         self.say(parameter_overview.get_parameter_overview(abstract, include_stats=False))
         self.say(

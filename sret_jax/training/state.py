@@ -42,3 +42,14 @@ def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: int) 
         ema=jax.tree.map(jnp.copy, variables),
         opt_state=optimizer.init(variables["params"]),
     )
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of a state: {"model": weights, "ema": average, "train": the rest}."""
+    train = {"step": state.step, "bad_streak": state.bad_streak, "opt_state": state.opt_state}
+    return {"model": state.variables, "ema": state.ema, "train": train}
+
+
+def from_items(items: dict[str, Any]) -> TrainState:
+    """The inverse of `to_items`."""
+    return TrainState(variables=items["model"], ema=items["ema"], **items["train"])

@@ -59,8 +59,14 @@ class Watchdog(contextlib.AbstractContextManager):
         return min(self._stop, max(self._least, self._factor * statistics.median(steps)))
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(self._least, self._stop) / CHECKS):
-            silent = time.monotonic() - self._last
+        interval = min(self._least, self._stop) / CHECKS
+        checked = time.monotonic()
+        while not self._ended.wait(interval):
+            now = time.monotonic()
+            # A process that was suspended for a while, by Ctrl-Z say, has not hung.
+            self._last += max(0.0, now - checked - 10 * interval)
+            checked = now
+            silent = now - self._last
             if silent > self.patience and not self._dumped:
                 self._dumped = True
                 print(
@@ -69,7 +75,8 @@ class Watchdog(contextlib.AbstractContextManager):
                     file=sys.stderr,
                     flush=True,
                 )
-                faulthandler.dump_traceback(all_threads=True)
+                with contextlib.suppress(Exception):  # notebooks have no such file
+                    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
             if silent > self._stop:
                 print(
                     f"No step for {duration(silent)}: ending with status {exit_status.HUNG}; start "

@@ -9,6 +9,8 @@ import signal
 import threading
 import time
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -88,6 +90,25 @@ def test_steps_that_are_not_finite_lead_back_to_the_last_good_checkpoint(
     loop.train(tiny_config, workdir)  # from the start, over the windows at once
     assert json.loads((workdir / ROLLBACKS_FILE).read_text())["windows"] == windows
     assert metrics(workdir) == before
+
+
+def test_a_streak_that_was_saved_at_its_limit_leads_back_at_the_next_start(
+    tiny_config, workdir, capfd
+):
+    tiny_config.epochs = epochs(16)
+    tiny_config.checkpoint.every_epochs = epochs(4)
+    tiny_config.rollback.bad_steps = 3
+    tiny_config.stop_at_step = 4
+    loop.train(tiny_config, workdir)
+    tiny_config.stop_at_step = 5
+    loop.train(tiny_config, workdir)
+    items = workdir / CHECKPOINTS / "5" / "train"
+    with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
+        train = checkpointer.restore(items)
+        checkpointer.save(items, train | {"bad_streak": np.int32(3)}, force=True)
+    tiny_config.stop_at_step = 6
+    loop.train(tiny_config, workdir)
+    assert json.loads((workdir / ROLLBACKS_FILE).read_text())["windows"] == [[1, 5]]
 
 
 def test_a_run_that_keeps_diverging_ends_with_a_sentence_and_a_report(tiny_config, workdir):

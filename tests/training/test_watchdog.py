@@ -9,7 +9,7 @@ from sret_jax.training.watchdog import Watchdog
 def a_thread_that_waits(): time.sleep(60)
 
 threading.Thread(target=a_thread_that_waits, daemon=True).start()
-with Watchdog(factor=2.0, least_seconds=0.3, stop_seconds=1.5) as watchdog:
+with Watchdog(factor=2.0, least_seconds=1.0, stop_seconds=4.0) as watchdog:
     for _ in range(3):
         time.sleep(0.1)
         watchdog.beat(step=True)
