@@ -12,11 +12,11 @@ from sret_jax.tools.checkpoint_benchmark import (
     Bench,
     Round,
     folder_bytes,
-    items_of,
     measure,
     times,
 )
 from sret_jax.training.experiment import open_experiment
+from sret_jax.training.state import to_items
 from tests.conftest import TINY_FLAGS, run_python
 
 
@@ -33,7 +33,7 @@ def test_the_figures_are_those_of_the_checkpoint_on_disk(experiment, tmp_path, m
     report = measure(experiment, steps=2, rounds=1)
     newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
     files = [path for path in newest.rglob("*") if path.is_file()]
-    arrays = jax.tree.leaves(items_of(experiment.abstract_state))
+    arrays = jax.tree.leaves(to_items(experiment.abstract_state))
     assert report["disk_bytes"] == sum(path.stat().st_size for path in files)
     assert report["array_bytes"] == sum(x.size * x.dtype.itemsize for x in arrays)
     assert report["disk_ratio"] == report["disk_bytes"] / report["array_bytes"]
@@ -46,7 +46,7 @@ def test_the_figures_are_those_of_the_checkpoint_on_disk(experiment, tmp_path, m
 def test_what_it_saves_is_the_whole_state(experiment):
     bench = Bench(experiment)
     bench.checkpoints.close()
-    saved = jax.tree.leaves(items_of(bench.state))
+    saved = jax.tree.leaves(to_items(bench.state))
     assert {id(x) for x in saved} == {id(x) for x in jax.tree.leaves(bench.state)}
 
 

@@ -25,6 +25,7 @@ def test_the_pillow_pipeline_shows_the_same_views():
     assert np.median(ratios) > 40
 
 
+@pytest.mark.slow  # seven pipelines, most of which start processes
 def test_the_table_and_the_figures_are_written(tmp_path):
     for i, photo in enumerate(photographs(8, seed=1)):
         (tmp_path / f"{i}.jpg").write_bytes(encode(photo))

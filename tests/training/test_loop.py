@@ -415,6 +415,7 @@ def test_too_many_unreadable_images_end_the_run_and_are_named(
     assert not list((tmp_path / "run" / CHECKPOINTS).iterdir())
 
 
+@pytest.mark.slow  # its neighbours check the naming and the bound
 def test_unreadable_images_within_the_bound_are_named_once(
     rotten_folder, tiny_config, tmp_path, capfd
 ):
@@ -443,6 +444,7 @@ def test_synthetic_data_need_no_data_set_and_cost_no_waiting(tiny_config, tmp_pa
         loop.train(tiny_config, epath.Path(tmp_path))
 
 
+@pytest.mark.slow  # three processes; test_evaluation.py checks batch sizes in one
 def test_evaluation_is_exact_for_any_batch_size_and_device_count(twenty_steps):
     workdir, _ = twenty_steps
     result = json.loads((workdir / "result.json").read_text())["eval"]

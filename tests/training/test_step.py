@@ -171,7 +171,10 @@ def test_the_step_lets_nothing_cross_to_the_host(model):
     assert np.isfinite(float(metrics["loss"]))
 
 
-@pytest.mark.parametrize("changes", [{}, dict(grad_accum=2)])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param(dict(grad_accum=2), marks=pytest.mark.slow)],  # compiles for long
+)
 def test_a_bfloat16_step_follows_the_float32_one(model, changes):
     def gradient_norm(dtype):
         clone = model.clone(dtype=dtype, loops=3, remat="full")
