@@ -20,7 +20,6 @@ from sret_jax.files import write_json
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.state import TrainState, to_items
-from sret_jax.training.step import make_train_step
 
 GOAL_STEPS, GOAL_SHARE = 100, 0.05  # a save costs less than this share of so many steps
 GOAL_RATIO = 1.05  # bytes on disk to bytes of the arrays
@@ -125,17 +124,7 @@ class Bench:
         self._experiment = experiment
         config = experiment.config
         self._targets = to_items(with_shardings(experiment.abstract_state, experiment.shardings))
-        self._train_step = make_train_step(
-            experiment.model,
-            experiment.optimizer,
-            experiment.mesh,
-            experiment.shardings,
-            schedule=experiment.schedule,
-            seed=config.seed,
-            mixing=experiment.mixing,
-            ema_decay=config.ema_decay,
-            grad_accum=config.grad_accum,
-        )
+        self._train_step = experiment.make_train_step()
         self._batches = train_loader(
             experiment.train_source,
             config,

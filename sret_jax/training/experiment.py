@@ -31,6 +31,7 @@ from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
+from sret_jax.training.step import make_train_step
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
@@ -97,6 +98,20 @@ class Experiment:
 
     def _steps(self, epochs: float) -> int:
         return max(1, round(epochs * self.steps_per_epoch))
+
+    def make_train_step(self) -> jax.stages.Wrapped:
+        """The jitted step (state, batch) -> (state, metrics)."""
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            self.mesh,
+            self.shardings,
+            schedule=self.schedule,
+            seed=self.config.seed,
+            mixing=self.mixing,
+            ema_decay=self.config.ema_decay,
+            grad_accum=self.config.grad_accum,
+        )
 
     def init_state(self) -> TrainState:
         """The fresh state, made in place on its devices."""

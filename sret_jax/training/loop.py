@@ -34,7 +34,7 @@ from sret_jax.training.report import Reporter
 from sret_jax.training.resume import compare_config
 from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
 from sret_jax.training.state import TrainState, from_items, to_items
-from sret_jax.training.step import Metrics, make_train_step
+from sret_jax.training.step import Metrics
 from sret_jax.training.watchdog import Watchdog
 
 REMEMBERED_LOSSES = 20
@@ -347,17 +347,7 @@ class Run:
         experiment, config = self.experiment, self.experiment.config
         start = time.perf_counter()
         self._reporter.say("Compiling the train step...")
-        train_step = make_train_step(
-            experiment.model,
-            experiment.optimizer,
-            experiment.mesh,
-            experiment.shardings,
-            schedule=experiment.schedule,
-            seed=config.seed,
-            mixing=experiment.mixing,
-            ema_decay=config.ema_decay,
-            grad_accum=config.grad_accum,
-        )
+        train_step = experiment.make_train_step()
         batch = abstract_batch(config.batch_size, experiment.model.image_size)
         compiled = train_step.lower(experiment.abstract_state, batch).compile()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
