@@ -15,6 +15,7 @@ from sret_jax.parallel.processes import die_with_parent
 LARGEST_CHUNK = 32  # rows; larger ones gain no speed
 SMALLEST_CHUNK = 8  # rows, where there are as many; fewer workers are better than smaller chunks
 LEAST_HELD = 4  # chunks; Grain holds no fewer for each worker
+LAST_ARRAY_SECONDS = 1.0  # in which a worker has noted the shared memory that it is making
 LEAST_SHARED = 1 << 16  # bytes; smaller arrays travel faster through a pipe than as shared memory
 
 # Grain leaves its last arrays to Python's resource tracker, which removes them, but complains.
@@ -83,7 +84,7 @@ def _start_worker(worker: int, workers: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     _keep_freed_memory()
     if parent := multiprocessing.parent_process():
-        die_with_parent(parent.pid or 0)
+        die_with_parent(parent.pid or 0, patience=LAST_ARRAY_SECONDS)
 
 
 def _keep_freed_memory() -> None:

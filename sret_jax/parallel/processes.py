@@ -2,23 +2,30 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
+import threading
 import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.05
 
 
-def die_with_parent(parent: int) -> None:
-    """Makes the kernel kill this process when its parent is gone; on Linux, else does nothing.
+def die_with_parent(parent: int, patience: float = 0.0) -> None:
+    """Ends this process when its parent is gone; on Linux, else does nothing.
 
     Args:
       parent: its process id; it may be gone already.
+      patience: seconds to finish what it has begun; 0: the kernel kills it.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        number = signal.SIGUSR2 if patience else signal.SIGKILL
+        if patience:
+            end = functools.partial(os._exit, 128 + number)
+            signal.signal(number, lambda *_: threading.Timer(patience, end).start())
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             os._exit(128 + signal.SIGKILL)
 

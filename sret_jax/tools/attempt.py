@@ -33,6 +33,7 @@ class Attempt:
     """A started run of main.py, its output read as it comes."""
 
     def __init__(self, workdir: pathlib.Path, flags: list[str], log: pathlib.Path):
+        self.workdir = workdir
         self.checkpoints = workdir / CHECKPOINTS
         self.lines: list[str] = []
         self._mark = f"{MARK}={os.urandom(8).hex()}"

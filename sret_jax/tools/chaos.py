@@ -68,6 +68,13 @@ def training(attempt: Attempt, rng: random.Random) -> bool:
     return met
 
 
+def training_on(attempt: Attempt, rng: random.Random) -> bool:
+    """Any time in some steps, once two checkpoints are whole."""
+    return attempt.happens(lambda: len(complete_steps(attempt.workdir)) > 1) and training(
+        attempt, rng
+    )
+
+
 def evaluation(attempt: Attempt, rng: random.Random) -> bool:
     """Between the report of a step and that of the evaluation that follows."""
     delay = rng.uniform(0, 0.03)
@@ -139,8 +146,8 @@ FAULTS = (
     Fault("SIGTERM in an evaluation", evaluation, terminate, PREEMPTED, was_evaluating),
     Fault("loader worker killed", training, kill_workers, 1),
     Fault("loader worker hangs", training, stop_workers, HUNG),
-    Fault("SIGKILL, newest checkpoint truncated", training, kill, KILLED, afterwards=truncate),
-    Fault("SIGKILL, newest checkpoint emptied", training, kill, KILLED, afterwards=empty),
+    Fault("SIGKILL, newest checkpoint truncated", training_on, kill, KILLED, afterwards=truncate),
+    Fault("SIGKILL, newest checkpoint emptied", training_on, kill, KILLED, afterwards=empty),
 )
 
 
