@@ -34,10 +34,10 @@ def agreed() -> Iterator[None]:
     if error is not None:
         raise AgreedError(str(error)) from error
     if failed.size:
-        raise _other_stopped(failed[0])
+        raise _other_stopped(int(failed[0]))
 
 
-def _other_stopped(process: np.integer) -> AgreedError:
+def _other_stopped(process: int) -> AgreedError:
     return AgreedError(f"process {process} stopped at bad input; its own output says which")
 
 
@@ -61,9 +61,9 @@ def attempt(action: Callable[[], object]) -> Exception | None:
     if isinstance(error, UserError):
         raise AgreedError(str(error)) from error
     if 2 in outcomes:
-        raise _other_stopped(outcomes.argmax())
+        raise _other_stopped(int(np.argmax(outcomes)))
     if outcomes.any():
-        return error or RuntimeError(f"process {outcomes.argmax()} failed")
+        return error or RuntimeError(f"process {int(np.argmax(outcomes))} failed")
     return None
 
 

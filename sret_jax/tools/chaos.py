@@ -180,6 +180,7 @@ class Chaos:
     def _break(self, workdir: pathlib.Path, todo: list[Fault]) -> None:
         """Injects faults from the end of `todo` into one run until it ends."""
         expected = 0
+        damaged: set[int] = set()  # and not yet set aside
         while True:
             attempt = self._attempt(workdir)
             fault = todo[-1] if todo else None
@@ -199,13 +200,16 @@ class Chaos:
                 if fault:
                     todo.pop()
                 return
-            steps = complete_steps(workdir)
+            if attempt.steps():
+                damaged.clear()
+            steps = [step for step in complete_steps(workdir) if step not in damaged]
             if status == PREEMPTED and max(attempt.steps()) not in steps:
                 self._complain(f"step {max(attempt.steps())} is not saved", attempt)
             if self._came_about(fault, attempt, steps):
                 todo.pop()
                 self.injected[fault.name] += 1
                 print(f"{fault.name}: after step {max(attempt.steps(), default=0)}", flush=True)
+            damaged |= {step for step in complete_steps(workdir) if step not in steps}
             windows = Rollbacks.read(epath.Path(workdir))
             expected = windows.goes_on_at(max(steps, default=0))
 
