@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -14,6 +15,7 @@ from sret_jax import exit_status
 from sret_jax.training.progress import duration
 
 REMEMBERED = 100  # steps whose median counts
+LAST_SECONDS = 1.0
 CHECKS = 20  # in the shortest time that counts as a hang
 
 
@@ -84,6 +86,16 @@ class Watchdog(contextlib.AbstractContextManager):
                     file=sys.stderr,
                     flush=True,
                 )
-                for worker in multiprocessing.active_children():
-                    worker.kill()
+                _end_workers()
                 os._exit(exit_status.HUNG)  # the main thread is stuck and cannot
+
+
+def _end_workers() -> None:
+    """Kills the loader's workers; one that was stopped first notes the memory that it shares."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        if worker.pid:
+            os.kill(worker.pid, signal.SIGCONT)
+    time.sleep(LAST_SECONDS)
+    for worker in workers:
+        worker.kill()
