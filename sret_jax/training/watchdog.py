@@ -15,7 +15,6 @@ from sret_jax import exit_status
 from sret_jax.training.progress import duration
 
 REMEMBERED = 100  # steps whose median counts
-LAST_SECONDS = 1.0
 CHECKS = 20  # in the shortest time that counts as a hang
 
 
@@ -86,16 +85,12 @@ class Watchdog(contextlib.AbstractContextManager):
                     file=sys.stderr,
                     flush=True,
                 )
-                _end_workers()
+                _wake_workers()
                 os._exit(exit_status.HUNG)  # the main thread is stuck and cannot
 
 
-def _end_workers() -> None:
-    """Kills the loader's workers; one that was stopped first notes the memory that it shares."""
-    workers = multiprocessing.active_children()
-    for worker in workers:
+def _wake_workers() -> None:
+    """Lets the loader's workers, if they were stopped, see that their parent ends."""
+    for worker in multiprocessing.active_children():
         if worker.pid:
             os.kill(worker.pid, signal.SIGCONT)
-    time.sleep(LAST_SECONDS)
-    for worker in workers:
-        worker.kill()
