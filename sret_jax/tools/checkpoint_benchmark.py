@@ -26,8 +26,6 @@ GOAL_RATIO = 1.05  # bytes on disk to bytes of the arrays
 METRICS = {"top1": 0.5, "top5": 0.9, "loss": 1.0}
 MEGABYTE = 1e6
 
-Items = dict[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
 class Round:

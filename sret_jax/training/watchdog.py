@@ -92,5 +92,5 @@ class Watchdog(contextlib.AbstractContextManager):
 def _wake_workers() -> None:
     """Lets the loader's workers, if they were stopped, see that their parent ends."""
     for worker in multiprocessing.active_children():
-        if worker.pid:
-            os.kill(worker.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid or 0, signal.SIGCONT)
