@@ -52,36 +52,35 @@ class MLP(nn.Module):
         return linear(channels, self.hidden, dtype=self.dtype, name="fc2")(x)
 
 
-class DropPath(nn.Module):
+def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Stochastic depth: drops whole samples with probability `rate`, scales the rest by 1/(1-rate).
 
-    Shapes: (B, ...) -> (B, ...). Draws from the rng stream "drop_path"
-    (Huang et al., "Deep Networks with Stochastic Depth", 2016).
+    Without a key nothing is dropped (Huang et al., "Deep Networks with Stochastic Depth", 2016).
+
+    Shapes: (B, ...) -> (B, ...).
     """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if not train or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        mask_shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, mask_shape)
-        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+    if key is None or rate == 0:
+        return x
+    mask_shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    mask = jax.random.bernoulli(key, 1 - rate, mask_shape)
+    return jnp.where(mask, x / (1 - rate), jnp.zeros_like(x))
 
 
 class LearnedResidual(nn.Module):
-    """Learned residual coefficients (LRC): x, y -> a*x + b*y with scalars a, b starting at 1.
+    """Learned residual coefficients (LRC): x, y -> a*x + b*y with scalars a and b.
+
+    a starts at 1, b at `branch_init`: 1 as published, less in very deep models.
 
     Shapes: two arrays (B, N, C) -> (B, N, C). The sum is taken in float32 and stored in x's
     dtype (SReT section 3.3, "learnable residual connection").
     """
 
+    branch_init: float = 1.0
+
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         a = self.param("skip", nn.initializers.ones, ())
-        b = self.param("branch", nn.initializers.ones, ())
+        b = self.param("branch", nn.initializers.constant(self.branch_init), ())
         return (a * x + b * y).astype(x.dtype)
 
 

@@ -1,15 +1,21 @@
 """Recursion: one transformer block applied many times with the same weights (SReT section 3.2).
 
-With F the shared block and NLL_l the non-linear layer of loop l, a recursive block of L loops is
+With F the shared block, n = nll_every and NLL_j the block's j-th non-linear layer, a recursive
+block of L loops is
 
-    x <- NLL_l(F(x; groups[l mod len(groups)]))    for l = 0 .. L-1.
+    x <- F(x; groups[l mod len(groups)]);  x <- NLL_j(x) where l + 1 = n * (j + 1),
 
-F's parameters are broadcast to every loop of an `nn.scan`; the NLLs' are stacked along a leading
-loop axis and handed to the scan as its inputs, so trace, compilation and backward cost are
-linear in nothing but the length of the group cycle.
+for l = 0 .. L-1. The published models have n = 1: an NLL after every application.
+
+F's parameters are broadcast to every step of an `nn.scan`; the NLLs' are stacked along a leading
+axis and handed to the scan as its inputs, so trace, compilation and backward cost are linear in
+nothing but the period of the recursion, lcm(len(groups), n) applications.
 """
 
+import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,12 +23,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn, SlicedAttention
-from sret_jax.models.layers import MLP, DropPath, LearnedResidual, layer_norm
+from sret_jax.models.layers import MLP, LearnedResidual, drop_path, layer_norm
+from sret_jax.models.remat import remat, scan_cycles, segment_length
 
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": None,
-}
+REMAT = ("none", "dots", "block", "full")
 
 
 class SharedBlock(nn.Module):
@@ -30,38 +34,37 @@ class SharedBlock(nn.Module):
 
     x <- c1*x + c2*DropPath(Attention(LN(x)));  x <- c3*x + c4*DropPath(MLP(LN(x))).
 
-    Shapes: (B, N, C) -> (B, N, C). `permutation` None means the default: random in training,
-    fixed in evaluation. It is drawn only where `permute` asks for it, from the rng stream
-    "permutation".
+    Shapes: (B, N, C) -> (B, N, C). `permutation` is (N,); `key` is that of the two drop paths,
+    which drop nothing without.
     """
 
     heads: int
     mlp_ratio: float
     drop_path_rate: float = 0.0
-    permutation: str | PermutationFn | None = None
+    branch_init: float = 1.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, groups: int, permute: bool, train: bool) -> jax.Array:
-        drop_path = DropPath(self.drop_path_rate)
-        permutation = self._draw_permutation(x.shape[1], train) if permute else None
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        groups: int,
+        permutation: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        keys = (None, None) if key is None else jax.random.split(key)
 
         y = layer_norm(dtype=self.dtype, name="norm1")(x)
         attention = SlicedAttention(self.heads, dtype=self.dtype, name="attn")
         y = attention(y, groups=groups, permutation=permutation)
-        x = LearnedResidual(name="attn_residual")(x, drop_path(y, train=train))
+        y = drop_path(y, self.drop_path_rate, keys[0])
+        x = LearnedResidual(self.branch_init, name="attn_residual")(x, y)
 
         y = layer_norm(dtype=self.dtype, name="norm2")(x)
         y = MLP(int(self.mlp_ratio * x.shape[-1]), dtype=self.dtype, name="mlp")(y)
-        return LearnedResidual(name="mlp_residual")(x, drop_path(y, train=train))
-
-    def _draw_permutation(self, tokens: int, train: bool) -> jax.Array:
-        choice = self.permutation or ("random" if train else "fixed")
-        draw = PERMUTATIONS[choice] if isinstance(choice, str) else choice
-        # Only "random" must have a key; the others also run where no rng is passed.
-        needs_key = choice == "random" or self.has_rng("permutation")
-        key = self.make_rng("permutation") if needs_key else jax.random.key(0)
-        return jnp.asarray(draw(key, tokens))
+        y = drop_path(y, self.drop_path_rate, keys[1])
+        return LearnedResidual(self.branch_init, name="mlp_residual")(x, y)
 
 
 class NonLinearLayer(nn.Module):
@@ -71,21 +74,32 @@ class NonLinearLayer(nn.Module):
     """
 
     nll_ratio: float
+    branch_init: float = 1.0
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = layer_norm(dtype=self.dtype, name="norm")(x)
         y = MLP(int(self.nll_ratio * x.shape[-1]), dtype=self.dtype, name="mlp")(y)
-        return LearnedResidual(name="residual")(x, y)
+        return LearnedResidual(self.branch_init, name="residual")(x, y)
 
 
 class RecursiveBlock(nn.Module):
-    """Applies one `SharedBlock` `loops` times, each time followed by that loop's own NLL.
+    """Applies one `SharedBlock` `loops` times, every `nll_every`-th time followed by its own NLL.
 
-    Parameters: "block" (shared) and "nll" (every leaf with a leading axis of `loops`). `unroll`
-    (cycles of the scan laid out side by side) and `remat` ("none", "dots" keeps only the outputs
-    of matrix products with weights, "full" keeps nothing) change speed and memory only.
+    Parameters: "block" (shared) and "nll" (every leaf with a leading axis of loops // nll_every).
+
+    `unroll` (periods of the scan laid out side by side) and `remat` change speed and memory only.
+    Of the forward pass the backward pass finds, and computes the rest again,
+      "none": everything;
+      "dots": what enters each F and NLL, and their matrix products with weights;
+      "block": what enters each F and NLL, of which one at a time is computed again;
+      "full": what enters each segment of about sqrt(loops) applications (Chen et al., "Training
+        Deep Nets with Sublinear Memory Cost", 2016). A segment is computed again as a whole, and
+        if it is longer than two applications once more as by "block".
+
+    `permutation` None means the default: random in training, fixed in evaluation. Random ones
+    come from the rng stream "permutation", drop path from "drop_path": one key per application.
 
     Shapes: (B, N, C) -> (B, N, C).
     """
@@ -95,6 +109,8 @@ class RecursiveBlock(nn.Module):
     heads: int
     mlp_ratio: float
     nll_ratio: float
+    nll_every: int = 1
+    branch_init: float = 1.0
     drop_path_rate: float = 0.0
     permutation: str | PermutationFn | None = None
     unroll: int = 1
@@ -107,60 +123,86 @@ class RecursiveBlock(nn.Module):
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             drop_path_rate=self.drop_path_rate,
-            permutation=self.permutation,
+            branch_init=self.branch_init,
             dtype=self.dtype,
             name="block",
         )
-        nll = NonLinearLayer(self.nll_ratio, dtype=self.dtype, parent=None)
-        nll_params = self.param("nll", _init_per_loop(nll, self.loops, x.shape[-1]))
+        nll = NonLinearLayer(self.nll_ratio, self.branch_init, self.dtype, parent=None)
+        count = self.loops // self.nll_every
+        nll_params = self.param("nll", _init_stacked(nll, count, x.shape[-1]))
 
-        def apply_loops(block, x, nll_params, groups):
-            for i, g in enumerate(groups):
-                x = block(x, groups=g, permute=i > 0 and g > 1, train=train)
-                x = nll.apply({"params": _at(nll_params, i)}, x)
-            return x
-
-        def cycle(block, x, nll_params):
-            return apply_loops(block, x, nll_params, self.groups), None
+        choice = self.permutation or ("random" if train else "fixed")
+        draw = PERMUTATIONS[choice] if isinstance(choice, str) else choice
+        drops = train and self.drop_path_rate > 0
+        keys = {
+            "permutation": self._keys("permutation", needed=choice == "random"),
+            "drop_path": self._keys("drop_path", needed=True) if drops else None,
+        }
 
         length = len(self.groups)
-        cycles, leftover = divmod(self.loops, length)
+        period = math.lcm(length, self.nll_every)
+        cycles, leftover = divmod(self.loops, period)
+        segment = segment_length(cycles) if self.remat == "full" else None
+        by_part = self.remat in ("dots", "block") or (segment or 0) * period > 2
+        remat_part = functools.partial(remat, dots=self.remat == "dots") if by_part else _as_is
+
+        def apply_block(block, x, keys, *, i):
+            g = self.groups[i % length]
+            permute = i % length > 0 and g > 1
+            permutation = draw(keys["permutation"], x.shape[1]) if permute else None
+            return block(x, groups=g, permutation=permutation, key=keys["drop_path"])
+
+        def apply_nll(_, x, params):
+            return nll.apply({"params": params}, x)
+
+        def apply(block, x, inputs, *, applications=period):
+            keys, nll_params = inputs
+            for i in range(applications):
+                x = remat_part(functools.partial(apply_block, i=i))(block, x, _at(keys, i))
+                if (i + 1) % self.nll_every == 0:
+                    x = remat_part(apply_nll)(block, x, _at(nll_params, i // self.nll_every))
+            return x, None
+
+        inputs = (keys, nll_params)
+        counts = (period, period // self.nll_every)  # of one cycle
         if cycles:
-            scan = nn.scan(
-                self._with_remat(cycle, prevent_cse=False),
-                variable_broadcast="params",
-                split_rngs={"params": False, "drop_path": True, "permutation": True},
-                unroll=min(self.unroll, cycles),
-            )
-            whole = jax.tree.map(
-                lambda p: p[: cycles * length].reshape(cycles, length, *p.shape[1:]), nll_params
-            )  # (cycles, length, ...)
-            x, _ = scan(block, x, whole)
+            whole = tuple(_cycles(tree, cycles, n) for tree, n in zip(inputs, counts, strict=True))
+            x = scan_cycles(apply, block, x, whole, segment=segment, unroll=self.unroll)
         if leftover:
-            rest = _at(nll_params, slice(cycles * length, None))
-
-            def remainder(block, x, nll_params):
-                return apply_loops(block, x, nll_params, self.groups[:leftover])
-
-            x = self._with_remat(remainder, prevent_cse=True)(block, x, rest)
+            rest = tuple(
+                _at(tree, slice(cycles * n, None)) for tree, n in zip(inputs, counts, strict=True)
+            )
+            x, _ = apply(block, x, rest, applications=leftover)
         return x
 
-    def _with_remat(self, body: Callable, *, prevent_cse: bool) -> Callable:
-        if self.remat == "none":
-            return body
-        return nn.remat(body, policy=REMAT_POLICIES[self.remat], prevent_cse=prevent_cse)
+    def _keys(self, stream: str, *, needed: bool) -> jax.Array:
+        """One key per application, made here so that no way of scanning changes the draws."""
+        # Where none is needed, none need be passed.
+        key = self.make_rng(stream) if needed or self.has_rng(stream) else jax.random.key(0)
+        return jax.random.split(key, self.loops)
 
 
-def _at(tree: dict, index: int | slice) -> dict:
+def _as_is(part: Callable) -> Callable:
+    return part
+
+
+def _at(tree: Any, index: int | slice) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
-def _init_per_loop(layer: nn.Module, loops: int, channels: int) -> Callable[[jax.Array], dict]:
-    """An initializer of `layer`'s parameters with a leading axis of `loops`."""
+def _cycles(tree: Any, cycles: int, count: int) -> Any:
+    """The inputs of whole cycles: leading axis (cycles * count or more) -> (cycles, count)."""
+    return jax.tree.map(
+        lambda leaf: leaf[: cycles * count].reshape(cycles, count, *leaf.shape[1:]), tree
+    )
+
+
+def _init_stacked(layer: nn.Module, count: int, channels: int) -> Callable[[jax.Array], dict]:
+    """An initializer of `layer`'s parameters with a leading axis of `count`."""
 
     def init(key: jax.Array) -> dict:
         token = jnp.zeros((1, 1, channels))
-        keys = jax.random.split(key, loops)
+        keys = jax.random.split(key, count)
         return jax.vmap(lambda k: layer.init(k, token)["params"])(keys)
 
     return init

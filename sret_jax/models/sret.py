@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn
 from sret_jax.models.layers import Pooling, Stem, layer_norm, linear
-from sret_jax.models.recursion import REMAT_POLICIES, RecursiveBlock
+from sret_jax.models.recursion import REMAT, RecursiveBlock
 from sret_jax.models.variants import SLICED, VARIANTS, list_models
 
 STEM_STRIDE = 8
@@ -42,6 +42,8 @@ class SReT(nn.Module):
     dim: int
     mlp_ratio: float
     nll_ratio: float
+    nll_every: int = 1
+    branch_init: float = 1.0
     drop_path_rate: float = 0.0
     permutation: str | PermutationFn | None = None
     unroll: int = 1
@@ -73,6 +75,8 @@ class SReT(nn.Module):
                     heads=self.heads[s],
                     mlp_ratio=self.mlp_ratio,
                     nll_ratio=self.nll_ratio,
+                    nll_every=self.nll_every,
+                    branch_init=self.branch_init,
                     drop_path_rate=self.drop_path_rate * (first + b) / total,
                     permutation=self.permutation,
                     unroll=self.unroll,
@@ -113,10 +117,12 @@ def create_model(
         blocks (unique blocks per stage), loops (applications of each), groups (per stage, the
         cycle of group counts that the loops run through; None or all ones: unsliced),
         heads (per stage), dim (channels per head), mlp_ratio, nll_ratio (hidden widths relative
-        to the stage's), drop_path_rate (of the last application),
+        to the stage's), nll_every (an NLL follows only every n-th application of a block),
+        branch_init (what the residual coefficients of all branches start at; 1 as published),
+        drop_path_rate (of the last application),
         permutation ("random", "fixed", "identity" or a function (key, n) -> indices; None, the
         default, is random in training and fixed in evaluation),
-        unroll, remat ("none", "dots", "full"): speed and memory only.
+        unroll, remat ("none", "dots", "block", "full"): speed and memory only.
 
     Returns:
       A Flax module; `model.apply(variables, images_nhwc, train=False)` gives float32 logits
@@ -178,10 +184,15 @@ def _check_sizes(model: SReT) -> None:
         values = getattr(model, field)
         if not values or not all(isinstance(n, int) and n > 0 for n in values):
             raise ValueError(f"{field}={values} must hold a positive whole number per stage")
-    for field in ("loops", "dim", "num_classes", "image_size", "unroll"):
+    for field in ("loops", "dim", "num_classes", "image_size", "unroll", "nll_every"):
         value = getattr(model, field)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{field}={value} must be a whole number of at least 1")
+    if model.nll_every > model.loops:
+        raise ValueError(
+            f"nll_every={model.nll_every} is more than loops={model.loops}, which leaves the blocks "
+            f"without an NLL; use at most {model.loops}"
+        )
     last_stride = STEM_STRIDE * 2 ** (stages - 1)
     if model.image_size % last_stride:
         below = model.image_size // last_stride * last_stride
@@ -206,8 +217,8 @@ def _check_sizes(model: SReT) -> None:
 def _check_choices(model: SReT) -> None:
     if isinstance(model.permutation, str) and model.permutation not in PERMUTATIONS:
         raise ValueError(_unknown("permutation", model.permutation, list(PERMUTATIONS)))
-    if model.remat not in ("none", *REMAT_POLICIES):
-        raise ValueError(_unknown("remat", model.remat, ["none", *REMAT_POLICIES]))
+    if model.remat not in REMAT:
+        raise ValueError(_unknown("remat", model.remat, REMAT))
     if not 0 <= model.drop_path_rate < 1:
         raise ValueError(f"drop_path_rate={model.drop_path_rate} must be in [0, 1)")
     for field in ("mlp_ratio", "nll_ratio"):

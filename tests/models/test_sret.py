@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import sret_jax
+from sret_jax.models.attention import fixed_permutation
 from sret_jax.models.recursion import NonLinearLayer, RecursiveBlock, SharedBlock
 
 TINY = dict(
@@ -54,8 +55,7 @@ def test_recursion_is_so_many_applications_of_the_shared_block_each_with_its_own
                 {"params": params["block"]},
                 x,
                 groups=groups[i],
-                permute=i > 0 and groups[i] > 1,
-                train=False,
+                permutation=fixed_permutation(None, 16) if i > 0 and groups[i] > 1 else None,
             )
             nll = jax.tree.map(lambda p, loop=loop: p[loop], params["nll"])
             x = NonLinearLayer(1.0).apply({"params": nll}, x)
