@@ -110,6 +110,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.permutation = config_dict.placeholder(str)
     config.model.unroll = config_dict.placeholder(int)
     config.model.remat = config_dict.placeholder(str)
+    config.model.attention = config_dict.placeholder(str)
+    config.model.mlp = config_dict.placeholder(str)
 
     config.optim = ml_collections.ConfigDict(RECIPES[recipe]["optim"])
     config.optim.warmup_lr = 1e-6

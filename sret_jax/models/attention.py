@@ -1,6 +1,7 @@
 """Sliced group self-attention (SReT section 3.4) and the permutations that mix its groups."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from sret_jax.models.fused_attention import fused_attention
+from sret_jax.models.kernels import Kernels
 from sret_jax.models.layers import linear
 
 PermutationFn = Callable[[jax.Array, int], jax.Array | np.ndarray]
@@ -49,25 +52,48 @@ class SlicedAttention(nn.Module):
     """
 
     heads: int
+    kernels: Kernels = Kernels()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
     ) -> jax.Array:
-        batch, tokens, channels = x.shape
-        head_dim = channels // self.heads
+        channels = x.shape[-1]
         if permutation is not None:
-            x = x[:, permutation]
-
-        qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(batch, groups, tokens // groups, 3, self.heads, head_dim)
-        q, k, v = (qkv[:, :, :, i] for i in range(3))  # (B, G, N/G, heads, d)
-
-        scores = jnp.einsum("bgnhd,bgmhd->bghnm", q, k, preferred_element_type=jnp.float32)
-        weights = nn.softmax(scores * head_dim**-0.5).astype(self.dtype)  # (B, G, heads, N/G, N/G)
-        out = jnp.einsum("bghnm,bgmhd->bgnhd", weights, v).reshape(batch, tokens, channels)
-
+            x = _take_tokens(x, permutation)
+        qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)  # (B, N, 3C)
+        out = self._attend(qkv, groups)  # (B, N, C)
         if permutation is not None:
-            out = out[:, jnp.argsort(permutation)]
+            out = _take_tokens(out, jnp.argsort(permutation))
         return linear(channels, channels, dtype=self.dtype, name="proj")(out)
+
+    def _attend(self, qkv: jax.Array, groups: int) -> jax.Array:
+        plain = partial(plain_attention, heads=self.heads, groups=groups)
+        if self.is_initializing():
+            return plain(qkv)
+
+        def kernel(qkv: jax.Array, interpret: bool) -> jax.Array:
+            return fused_attention(qkv, self.heads, groups, interpret)
+
+        attend = self.kernels.choose(self.kernels.attention, kernel, plain, images=1)
+        return attend(qkv)
+
+
+def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
+    """Attention inside each of `groups` slices as plain matrix products.
+
+    Shapes: (B, N, 3 * heads * d) -> (B, N, heads * d).
+    """
+    batch, tokens, channels = qkv.shape
+    head_dim = channels // (3 * heads)
+    qkv = qkv.reshape(batch, groups, tokens // groups, 3, heads, head_dim)
+    q, k, v = (qkv[:, :, :, i] for i in range(3))  # (B, G, N/G, heads, d)
+    scores = jnp.einsum("bgnhd,bgmhd->bghnm", q, k, preferred_element_type=jnp.float32)
+    weights = nn.softmax(scores * head_dim**-0.5).astype(qkv.dtype)  # (B, G, heads, N/G, N/G)
+    return jnp.einsum("bghnm,bgmhd->bgnhd", weights, v).reshape(batch, tokens, channels // 3)
+
+
+def _take_tokens(x: jax.Array, order: jax.Array) -> jax.Array:
+    """x[:, order] for a permutation, which its gradient then may rely on."""
+    return x.at[:, order].get(unique_indices=True, mode="promise_in_bounds")

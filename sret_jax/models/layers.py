@@ -52,36 +52,35 @@ class MLP(nn.Module):
         return linear(channels, self.hidden, dtype=self.dtype, name="fc2")(x)
 
 
-def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Stochastic depth: drops whole samples with probability `rate`, scales the rest by 1/(1-rate).
+def drop_path_factors(key: jax.Array | None, rate: float, batch: int) -> jax.Array:
+    """Stochastic depth: each image's factor of a branch, 0 with probability `rate` or 1/(1-rate).
 
     Without a key nothing is dropped (Huang et al., "Deep Networks with Stochastic Depth", 2016).
 
-    Shapes: (B, ...) -> (B, ...).
+    Shapes: -> (B,).
     """
     if key is None or rate == 0:
-        return x
-    mask_shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-    mask = jax.random.bernoulli(key, 1 - rate, mask_shape)
-    return jnp.where(mask, x / (1 - rate), jnp.zeros_like(x))
+        return jnp.ones(batch)
+    return jax.random.bernoulli(key, 1 - rate, (batch,)) / (1 - rate)
 
 
 class LearnedResidual(nn.Module):
-    """Learned residual coefficients (LRC): x, y -> a*x + b*y with scalars a and b.
+    """Learned residual coefficients (LRC): x, y -> a*x + b*k*y with scalars a and b.
 
-    a starts at 1, b at `branch_init`: 1 as published, less in very deep models.
+    a starts at 1, b at `branch_init`: 1 as published, less in very deep models. k is the drop
+    path's factor of each image.
 
-    Shapes: two arrays (B, N, C) -> (B, N, C). The sum is taken in float32 and stored in x's
+    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is taken in float32 and stored in x's
     dtype (SReT section 3.3, "learnable residual connection").
     """
 
     branch_init: float = 1.0
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, y: jax.Array, k: jax.Array) -> jax.Array:
         a = self.param("skip", nn.initializers.ones, ())
         b = self.param("branch", nn.initializers.constant(self.branch_init), ())
-        return (a * x + b * y).astype(x.dtype)
+        return (a * x + b * k[:, None, None] * y).astype(x.dtype)
 
 
 class Stem(nn.Module):

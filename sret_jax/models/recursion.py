@@ -23,8 +23,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn, SlicedAttention
-from sret_jax.models.layers import MLP, LearnedResidual, drop_path, layer_norm
+from sret_jax.models.kernels import Kernels
+from sret_jax.models.layers import LearnedResidual, drop_path_factors, layer_norm
 from sret_jax.models.remat import remat, scan_cycles, segment_length
+from sret_jax.models.residual_mlp import ResidualMLP
 
 REMAT = ("none", "dots", "block", "full")
 
@@ -42,6 +44,7 @@ class SharedBlock(nn.Module):
     mlp_ratio: float
     drop_path_rate: float = 0.0
     branch_init: float = 1.0
+    kernels: Kernels = Kernels()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -54,34 +57,22 @@ class SharedBlock(nn.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         keys = (None, None) if key is None else jax.random.split(key)
+        k1, k2 = (drop_path_factors(key, self.drop_path_rate, x.shape[0]) for key in keys)
 
         y = layer_norm(dtype=self.dtype, name="norm1")(x)
-        attention = SlicedAttention(self.heads, dtype=self.dtype, name="attn")
+        attention = SlicedAttention(self.heads, self.kernels, self.dtype, name="attn")
         y = attention(y, groups=groups, permutation=permutation)
-        y = drop_path(y, self.drop_path_rate, keys[0])
-        x = LearnedResidual(self.branch_init, name="attn_residual")(x, y)
+        x = LearnedResidual(self.branch_init, name="attn_residual")(x, y, k1)
 
-        y = layer_norm(dtype=self.dtype, name="norm2")(x)
-        y = MLP(int(self.mlp_ratio * x.shape[-1]), dtype=self.dtype, name="mlp")(y)
-        y = drop_path(y, self.drop_path_rate, keys[1])
-        return LearnedResidual(self.branch_init, name="mlp_residual")(x, y)
-
-
-class NonLinearLayer(nn.Module):
-    """NLL: x <- d1*x + d2*MLP(LN(x)); no drop path, never shared between loops.
-
-    Shapes: (B, N, C) -> (B, N, C).
-    """
-
-    nll_ratio: float
-    branch_init: float = 1.0
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = layer_norm(dtype=self.dtype, name="norm")(x)
-        y = MLP(int(self.nll_ratio * x.shape[-1]), dtype=self.dtype, name="mlp")(y)
-        return LearnedResidual(self.branch_init, name="residual")(x, y)
+        hidden = int(self.mlp_ratio * x.shape[-1])
+        mlp = ResidualMLP(hidden, self.branch_init, self.kernels, self.dtype, parent=None)
+        names = {"norm": "norm2", "mlp": "mlp", "residual": "mlp_residual"}
+        params = {
+            part: self.param(name, _init_part(mlp, part, x.shape[-1]))
+            for part, name in names.items()
+        }
+        out: Any = mlp.apply({"params": params}, x, k2)
+        return out
 
 
 class RecursiveBlock(nn.Module):
@@ -115,6 +106,7 @@ class RecursiveBlock(nn.Module):
     permutation: str | PermutationFn | None = None
     unroll: int = 1
     remat: str = "none"
+    kernels: Kernels = Kernels()
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -124,10 +116,12 @@ class RecursiveBlock(nn.Module):
             mlp_ratio=self.mlp_ratio,
             drop_path_rate=self.drop_path_rate,
             branch_init=self.branch_init,
+            kernels=self.kernels,
             dtype=self.dtype,
             name="block",
         )
-        nll = NonLinearLayer(self.nll_ratio, self.branch_init, self.dtype, parent=None)
+        hidden = int(self.nll_ratio * x.shape[-1])
+        nll = ResidualMLP(hidden, self.branch_init, self.kernels, self.dtype, parent=None)
         count = self.loops // self.nll_every
         nll_params = self.param("nll", _init_stacked(nll, count, x.shape[-1]))
 
@@ -153,7 +147,7 @@ class RecursiveBlock(nn.Module):
             return block(x, groups=g, permutation=permutation, key=keys["drop_path"])
 
         def apply_nll(_, x, params):
-            return nll.apply({"params": params}, x)
+            return nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
 
         def apply(block, x, inputs, *, applications=period):
             keys, nll_params = inputs
@@ -197,12 +191,20 @@ def _cycles(tree: Any, cycles: int, count: int) -> Any:
     )
 
 
-def _init_stacked(layer: nn.Module, count: int, channels: int) -> Callable[[jax.Array], dict]:
+def _init(layer: ResidualMLP, key: jax.Array, channels: int) -> dict:
+    return layer.init(key, jnp.zeros((1, 1, channels)), jnp.ones(1))["params"]
+
+
+def _init_part(layer: ResidualMLP, part: str, channels: int) -> Callable[[jax.Array], dict]:
+    """An initializer of `layer`'s parameters of one name."""
+    return lambda key: _init(layer, key, channels)[part]
+
+
+def _init_stacked(layer: ResidualMLP, count: int, channels: int) -> Callable[[jax.Array], dict]:
     """An initializer of `layer`'s parameters with a leading axis of `count`."""
 
     def init(key: jax.Array) -> dict:
-        token = jnp.zeros((1, 1, channels))
         keys = jax.random.split(key, count)
-        return jax.vmap(lambda k: layer.init(k, token)["params"])(keys)
+        return jax.vmap(lambda key: _init(layer, key, channels))(keys)
 
     return init

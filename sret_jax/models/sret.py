@@ -8,9 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn
+from sret_jax.models.kernels import IMPLEMENTATIONS, Kernels
 from sret_jax.models.layers import Pooling, Stem, layer_norm, linear
 from sret_jax.models.recursion import REMAT, RecursiveBlock
 from sret_jax.models.variants import SLICED, VARIANTS, list_models
@@ -48,6 +50,9 @@ class SReT(nn.Module):
     permutation: str | PermutationFn | None = None
     unroll: int = 1
     remat: str = "none"
+    attention: str = "auto"
+    mlp: str = "auto"
+    mesh: Mesh | None = None
     dtype: DTypeLike = jnp.float32
 
     @property
@@ -81,6 +86,7 @@ class SReT(nn.Module):
                     permutation=self.permutation,
                     unroll=self.unroll,
                     remat=self.remat,
+                    kernels=Kernels(self.attention, self.mlp, self.mesh),
                     dtype=self.dtype,
                     name=f"stage{s}_block{b}",
                 )(x, train=train)
@@ -122,7 +128,9 @@ def create_model(
         drop_path_rate (of the last application),
         permutation ("random", "fixed", "identity" or a function (key, n) -> indices; None, the
         default, is random in training and fixed in evaluation),
-        unroll, remat ("none", "dots", "block", "full"): speed and memory only.
+        unroll, remat ("none", "dots", "block", "full"), attention and mlp ("auto": fused kernels on
+        TPU and XLA elsewhere, "xla", "pallas"): speed and memory only,
+        mesh (the devices over which batches are spread; None: one).
 
     Returns:
       A Flax module; `model.apply(variables, images_nhwc, train=False)` gives float32 logits
@@ -219,6 +227,9 @@ def _check_choices(model: SReT) -> None:
         raise ValueError(_unknown("permutation", model.permutation, list(PERMUTATIONS)))
     if model.remat not in REMAT:
         raise ValueError(_unknown("remat", model.remat, REMAT))
+    for field in ("attention", "mlp"):
+        if getattr(model, field) not in IMPLEMENTATIONS:
+            raise ValueError(_unknown(field, getattr(model, field), IMPLEMENTATIONS))
     if not 0 <= model.drop_path_rate < 1:
         raise ValueError(f"drop_path_rate={model.drop_path_rate} must be in [0, 1)")
     for field in ("mlp_ratio", "nll_ratio"):

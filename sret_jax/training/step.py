@@ -72,6 +72,8 @@ def make_train_step(
       not be read), and bad_streak (as in the state: 0 where the step updated it).
     """
 
+    model = model.clone(mesh=mesh)
+
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
         drop_path, permutation = jax.random.split(key)
         images, targets = mixing(

@@ -9,7 +9,8 @@ import pytest
 
 import sret_jax
 from sret_jax.models.attention import fixed_permutation
-from sret_jax.models.recursion import NonLinearLayer, RecursiveBlock, SharedBlock
+from sret_jax.models.recursion import RecursiveBlock, SharedBlock
+from sret_jax.models.residual_mlp import ResidualMLP
 
 TINY = dict(
     num_classes=10,
@@ -58,7 +59,7 @@ def test_recursion_is_so_many_applications_of_the_shared_block_each_with_its_own
                 permutation=fixed_permutation(None, 16) if i > 0 and groups[i] > 1 else None,
             )
             nll = jax.tree.map(lambda p, loop=loop: p[loop], params["nll"])
-            x = NonLinearLayer(1.0).apply({"params": nll}, x)
+            x = ResidualMLP(x.shape[-1]).apply({"params": nll}, x, jnp.ones(x.shape[0]))
         return x
 
     actual = jax.jit(functools.partial(recursive.apply, train=False))(variables, x)

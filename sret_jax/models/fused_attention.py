@@ -1,0 +1,145 @@
+"""Sliced attention as one TPU kernel: scores and softmax never leave the chip's fast memory.
+
+For every slice G of the tokens and every head of width d (SReT section 3.4):
+
+    P = softmax(Q_G K_G^T / sqrt(d)),  O_G = P V_G.
+
+The backward pass computes P again from Q and K instead of storing it:
+
+    dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)) / sqrt(d),  dQ = dS K,  dK = dS^T Q.
+
+A grid step holds one image with all its slices and heads, so neither need fit the memory's tiles,
+and each operand is read and written once.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sret_jax.models.kernels import cost, dot
+
+MOST_SCORES = 1 << 19  # of one head that are in fast memory at once
+
+Shape = jax.Array | jax.ShapeDtypeStruct
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def fused_attention(qkv: jax.Array, heads: int, groups: int, interpret: bool) -> jax.Array:
+    """Attention inside each of `groups` equal slices of the tokens, for all heads.
+
+    Args:
+      qkv: (B, N, 3 * heads * d): queries, keys and values, each with its heads side by side.
+      heads: that share the channels.
+      groups: slices; they must divide N.
+      interpret: runs the kernel step by step on any device.
+
+    Returns:
+      (B, N, heads * d) in qkv's dtype; scores and softmax are float32.
+    """
+    return _forward(qkv, heads, groups, interpret)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _forward(
+    qkv: jax.Array, heads: int, groups: int, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+    batch, tokens, channels = qkv.shape
+    out = jax.ShapeDtypeStruct((batch, tokens, channels // 3), qkv.dtype)
+    call = _kernel_call(_forward_kernel, (qkv,), out, heads, groups, 2, interpret)
+    return call(qkv), qkv
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _backward(
+    heads: int, groups: int, interpret: bool, qkv: jax.Array, d_out: jax.Array
+) -> tuple[jax.Array]:
+    call = _kernel_call(_backward_kernel, (qkv, d_out), qkv, heads, groups, 5, interpret)
+    return (call(qkv, d_out),)
+
+
+fused_attention.defvjp(_forward, _backward)
+
+
+def _kernel_call(
+    kernel: Callable,
+    operands: tuple[Shape, ...],
+    out: Shape,
+    heads: int,
+    groups: int,
+    matmuls: int,
+    interpret: bool,
+) -> Callable[..., Any]:
+    """Runs `kernel`, which makes `matmuls` products of (n, n) with d for each slice and head."""
+    batch, tokens, channels = operands[0].shape
+    scores = batch * heads * tokens * (tokens // groups)
+    return pl.pallas_call(
+        functools.partial(kernel, heads=heads, groups=groups),
+        grid=(batch,),
+        in_specs=[_image(x) for x in operands],
+        out_specs=_image(out),
+        out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
+        cost_estimate=cost(matmuls * scores * channels // (3 * heads), scores, (*operands, out)),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        interpret=interpret,
+    )
+
+
+def _image(x: Shape) -> pl.BlockSpec:
+    return pl.BlockSpec((None, *x.shape[1:]), lambda image: (image, 0, 0))
+
+
+def _forward_kernel(qkv_ref: Any, out_ref: Any, *, heads: int, groups: int) -> None:
+    for rows, (q_at, k_at, v_at) in _slices(qkv_ref.shape, heads, groups):
+        k, v = qkv_ref[rows, k_at], qkv_ref[rows, v_at]  # (n, d)
+        for queries in _query_blocks(rows):
+            weights = _softmax(qkv_ref[queries, q_at], k)
+            out_ref[queries, q_at] = dot(weights.astype(v.dtype), v).astype(out_ref.dtype)
+
+
+def _backward_kernel(
+    qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, *, heads: int, groups: int
+) -> None:
+    for rows, (q_at, k_at, v_at) in _slices(qkv_ref.shape, heads, groups):
+        k, v = qkv_ref[rows, k_at], qkv_ref[rows, v_at]  # (n, d)
+        dk = dv = jnp.zeros(k.shape, jnp.float32)
+        for queries in _query_blocks(rows):
+            q, d_out = qkv_ref[queries, q_at], d_out_ref[queries, q_at]
+            weights = _softmax(q, k)  # (queries, n)
+            d_weights = dot(d_out, v.T)
+            mean = jnp.sum(weights * d_weights, axis=1, keepdims=True)
+            d_scores = weights * (d_weights - mean) * q.shape[1] ** -0.5
+            d_scores = d_scores.astype(q.dtype)
+            d_qkv_ref[queries, q_at] = dot(d_scores, k).astype(d_qkv_ref.dtype)
+            dk += dot(d_scores.T, q)
+            dv += dot(weights.astype(d_out.dtype).T, d_out)
+        d_qkv_ref[rows, k_at] = dk.astype(d_qkv_ref.dtype)
+        d_qkv_ref[rows, v_at] = dv.astype(d_qkv_ref.dtype)
+
+
+def _slices(
+    shape: tuple[int, int], heads: int, groups: int
+) -> Iterator[tuple[slice, tuple[slice, slice, slice]]]:
+    """Rows of each slice, and the columns of each head's queries, keys and values."""
+    tokens, width = shape[0] // groups, shape[1] // (3 * heads)
+    for group in range(groups):
+        for head in range(heads):
+            q, k, v = (slice(s, s + width) for s in range(head * width, shape[1], heads * width))
+            yield slice(group * tokens, (group + 1) * tokens), (q, k, v)
+
+
+def _query_blocks(rows: slice) -> Iterator[slice]:
+    most = MOST_SCORES // (rows.stop - rows.start)
+    for start in range(rows.start, rows.stop, most):
+        yield slice(start, min(start + most, rows.stop))
+
+
+def _softmax(q: jax.Array, k: jax.Array) -> jax.Array:
+    """softmax(Q K^T / sqrt(d)) in float32: (queries, d), (keys, d) -> (queries, keys)."""
+    scores = dot(q, k.T) * q.shape[1] ** -0.5
+    weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+    return weights / jnp.sum(weights, axis=1, keepdims=True)

@@ -1,0 +1,230 @@
+"""A residual MLP as one TPU kernel: only its input, hidden layer and output touch main memory.
+
+    y = a*x + b*k*(GELU(h) W2 + b2),  h = u W1 + b1,  u = LN(x),
+
+with residual coefficients a and b, and the drop path's factor k of each image. Backward, with dy,
+g = k*dy and s = g W2^T:
+
+    dh = b*s * GELU'(h),  dx = a*dy + LN'(dh W1^T),  da = <dy, x>,  db = <s, GELU(h)> + <g, b2>,
+    dW1 = u^T dh,  dW2 = b * GELU(h)^T g.
+
+A grid step holds a block of one image's tokens; the weights and their gradients stay in fast
+memory all along. (SReT section 3.2: the MLP of the shared block, and the non-linear layer.)
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from sret_jax.models.kernels import ROWS, cost, dot
+
+EPSILON = 1e-6  # of LN
+MOST_TOKENS = 784  # of a block
+CORES = 2  # that a chip may split the grid's first axis over; each sums gradients of its own
+
+Shape = jax.Array | jax.ShapeDtypeStruct
+Residuals = tuple[jax.Array, jax.Array, "Weights", jax.Array]
+
+_PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary"))
+
+
+class Weights(NamedTuple):
+    """Parameters of a residual MLP in float32, vectors as rows.
+
+    Shapes: coefficients (1, 2), which are a and b; scale and shift of LN (1, C); w1 (C, hidden);
+    b1 (1, hidden); w2 (hidden, C); b2 (1, C).
+    """
+
+    coefficients: Any
+    scale: Any
+    shift: Any
+    w1: Any
+    b1: Any
+    w2: Any
+    b2: Any
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) -> jax.Array:
+    """The residual MLP.
+
+    Args:
+      x: (B, N, C); matrix products take its dtype, all else is float32.
+      keep: (B,), k of each image; nothing is differentiated with respect to it.
+      weights: of the MLP.
+      interpret: runs the kernel step by step on any device.
+
+    Returns:
+      (B, N, C) in x's dtype.
+    """
+    return _forward(x, keep, weights, interpret)[0]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _forward(
+    x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool
+) -> tuple[jax.Array, Residuals]:
+    h = jax.ShapeDtypeStruct((*x.shape[:2], weights.w1.shape[1]), x.dtype)
+    operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x))
+    y, h = pl.pallas_call(
+        _forward_kernel,
+        grid=_grid(x),
+        in_specs=[_tokens(x), _factor(x), *map(_whole, weights)],
+        out_specs=[_tokens(x), _tokens(h)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), h],
+        cost_estimate=cost(2 * x.size * h.shape[2], h.size, [*operands, x, h]),
+        compiler_params=_PARAMS,
+        interpret=interpret,
+    )(*operands)
+    return y, (x, keep, weights, h)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _backward(
+    interpret: bool, residuals: Residuals, dy: jax.Array
+) -> tuple[jax.Array, jax.Array, Weights]:
+    x, keep, weights, h = residuals
+    operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x), h, dy)
+    sums = [jax.ShapeDtypeStruct((_cores(x), *w.shape), jnp.float32) for w in weights]
+    dx, *d_weights = pl.pallas_call(
+        _backward_kernel,
+        grid=_grid(x),
+        in_specs=[_tokens(x), _factor(x), *map(_whole, weights), _tokens(h), _tokens(dy)],
+        out_specs=[_tokens(x), *map(_sum, sums)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *sums],
+        cost_estimate=cost(4 * x.size * h.shape[2], 2 * h.size, [*operands, x, *sums]),
+        compiler_params=_PARAMS,
+        interpret=interpret,
+    )(*operands)
+    return dx, jnp.zeros_like(keep), Weights(*(d.sum(0) for d in d_weights))
+
+
+fused_mlp.defvjp(_forward, _backward)
+
+
+def _for_products(weights: Weights, x: jax.Array) -> Weights:
+    return weights._replace(w1=weights.w1.astype(x.dtype), w2=weights.w2.astype(x.dtype))
+
+
+def _grid(x: Shape) -> tuple[int, int, int]:
+    """(cores, images of each, blocks of tokens)."""
+    return _cores(x), x.shape[0] // _cores(x), x.shape[1] // _block(x.shape[1])
+
+
+def _cores(x: Shape) -> int:
+    return math.gcd(CORES, x.shape[0])
+
+
+def _block(tokens: int) -> int:
+    """The most tokens of one block: all, or a divisor that fills whole tiles."""
+    if tokens <= MOST_TOKENS:
+        return tokens
+    fitting = [n for n in range(ROWS, MOST_TOKENS + 1, ROWS) if tokens % n == 0]
+    return max(fitting, default=tokens)
+
+
+def _tokens(x: Shape) -> pl.BlockSpec:
+    images = x.shape[0] // _cores(x)
+    block = (None, _block(x.shape[1]), x.shape[2])
+    return pl.BlockSpec(block, lambda core, image, part: (core * images + image, part, 0))
+
+
+def _factor(x: Shape) -> pl.BlockSpec:
+    images = x.shape[0] // _cores(x)
+    return pl.BlockSpec((None, 1, 1), lambda core, image, part: (core * images + image, 0, 0))
+
+
+def _whole(weight: Shape) -> pl.BlockSpec:
+    once = pl.Buffered(1)
+    return pl.BlockSpec(weight.shape, lambda core, image, part: (0, 0), pipeline_mode=once)
+
+
+def _sum(sums: Shape) -> pl.BlockSpec:
+    block, once = (None, *sums.shape[1:]), pl.Buffered(1)
+    return pl.BlockSpec(block, lambda core, image, part: (core, 0, 0), pipeline_mode=once)
+
+
+def _forward_kernel(
+    x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
+    y_ref: Any, h_ref: Any,
+) -> None:  # fmt: skip
+    x = x_ref[...]  # (n, C)
+    normal, _ = _normalise(x)
+    u = (normal * scale[...] + shift[...]).astype(x.dtype)
+    h = (dot(u, w1[...]) + b1[...]).astype(x.dtype)  # (n, hidden)
+    active, _ = _gelu(h)
+    out = dot(active.astype(x.dtype), w2[...]) + b2[...]  # (n, C)
+    y = ab[0, 0] * x.astype(jnp.float32) + ab[0, 1] * k_ref[0, 0] * out
+    h_ref[...] = h
+    y_ref[...] = y.astype(y_ref.dtype)
+
+
+def _backward_kernel(
+    x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
+    h_ref: Any, dy_ref: Any, dx_ref: Any, *sums: Any,
+) -> None:  # fmt: skip
+    x, dy = x_ref[...], dy_ref[...].astype(jnp.float32)  # (n, C)
+    a, b = ab[0, 0], ab[0, 1]
+    normal, inverse_deviation = _normalise(x)
+    u = normal * scale[...] + shift[...]
+    active, slope = _gelu(h_ref[...])  # (n, hidden)
+
+    g = k_ref[0, 0] * dy
+    s = dot(g.astype(x.dtype), w2[...].T)  # (n, hidden)
+    dh = b * s * slope
+    du = dot(dh.astype(x.dtype), w1[...].T)  # (n, C)
+    d_normal = du * scale[...]
+    mean = jnp.mean(d_normal, axis=1, keepdims=True)
+    along = jnp.mean(d_normal * normal, axis=1, keepdims=True)
+    dx = a * dy + inverse_deviation * (d_normal - mean - along * normal)
+    dx_ref[...] = dx.astype(dx_ref.dtype)
+
+    da, db = jnp.sum(dy * x.astype(jnp.float32)), jnp.sum(s * active) + jnp.sum(g * b2[...])
+    is_first = jax.lax.broadcasted_iota(jnp.int32, ab.shape, 1) == 0
+    d_weights = Weights(
+        coefficients=jnp.where(is_first, da, db),
+        scale=_over_tokens(du * normal),
+        shift=_over_tokens(du),
+        w1=dot(u.astype(x.dtype).T, dh.astype(x.dtype)),
+        b1=_over_tokens(dh),
+        w2=b * dot(active.astype(x.dtype).T, g.astype(x.dtype)),
+        b2=b * _over_tokens(g),
+    )
+    _add_to(sums, d_weights)
+
+
+def _add_to(sums: tuple[Any, ...], terms: Weights) -> None:
+    """Adds to what the earlier steps of this core have summed."""
+
+    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+    def _() -> None:
+        for total in sums:
+            total[...] = jnp.zeros_like(total)
+
+    for total, term in zip(sums, terms, strict=True):
+        total[...] += term
+
+
+def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(x - mean) / deviation of each row in float32, and 1 / deviation."""
+    x = x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=1, keepdims=True)
+    inverse_deviation = jax.lax.rsqrt(variance + EPSILON)
+    return centred * inverse_deviation, inverse_deviation
+
+
+def _gelu(h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """GELU(h) = h Phi(h), and its slope Phi(h) + h phi(h), in float32."""
+    h = h.astype(jnp.float32)
+    cdf = 0.5 * (1 + jax.lax.erf(h * math.sqrt(0.5)))
+    return h * cdf, cdf + h * jnp.exp(-0.5 * h * h) / math.sqrt(2 * math.pi)
+
+
+def _over_tokens(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=0, keepdims=True)  # (1, C)

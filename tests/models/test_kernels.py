@@ -1,0 +1,185 @@
+"""The fused kernels, interpreted, against the same mathematics in plain JAX."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sret_jax.models.attention import plain_attention
+from sret_jax.models.fused_attention import fused_attention
+from sret_jax.models.kernels import Kernels, tiled_bytes
+from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.sret import create_model
+from sret_jax.parallel.mesh import batch_sharding, make_mesh
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def assert_close(ours, theirs, tolerance=2e-6):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=0)
+
+
+def value_and_gradients(fn, d_out, *args):
+    out, vjp = jax.vjp(fn, *args)
+    return out, vjp(d_out)
+
+
+# Tokens, heads, channels per head and slices: all token and slice counts of the published models.
+PUBLISHED = [
+    *((784, 1, 42, groups) for groups in (1, 2, 8)),
+    (784, 1, 32, 16),
+    *((196, 1, 42, groups) for groups in (1, 4)),
+    (196, 1, 32, 14),
+    (49, 3, 42, 1),
+]
+
+
+@pytest.mark.parametrize(("tokens", "heads", "dim", "groups"), PUBLISHED)
+def test_the_attention_kernel_has_the_values_and_gradients_of_plain_attention(
+    tokens, heads, dim, groups
+):
+    qkv, d_out = normal(0, 1, tokens, 3 * heads * dim), normal(1, 1, tokens, heads * dim)
+    ours = jax.jit(lambda qkv, d: value_and_gradients(
+        lambda qkv: fused_attention(qkv, heads, groups, True), d, qkv
+    ))(qkv, d_out)  # fmt: skip
+    theirs = value_and_gradients(lambda qkv: plain_attention(qkv, heads, groups), d_out, qkv)
+    assert_close(ours, theirs)
+
+
+def test_the_attention_kernel_takes_many_tokens_in_blocks_of_queries():
+    qkv, d_out = normal(0, 1, 1000, 24), normal(1, 1, 1000, 8)
+    ours = value_and_gradients(lambda qkv: fused_attention(qkv, 1, 1, True), d_out, qkv)
+    theirs = value_and_gradients(lambda qkv: plain_attention(qkv, 1, 1), d_out, qkv)
+    assert_close(ours, theirs)
+
+
+def mlp_arguments(batch, tokens, channels, hidden, dtype=jnp.float32):
+    layer = ResidualMLP(hidden, kernels=Kernels(mlp="xla"), dtype=dtype)
+    x = normal(0, batch, tokens, channels, dtype=dtype)
+    keep = jnp.arange(batch) % 3 / 0.9
+    shapes = layer.init(jax.random.key(0), x, keep)["params"]
+    params = jax.tree.map(lambda p: p + 0.3 * normal(p.size, *p.shape), shapes)
+    return layer, params, x, keep
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "channels", "hidden"),
+    [(4, 49, 42, 151), (3, 20, 16, 16), (1, 1568, 8, 12)],
+)
+def test_the_mlp_kernel_has_the_values_and_gradients_of_the_plain_layer(
+    batch, tokens, channels, hidden
+):
+    layer, params, x, keep = mlp_arguments(batch, tokens, channels, hidden)
+    fused = layer.clone(kernels=Kernels(mlp="pallas"))
+    d_out = normal(2, *x.shape)
+    ours, theirs = (
+        value_and_gradients(lambda p, x, m=m: m.apply({"params": p}, x, keep), d_out, params, x)
+        for m in (fused, layer)
+    )
+    assert_close(ours, theirs, 1e-5)
+
+
+def test_the_mlp_kernel_rounds_to_bfloat16_where_the_plain_layer_does():
+    layer, params, x, keep = mlp_arguments(2, 16, 32, 64, jnp.bfloat16)
+    fused = layer.clone(kernels=Kernels(mlp="pallas"))
+    ours, theirs = (m.apply({"params": params}, x, keep) for m in (fused, layer))
+    assert ours.dtype == jnp.bfloat16
+    assert_close(ours, theirs, 2**-7)
+
+
+def moved_bytes(call):
+    """Bytes that the grid's blocks move: each whenever its index differs from the step before."""
+    total = 0
+    mapping = call.params["grid_mapping"]
+    for block in mapping.block_mappings:
+        steps = itertools.product(*map(range, mapping.grid))
+        index = block.index_map_jaxpr
+        indices = [
+            tuple(map(int, jax.core.eval_jaxpr(index.jaxpr, index.consts, *s))) for s in steps
+        ]
+        changes = 1 + sum(a != b for a, b in itertools.pairwise(indices))
+        shape = [getattr(n, "block_size", n) for n in block.block_shape]
+        shape = [n for n in shape if isinstance(n, int)]
+        total += changes * tiled_bytes(shape, block.array_aval.dtype)
+    return total
+
+
+def kernel_calls(jaxpr):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from kernel_calls(inner)
+
+
+def kernel_macs(call):
+    """Multiply-accumulates of the matrix products in the kernel's own program."""
+    grid = math.prod(call.params["grid_mapping"].grid)
+    macs = 0
+    for equation in call.params["jaxpr"].eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            macs += depth * math.prod(equation.outvars[0].aval.shape)
+    return grid * macs
+
+
+def attention_program():
+    qkv, d_out = normal(0, 4, 48, 3 * 24), normal(1, 4, 48, 24)
+    return lambda qkv: value_and_gradients(
+        lambda x: fused_attention(x, 3, 4, True), d_out, qkv
+    ), qkv
+
+
+def mlp_program():
+    layer, params, x, keep = mlp_arguments(4, 1568, 16, 24)
+    fused = layer.clone(kernels=Kernels(mlp="pallas"))
+    run = lambda x: value_and_gradients(  # noqa: E731
+        lambda p, x: fused.apply({"params": p}, x, keep), x, params, x
+    )
+    return run, x
+
+
+@pytest.mark.parametrize("program", [attention_program, mlp_program])
+def test_cost_estimates_follow_from_the_blocks_the_grid_and_the_program(program):
+    run, x = program()
+    calls = list(kernel_calls(jax.make_jaxpr(run)(x).jaxpr))
+    assert len(calls) >= 2
+    for call in calls:
+        estimate = call.params["cost_estimate"]
+        assert estimate.bytes_accessed == moved_bytes(call)
+        assert estimate.flops == 2 * kernel_macs(call)
+
+
+def test_a_model_with_kernels_on_many_devices_has_the_gradients_of_one_without():
+    mesh = make_mesh(fsdp=2)
+    small = dict(image_size=16, groups=((2, 2),), blocks=(1,), loops=2, heads=(2,), dim=8)
+    plain = create_model("sret_t", num_classes=5, attention="xla", mlp="xla", **small)
+    fused = plain.clone(attention="pallas", mlp="pallas", mesh=mesh)
+    images = jax.device_put(normal(0, 16, 16, 16, 3), batch_sharding(mesh))
+    variables = plain.init(jax.random.key(0), images)
+    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+
+    def loss(params, model):
+        logits, _ = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            rngs={"drop_path": jax.random.key(1), "permutation": jax.random.key(2)},
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(jnp.sin(logits))
+
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(loss), static_argnums=1)(variables["params"], model)
+        for model in (fused, plain)
+    )
+    assert_close(ours, theirs, 1e-5)
