@@ -87,7 +87,6 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
 
     Padding is masked. An unreadable image counts as wrong and has no loss.
     """
-
     model = model.clone(mesh=mesh)
 
     def eval_step(variables: Variables, batch: Batch, so_far: EvalMetrics) -> EvalMetrics:

@@ -71,7 +71,6 @@ def make_train_step(
       that of the larger part of the image), grad_norm, lr, bad_images (how many of the batch could
       not be read), and bad_streak (as in the state: 0 where the step updated it).
     """
-
     model = model.clone(mesh=mesh)
 
     def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
