@@ -24,7 +24,7 @@ class Kernels:
     Attributes:
       attention, mlp: one of `IMPLEMENTATIONS`. Off a TPU, "pallas" interprets the kernel.
       mesh: the devices over which images are spread, since XLA cannot split a kernel; None for
-        one device.
+        the one device that the program will be lowered for.
     """
 
     attention: str = "auto"
@@ -48,6 +48,8 @@ class Kernels:
         fused = self._on_each_device(functools.partial(kernel, interpret=False), images)
         interpreted = self._on_each_device(functools.partial(kernel, interpret=True), images)
         elsewhere = plain if implementation == "auto" else interpreted
+        if self.mesh is not None:
+            return fused if self.mesh.devices.flat[0].platform == "tpu" else elsewhere
         return lambda *args: jax.lax.platform_dependent(*args, tpu=fused, default=elsewhere)
 
     def _on_each_device(self, kernel: Callable, images: int) -> Callable:

@@ -64,15 +64,16 @@ class SharedBlock(nn.Module):
         y = attention(y, groups=groups, permutation=permutation)
         x = LearnedResidual(self.branch_init, name="attn_residual")(x, y, k1)
 
-        hidden = int(self.mlp_ratio * x.shape[-1])
-        mlp = ResidualMLP(hidden, self.branch_init, self.kernels, self.dtype, parent=None)
-        names = {"norm": "norm2", "mlp": "mlp", "residual": "mlp_residual"}
-        params = {
-            part: self.param(name, _init_part(mlp, part, x.shape[-1]))
-            for part, name in names.items()
-        }
-        out: Any = mlp.apply({"params": params}, x, k2)
-        return out
+        mlp = ResidualMLP(
+            int(self.mlp_ratio * x.shape[-1]),
+            self.branch_init,
+            self.kernels,
+            self.dtype,
+            norm="norm2",
+            residual="mlp_residual",
+        )
+        nn.share_scope(self, mlp)  # its parameters lie beside the attention's
+        return mlp(x, k2)
 
 
 class RecursiveBlock(nn.Module):
@@ -191,20 +192,12 @@ def _cycles(tree: Any, cycles: int, count: int) -> Any:
     )
 
 
-def _init(layer: ResidualMLP, key: jax.Array, channels: int) -> dict:
-    return layer.init(key, jnp.zeros((1, 1, channels)), jnp.ones(1))["params"]
-
-
-def _init_part(layer: ResidualMLP, part: str, channels: int) -> Callable[[jax.Array], dict]:
-    """An initializer of `layer`'s parameters of one name."""
-    return lambda key: _init(layer, key, channels)[part]
-
-
 def _init_stacked(layer: ResidualMLP, count: int, channels: int) -> Callable[[jax.Array], dict]:
     """An initializer of `layer`'s parameters with a leading axis of `count`."""
 
     def init(key: jax.Array) -> dict:
+        token, k = jnp.zeros((1, 1, channels)), jnp.ones(1)
         keys = jax.random.split(key, count)
-        return jax.vmap(lambda key: _init(layer, key, channels))(keys)
+        return jax.vmap(lambda key: layer.init(key, token, k)["params"])(keys)
 
     return init

@@ -16,42 +16,49 @@ class ResidualMLP(nn.Module):
     """x <- a*x + b*k*MLP(LN(x)), with residual coefficients a, b and the drop path's factors k.
 
     Shapes: x (B, N, C), k (B,) -> (B, N, C). The non-linear layer (NLL) has k = 1.
+
+    Attributes:
+      hidden: units of the MLP.
+      branch_init: what b starts at.
+      kernels: whether it runs as one.
+      dtype: of activations and matrix products.
+      norm, residual: names of the parameters of LN and of the residual coefficients.
     """
 
     hidden: int
     branch_init: float = 1.0
     kernels: Kernels = Kernels()
     dtype: DTypeLike = jnp.float32
+    norm: str = "norm"
+    residual: str = "residual"
 
     @nn.compact
     def __call__(self, x: jax.Array, k: jax.Array) -> jax.Array:
         if self.kernels.mlp == "xla" or self.is_initializing():
-            y = layer_norm(dtype=self.dtype, name="norm")(x)
+            y = layer_norm(dtype=self.dtype, name=self.norm)(x)
             y = MLP(self.hidden, dtype=self.dtype, name="mlp")(y)
-            return LearnedResidual(self.branch_init, name="residual")(x, y, k)
+            return LearnedResidual(self.branch_init, name=self.residual)(x, y, k)
 
-        unfused = self.clone(kernels=Kernels(mlp="xla"), parent=None)
+        names = (self.norm, "mlp", self.residual)
+        params: dict = {name: self.get_variable("params", name) for name in names}
+        run = self.kernels.choose(self.kernels.mlp, self._fused, self._unfused, images=2)
+        return run(x, k, params)
 
-        def plain(x: jax.Array, k: jax.Array, params: dict) -> jax.Array:
-            out: Any = unfused.apply({"params": params}, x, k)
-            return out
+    def _unfused(self, x: jax.Array, k: jax.Array, params: dict) -> jax.Array:
+        layer = self.clone(kernels=Kernels(mlp="xla"), parent=None)
+        out: Any = layer.apply({"params": params}, x, k)
+        return out
 
-        def kernel(x: jax.Array, k: jax.Array, params: dict, interpret: bool) -> jax.Array:
-            return fused_mlp(x, k, _weights(params), interpret)
-
-        run = self.kernels.choose(self.kernels.mlp, kernel, plain, images=2)
-        return run(x, k, self.variables["params"])
-
-
-def _weights(params: dict) -> Weights:
-    norm, fc1, fc2 = params["norm"], params["mlp"]["fc1"], params["mlp"]["fc2"]
-    residual = params["residual"]
-    return Weights(
-        coefficients=jnp.stack([residual["skip"], residual["branch"]])[None],
-        scale=norm["scale"][None],
-        shift=norm["bias"][None],
-        w1=fc1["kernel"],
-        b1=fc1["bias"][None],
-        w2=fc2["kernel"],
-        b2=fc2["bias"][None],
-    )
+    def _fused(self, x: jax.Array, k: jax.Array, params: dict, interpret: bool) -> jax.Array:
+        norm, residual = params[self.norm], params[self.residual]
+        fc1, fc2 = params["mlp"]["fc1"], params["mlp"]["fc2"]
+        weights = Weights(
+            coefficients=jnp.stack([residual["skip"], residual["branch"]])[None],
+            scale=norm["scale"][None],
+            shift=norm["bias"][None],
+            w1=fc1["kernel"],
+            b1=fc1["bias"][None],
+            w2=fc2["kernel"],
+            b2=fc2["bias"][None],
+        )
+        return fused_mlp(x, k, weights, interpret)
