@@ -10,7 +10,7 @@ from sret_jax.tools.hlo import Collective, Program
 from sret_jax.training.experiment import Computation
 from sret_jax.training.flops import jaxpr_macs
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,24 @@ def bytes_accessed(compiled: jax.stages.Compiled, program: Program) -> int:
     return int(costs["bytes accessed"]) + program.repeated_bytes()
 
 
+def available_memory(device: jax.Device) -> int | None:
+    """Bytes of main memory that a program can use; None where neither it nor XLA tells.
+
+    What is published is a little more: XLA keeps some for itself. It tells how much is left when
+    asked to compile what cannot fit anywhere.
+    """
+    if device.platform != "tpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    petabyte = jax.ShapeDtypeStruct((2**48,), "float32", sharding=sharding)
+    try:
+        jax.jit(lambda x: x + 1).lower(petabyte).compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _memory_of_error(str(error))
+        return found and found[1]
+    return None
+
+
 def state_bytes(computation: Computation) -> int:
     """What the state takes on one device, whatever the batch: the least that a step needs."""
     leaves = jax.tree.leaves(computation.abstract_state)
@@ -143,16 +161,20 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
 
 def _explained(error: Exception, computation: Computation) -> Exception:
     """DoesNotFit where that is what the compiler says, else the error itself."""
-    text = str(error)
-    forms = (
-        r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm",
-        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
-    )
-    for form in forms:
+    found = _memory_of_error(str(error))
+    if not found:
+        return error
+    needed, available = found
+    if "HLO temporaries" in str(error):
+        needed += state_bytes(computation)
+    return DoesNotFit(needed, available)
+
+
+def _memory_of_error(text: str) -> tuple[int, int] | None:
+    """(needed, available) bytes where the compiler says that memory does not suffice."""
+    size = r"([\d.]+)([KMGTP]?)"
+    for form in (rf"Used {size} of {size} hbm", rf"\({size}\) exceeds available HBM \({size}\)"):
         if match := re.search(form, text):
-            needed = int(float(match[1]) * UNITS[match[2]])
-            available = int(float(match[3]) * UNITS[match[4]])
-            if "temporaries" in text:
-                needed += state_bytes(computation)
-            return DoesNotFit(needed, available)
-    return error
+            needed = float(match[1]) * UNITS[match[2]]
+            return int(needed), int(float(match[3]) * UNITS[match[4]])
+    return None
