@@ -91,8 +91,8 @@ def find_slice(name: str) -> Slice:
     chip = CHIPS.get(match[1]) if match else None
     if not match or not chip:
         raise UserError(
-            f"{did_you_mean('topology', name, _all_names())}; give CHIP:SHAPE such as v5e:16x16, "
-            f"with a chip of {', '.join(CHIPS)}, or local"
+            f"{did_you_mean('topology', name, _all_names())} It is local, or CHIP:SHAPE such as "
+            f"v5e:16x16 with a chip of {', '.join(CHIPS)}"
         )
     names = {shape: shape for shape in chip.shapes}
     if match[2] == "-":

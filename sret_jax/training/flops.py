@@ -65,7 +65,7 @@ def _repetitions(name: str, params: dict[str, Any]) -> int:
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1
 
 
