@@ -49,6 +49,7 @@ class Compilation:
         multiplied in; those that lie in on-chip memory count too.
       hbm_bytes: those of them that lie in the device's main memory.
       collectives: by kind.
+      loops_counted_once: loops of unknown length; mixup's draw from the Beta distribution is one.
     """
 
     devices: int
@@ -59,6 +60,7 @@ class Compilation:
     bytes_accessed: int
     hbm_bytes: int
     collectives: list[Collective]
+    loops_counted_once: int
 
     @property
     def images_per_device(self) -> float:
@@ -111,6 +113,7 @@ def compile_step(computation: Computation) -> Compilation:
         bytes_accessed=bytes_accessed(compiled, program),
         hbm_bytes=program.main_memory_bytes(),
         collectives=program.collectives(),
+        loops_counted_once=program.loops_counted_once(),
     )
 
 
