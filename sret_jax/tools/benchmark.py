@@ -4,6 +4,8 @@ python -m sret_jax.tools.benchmark input                        (photographs mad
 python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
 python -m sret_jax.tools.benchmark checkpoint                   (the quickstart's state)
 python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
+python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
 """
 
 import argparse
@@ -13,6 +15,8 @@ from absl import flags
 from etils import epath
 
 from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
+
+CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     saving = what.add_parser(
         "checkpoint",
         help="what saving costs of training, and on disk",
-        epilog="--config=FILE and --config.NAME=VALUE are those of main.py",
+        epilog=CONFIG_FLAGS,
         allow_abbrev=False,
     )
     saving.add_argument(
@@ -43,6 +47,17 @@ def main(argv: list[str] | None = None) -> None:
     saving.add_argument("--rounds", type=int, default=7, help="of which the median counts")
     saving.add_argument("--json", type=epath.Path, help="also write the figures here")
     saving.set_defaults(run=run_checkpoint)
+    for name, title in (("train", "the train step"), ("infer", "inference")):
+        step = what.add_parser(
+            name,
+            help=f"{title}, as a share of the rate of one large matrix product",
+            epilog=CONFIG_FLAGS,
+            allow_abbrev=False,
+        )
+        step.add_argument("--rounds", type=int, default=9, help="of which the median counts")
+        step.add_argument("--steps", type=int, default=3, help="of a round, at least")
+        step.add_argument("--json", type=epath.Path, help="also write the figures here")
+        step.set_defaults(run=run_step)
     args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -77,6 +92,20 @@ def run_checkpoint(
         absolute(args.folder),
         steps=args.steps,
         rounds=args.rounds,
+        json_file=args.json,
+    )
+
+
+def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Measures the train step or inference; `rest` names the config."""
+    parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.tools.speed_benchmark import benchmark_step
+
+    benchmark_step(
+        flags.FLAGS.config,
+        train=args.what == "train",
+        rounds=args.rounds,
+        steps=args.steps,
         json_file=args.json,
     )
 
