@@ -55,19 +55,38 @@ class SlicedAttention(nn.Module):
     def __call__(
         self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
     ) -> jax.Array:
-        batch, tokens, channels = x.shape
-        head_dim = channels // self.heads
+        channels = x.shape[-1]
         if permutation is not None:
             x = x[:, permutation]
 
         qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)
-        qkv = qkv.reshape(batch, groups, tokens // groups, 3, self.heads, head_dim)
-        q, k, v = (qkv[:, :, :, i] for i in range(3))  # (B, G, N/G, heads, d)
-
-        scores = jnp.einsum("bgnhd,bgmhd->bghnm", q, k, preferred_element_type=jnp.float32)
-        weights = nn.softmax(scores * head_dim**-0.5).astype(self.dtype)  # (B, G, heads, N/G, N/G)
-        out = jnp.einsum("bghnm,bgmhd->bgnhd", weights, v).reshape(batch, tokens, channels)
+        out = sliced_attention(qkv, self.heads, groups)  # (B, N, C)
 
         if permutation is not None:
             out = out[:, jnp.argsort(permutation)]
         return linear(channels, channels, dtype=self.dtype, name="proj")(out)
+
+
+def sliced_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
+    """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
+
+    The softmax's division comes last, on (N/G, d) sums in place of (N/G, N/G) weights, which
+    every pass over memory makes dear. Exponentials and their sums are float32 for every dtype.
+
+    Shapes: (B, N, 3C), along which Q, K and V follow each other, heads inside -> (B, N, C).
+    """
+    batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    head_dim = channels // heads
+    qkv = qkv.reshape(batch, groups, tokens // groups, 3, heads, head_dim)
+    q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # (B, G, heads, N/G, d): contiguous matrices
+
+    scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=jnp.float32)
+    scores *= head_dim**-0.5
+    largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - largest)  # (B, G, heads, N/G, N/G), in (0, 1]
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum(
+        "bghnm,bghmd->bghnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    out = (out / total).astype(qkv.dtype)
+    return out.swapaxes(2, 3).reshape(batch, tokens, channels)

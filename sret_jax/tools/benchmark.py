@@ -6,6 +6,7 @@ python -m sret_jax.tools.benchmark checkpoint                   (the quickstart'
 python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 """
 
 import argparse
@@ -58,6 +59,17 @@ def main(argv: list[str] | None = None) -> None:
         step.add_argument("--steps", type=int, default=3, help="of a round, at least")
         step.add_argument("--json", type=epath.Path, help="also write the figures here")
         step.set_defaults(run=run_step)
+    slicing = what.add_parser(
+        "slicing",
+        help="what slicing saves: multiply-accumulates and time",
+        epilog=CONFIG_FLAGS,
+        allow_abbrev=False,
+    )
+    slicing.add_argument("--models", default="sret_t,sret_lt,sret_s", help="separated by commas")
+    slicing.add_argument("--rounds", type=int, default=9, help="of which the median counts")
+    slicing.add_argument("--steps", type=int, default=2, help="of a round, at least")
+    slicing.add_argument("--json", type=epath.Path, help="also write the figures here")
+    slicing.set_defaults(run=run_slicing)
     args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -104,6 +116,20 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
     benchmark_step(
         flags.FLAGS.config,
         train=args.what == "train",
+        rounds=args.rounds,
+        steps=args.steps,
+        json_file=args.json,
+    )
+
+
+def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Compares models with their unsliced twins; `rest` names the config of the rest."""
+    parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.tools.slicing_benchmark import benchmark_slicing
+
+    benchmark_slicing(
+        flags.FLAGS.config,
+        models=args.models.split(","),
         rounds=args.rounds,
         steps=args.steps,
         json_file=args.json,

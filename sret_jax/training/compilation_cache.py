@@ -18,7 +18,7 @@ def keep_compiled(workdir: epath.Path) -> None:
     Args:
       workdir: of the run, local or in a bucket; it need not exist yet.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     jax.config.update("jax_compilation_cache_dir", str(workdir / COMPILED_FOLDER))
     # By default JAX leaves out what compiles in under a second; a run has but a few such programs.
