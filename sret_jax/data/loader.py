@@ -218,18 +218,30 @@ def steps_per_pass(source: Source, batch_size: int) -> int:
 
 
 def check_batch_size(
-    field: str, batch_size: int, devices: int, grad_accum: int = 1, *, in_pairs: bool = False
+    field: str,
+    batch_size: int,
+    devices: int,
+    grad_accum: int = 1,
+    *,
+    in_pairs: bool = False,
+    hosts: int | None = None,
 ) -> None:
     """Raises UserError unless each device gets equally many images, or pairs, a micro-batch."""
-    parts = devices * grad_accum * (2 if in_pairs else 1)
+    parts = batch_unit(devices, grad_accum, in_pairs=in_pairs)
+    hosts = jax.process_count() if hosts is None else hosts
     if batch_size < 1 or batch_size % parts:
         nearest = max(1, round(batch_size / parts)) * parts
         micro = f" times config.grad_accum={grad_accum}" if grad_accum > 1 else ""
         pairs = ", each of which mixes pairs of images (config.augment.mixup, cutmix)"
         raise UserError(
             f"config.{field}={batch_size} is not divisible by the {devices} devices "
-            f"({jax.process_count()} hosts){micro}{pairs if in_pairs else ''}; use {nearest}"
+            f"({hosts} hosts){micro}{pairs if in_pairs else ''}; use {nearest}"
         )
+
+
+def batch_unit(devices: int, grad_accum: int = 1, *, in_pairs: bool = False) -> int:
+    """What a global batch must be a multiple of."""
+    return devices * grad_accum * (2 if in_pairs else 1)
 
 
 def _first_rows_by_device(

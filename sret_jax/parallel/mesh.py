@@ -1,6 +1,7 @@
 """The device mesh, (data, fsdp), and how batches and training state lie on it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,22 +13,29 @@ BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 1024
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of all devices with axes data x fsdp.
 
     Args:
       fsdp: devices over which parameters and optimizer state are split; data = devices / fsdp.
+      devices: others than all of this run, to compile for.
 
     Raises:
       UserError: fsdp does not divide the number of devices.
     """
-    devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
-        divisors = [d for d in range(1, devices + 1) if devices % d == 0]
+    size = jax.device_count() if devices is None else len(devices)
+    if fsdp < 1 or size % fsdp:
+        divisors = [d for d in range(1, size + 1) if size % d == 0]
         raise UserError(
-            f"config.fsdp={fsdp} does not divide the {devices} devices; use one of {divisors}"
+            f"config.fsdp={fsdp} does not divide the {size} devices; use one of {divisors}"
         )
-    return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    shape = (size // fsdp, fsdp)
+    return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def host_count(mesh: Mesh) -> int:
+    """Processes that drive the mesh's devices."""
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

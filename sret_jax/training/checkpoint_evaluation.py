@@ -75,4 +75,4 @@ def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh]:
     open_existing(workdir).close()
     check_writable(workdir)
     source = open_split(config, workdir, config.data.eval_split)
-    return build_model(config, source), source, mesh
+    return build_model(config, len(source.class_names)), source, mesh

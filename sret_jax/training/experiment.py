@@ -28,10 +28,10 @@ from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import is_remote, write_json
 from sret_jax.models.sret import SReT, create_model
 from sret_jax.parallel.distributed import agreed, is_leader
-from sret_jax.parallel.mesh import make_mesh, state_shardings
+from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
-from sret_jax.training.step import make_train_step
+from sret_jax.training.step import abstract_batch, make_train_step
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
@@ -40,13 +40,11 @@ DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """A training run, checked but not yet started.
+class Computation:
+    """What a training run computes, on given devices; it knows neither data nor files.
 
     Attributes:
       config: as given.
-      workdir: where everything is written.
-      train_source, eval_source: the data.
       model: with as many classes as the config or the data say.
       mixing: the augmentation on the device.
       mesh: of all devices.
@@ -58,9 +56,6 @@ class Experiment:
     """
 
     config: ConfigDict
-    workdir: epath.Path
-    train_source: sources.Source
-    eval_source: sources.Source
     model: SReT
     mixing: Mixing
     mesh: Mesh
@@ -75,6 +70,47 @@ class Experiment:
     def last_step(self) -> int:
         """Where this run ends: at total_steps, or earlier at config.stop_at_step."""
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
+
+    def make_train_step(self) -> jax.stages.Wrapped:
+        """The jitted step (state, batch) -> (state, metrics)."""
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            self.mesh,
+            self.shardings,
+            schedule=self.schedule,
+            seed=self.config.seed,
+            mixing=self.mixing,
+            ema_decay=self.config.ema_decay,
+            grad_accum=self.config.grad_accum,
+        )
+
+    def trace_train_step(self) -> jax.stages.Traced:
+        """The step for the shapes of this run, to be counted, or lowered and compiled."""
+        batch = abstract_batch(self.config.batch_size, self.model.image_size)
+        return self.make_train_step().trace(self.abstract_state, batch)
+
+    def init_state(self) -> TrainState:
+        """The fresh state, made in place on its devices."""
+        init = jax.jit(
+            lambda: init_state(self.model, self.optimizer, self.config.seed),
+            out_shardings=self.shardings,
+        )
+        return init()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Computation):
+    """A training run, checked but not yet started.
+
+    Attributes:
+      workdir: where everything is written.
+      train_source, eval_source: the data.
+    """
+
+    workdir: epath.Path
+    train_source: sources.Source
+    eval_source: sources.Source
 
     @property
     def eval_every(self) -> int:
@@ -99,28 +135,6 @@ class Experiment:
     def _steps(self, epochs: float) -> int:
         return max(1, round(epochs * self.steps_per_epoch))
 
-    def make_train_step(self) -> jax.stages.Wrapped:
-        """The jitted step (state, batch) -> (state, metrics)."""
-        return make_train_step(
-            self.model,
-            self.optimizer,
-            self.mesh,
-            self.shardings,
-            schedule=self.schedule,
-            seed=self.config.seed,
-            mixing=self.mixing,
-            ema_decay=self.config.ema_decay,
-            grad_accum=self.config.grad_accum,
-        )
-
-    def init_state(self) -> TrainState:
-        """The fresh state, made in place on its devices."""
-        init = jax.jit(
-            lambda: init_state(self.model, self.optimizer, self.config.seed),
-            out_shardings=self.shardings,
-        )
-        return init()
-
 
 def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     """Checks a config and opens what it names.
@@ -131,45 +145,83 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     check_numbers(config)
     check_writable(workdir)
     mesh = make_mesh(config.fsdp)
-    mixing = Mixing(
-        **{field.name: config.augment[field.name] for field in dataclasses.fields(Mixing)}
-    )
-    check_batch_size(
-        "batch_size", config.batch_size, mesh.size, config.grad_accum, in_pairs=mixing.in_pairs
-    )
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
-    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
-    train_transform(config.augment, config.model.image_size)
-    EvalTransform(config.model.image_size, config.data.test_crop)
+    check_settings(config, mesh)  # mistakes show before data is opened
     train_source = open_split(config, workdir, config.data.train_split)
     eval_source = open_split(config, workdir, config.data.eval_split)
-    model = build_model(config, eval_source)
-    if mixing.in_pairs and len(train_source.class_names) < 2:
+    computation = build_computation(
+        config,
+        mesh,
+        images=len(train_source),
+        train_classes=len(train_source.class_names),
+        classes=len(eval_source.class_names),
+    )
+    check_room(workdir, computation.abstract_state)
+    return Experiment(
+        **vars(computation), workdir=workdir, train_source=train_source, eval_source=eval_source
+    )
+
+
+def check_settings(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for what is wrong whatever the data are: batch sizes, model, augmentation."""
+    mixing, hosts = make_mixing(config), host_count(mesh)
+    check_batch_size(
+        "batch_size",
+        config.batch_size,
+        mesh.size,
+        config.grad_accum,
+        in_pairs=mixing.in_pairs,
+        hosts=hosts,
+    )
+    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
+    create_from_config(config, num_classes=1)
+    train_transform(config.augment, config.model.image_size)
+    EvalTransform(config.model.image_size, config.data.test_crop)
+
+
+def build_computation(
+    config: ConfigDict, mesh: Mesh, *, images: int, train_classes: int, classes: int
+) -> Computation:
+    """Builds what a run of a checked config computes.
+
+    Args:
+      config: as configs/common.py makes it.
+      mesh: from `make_mesh`; its devices need not be there.
+      images: in the training split.
+      train_classes: in the training split, which mixing needs two of.
+      classes: in the data, which the model has where the config does not say.
+
+    Raises:
+      UserError: the config does not fit the data.
+    """
+    model = build_model(config, classes)
+    mixing = make_mixing(config)
+    if mixing.in_pairs and train_classes < 2:
         raise UserError(
-            f"{config.data.name} has {len(train_source.class_names)} class, and mixing needs two; "
+            f"{config.data.name} has {train_classes} class, and mixing needs two; "
             "set config.augment.mixup=0 and config.augment.cutmix=0"
         )
-
-    steps_per_epoch = len(train_source) / config.batch_size
+    steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
-    schedule = make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps)
     optimizer = make_optimizer(config.optim)
     abstract_state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
-    check_room(workdir, abstract_state)
-    return Experiment(
+    return Computation(
         config=config,
-        workdir=workdir,
-        train_source=train_source,
-        eval_source=eval_source,
         model=model,
         mixing=mixing,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        schedule=schedule,
+        schedule=make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps),
         optimizer=optimizer,
         abstract_state=abstract_state,
         shardings=state_shardings(abstract_state, mesh),
+    )
+
+
+def make_mixing(config: ConfigDict) -> Mixing:
+    """The augmentation on the device."""
+    return Mixing(
+        **{field.name: config.augment[field.name] for field in dataclasses.fields(Mixing)}
     )
 
 
@@ -186,13 +238,12 @@ def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.S
     return sources.open_source(name, split, data_dir)
 
 
-def build_model(config: ConfigDict, source: sources.Source) -> SReT:
-    """The model of config.model, with as many classes as it says or as the data have.
+def build_model(config: ConfigDict, classes: int) -> SReT:
+    """The model of config.model, with as many classes as it says or else as the data have.
 
     Raises:
       UserError: sizes that do not fit, or labels beyond num_classes.
     """
-    classes = len(source.class_names)
     given = config.model.num_classes
     if given is not None and given < classes:
         raise UserError(

@@ -14,17 +14,17 @@ from sret_jax.models.sret import SReT, abstract_variables
 def count_macs(fn: Callable, *args: Any) -> int:
     """Multiply-accumulates of the matrix products and convolutions in one call of `fn`.
 
-    Unlike XLA's cost analysis it counts a scan's body as often as it runs. Of the branches of a
-    `cond` the dearest counts.
+    Unlike XLA's cost analysis it counts the body of a scan, of a Pallas kernel's grid and of a
+    `shard_map` as often as it runs. Of the branches of a `cond` the dearest counts.
 
     Args:
       fn: a traceable function.
       *args: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: a `while` loop, whose trip count the program does not tell.
+      ValueError: matrix products in a `while` loop, whose trip count the program does not tell.
     """
-    return _jaxpr_macs(jax.make_jaxpr(fn)(*args).jaxpr)
+    return jaxpr_macs(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def model_macs(model: SReT) -> int:
@@ -34,7 +34,8 @@ def model_macs(model: SReT) -> int:
     return count_macs(partial(model.apply, rngs=rngs), abstract_variables(model), image)
 
 
-def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
+def jaxpr_macs(jaxpr: core.Jaxpr) -> int:
+    """Multiply-accumulates of a traced program, as `count_macs` counts."""
     return sum(_equation_macs(equation) for equation in jaxpr.eqns)
 
 
@@ -49,12 +50,23 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
         kernel = _shape(equation.invars[1])
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
         return math.prod(_shape(equation.outvars[0])) * per_output
-    if name == "while":
+    inner = [jaxpr_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    if name == "while" and any(inner):
         raise ValueError("a while loop's trip count is unknown; use scan to count its MACs")
-    inner = [_jaxpr_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "cond":
         return max(inner)
-    return sum(inner) * (params["length"] if name == "scan" else 1)
+    return sum(inner) * _repetitions(name, params)
+
+
+def _repetitions(name: str, params: dict[str, Any]) -> int:
+    """How often the body of an equation runs."""
+    if name == "scan":
+        return params["length"]
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    if name == "shard_map":
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

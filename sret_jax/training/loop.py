@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
@@ -344,25 +343,11 @@ class Run:
         self._reporter.start(step)
 
     def _compile_step(self) -> jax.stages.Compiled:
-        experiment, config = self.experiment, self.experiment.config
         start = time.perf_counter()
         self._reporter.say("Compiling the train step...")
-        train_step = experiment.make_train_step()
-        batch = abstract_batch(config.batch_size, experiment.model.image_size)
-        compiled = train_step.lower(experiment.abstract_state, batch).compile()
+        compiled = self.experiment.trace_train_step().lower().compile()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
-
-
-def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch, for compiling ahead of the data."""
-    shapes = {
-        "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
-        "label": ((batch_size,), jnp.int32),
-        "bad": ((batch_size,), jnp.bool_),
-        "real": ((batch_size,), jnp.bool_),
-    }
-    return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
 
 
 def _as_text(loss: jax.Array) -> str:

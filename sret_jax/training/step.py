@@ -153,6 +153,17 @@ def make_train_step(
     )
 
 
+def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, for compiling ahead of the data."""
+    shapes = {
+        "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
+        "label": ((batch_size,), jnp.int32),
+        "bad": ((batch_size,), jnp.bool_),
+        "real": ((batch_size,), jnp.bool_),
+    }
+    return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+
+
 def micro_batches(batch: Batch, parts: int, mesh: Mesh) -> Batch:
     """Splits a batch in `parts`, each holding an equal share of every device's rows.
 

@@ -1,0 +1,63 @@
+"""Plans a training run: what it takes and whether it fits, before any machine is rented.
+
+python -m sret_jax.tools.plan --config=configs/sret_s.py --topology=v5e:16x16
+python -m sret_jax.tools.plan --config=configs/sret_s.py --topology=v5e-256 --batch=4096
+python -m sret_jax.tools.plan --config=configs/sret_s.py --topology=v4-32 --find-batch
+python -m sret_jax.tools.plan --config=configs/sret_t.py --topology=local --json=FILE
+
+Compiles the very step that training would, on a machine without a TPU (pip install -r
+requirements-tpu.txt). Exit status 1: it does not fit.
+"""
+
+import argparse
+import os
+
+from absl import flags
+from etils import epath
+
+from sret_jax.cli import DEFAULT_CONFIG, clear_errors, parse_flags, quiet_libraries
+
+DOES_NOT_FIT = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.plan",
+        description=__doc__,
+        epilog="--config=FILE and --config.NAME=VALUE are those of main.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--topology", required=True, help="v5e:16x16, v5e-256, v4-32, ...; local: this machine"
+    )
+    parser.add_argument("--batch", type=int, help="global batch size instead of the config's")
+    parser.add_argument(
+        "--find-batch", action="store_true", help="find the largest batch that fits"
+    )
+    parser.add_argument("--json", type=epath.Path, help="also write the figures here")
+    args, rest = parser.parse_known_args(argv)
+    quiet_libraries()
+    parse_flags(define_config, [parser.prog, *rest])
+    config = flags.FLAGS.config
+    if args.batch is not None:
+        config.batch_size = args.batch
+    if args.topology != "local":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of this machine's devices none is needed
+    with clear_errors():
+        from sret_jax.tools.planning import plan
+
+        report = plan(config, args.topology, find_batch=args.find_batch, json_file=args.json)
+    return 0 if report["fits"] else DOES_NOT_FIT
+
+
+def define_config() -> None:
+    """Defines --config and its settings."""
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "What to plan: a file of configs/.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

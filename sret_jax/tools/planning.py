@@ -1,0 +1,361 @@
+"""From a config and a topology to a plan: sizes, memory, traffic, and an estimate of the time."""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.data.loader import batch_unit
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+from sret_jax.parallel.mesh import make_mesh
+from sret_jax.tools.chips import Chip
+from sret_jax.tools.compilation import (
+    Compilation,
+    DoesNotFit,
+    available_memory,
+    compile_step,
+    state_bytes,
+)
+from sret_jax.tools.fitting import largest_batch
+from sret_jax.tools.roofline import FORMULA, roofline
+from sret_jax.tools.topology import Topology, open_topology
+from sret_jax.training.experiment import (
+    IMAGENET_CLASSES,
+    IMAGENET_IMAGES,
+    Computation,
+    build_computation,
+    check_numbers,
+    check_settings,
+    open_split,
+)
+from sret_jax.training.flops import model_macs
+from sret_jax.training.progress import duration
+
+GIB = 2**30
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def plan(
+    config: ConfigDict, topology: str, *, find_batch: bool, json_file: epath.Path | None
+) -> dict[str, Any]:
+    """Plans a run and prints the plan.
+
+    Args:
+      config: as configs/common.py makes it.
+      topology: as `open_topology` takes it.
+      find_batch: plan for the largest batch that fits instead of the config's.
+      json_file: where to write the figures too.
+
+    Returns:
+      The figures; "fits" says whether the run does.
+
+    Raises:
+      UserError: what training would refuse, an unknown topology, or no libtpu.
+    """
+    planner = Planner(config, open_topology(topology))
+    report = planner.find_batch() if find_batch else planner.plan()
+    print_report(report)
+    if json_file:
+        write_json(json_file, report)
+    return report
+
+
+class Planner:
+    """Plans one config on one topology, for one batch size after another."""
+
+    def __init__(self, config: ConfigDict, topology: Topology):
+        check_numbers(config)
+        self._config = config
+        self._topology = topology
+        self._mesh = make_mesh(config.fsdp, topology.devices)
+        check_settings(config, self._mesh)
+        self._sizes = data_sizes(config)
+        self._available = available_memory(topology.devices[0])
+        self._compilations: dict[int, Compilation | DoesNotFit] = {}
+
+    def plan(self) -> dict[str, Any]:
+        """The plan for the config's batch, and the nearest that fits where that does not."""
+        batch = self._config.batch_size
+        report = self._report(batch)
+        if not report["fits"]:
+            report |= self._search()
+        return report
+
+    def find_batch(self) -> dict[str, Any]:
+        """The plan for the largest batch that fits.
+
+        Raises:
+          UserError: nobody knows how much memory there is.
+        """
+        if self._available is None:
+            raise UserError(
+                f"--find-batch needs the memory of a device, which {self._topology.devices[0]} "
+                "does not tell; give another --topology"
+            )
+        found = self._search()
+        return self._report(found["largest_batch"] or self._config.batch_size) | found
+
+    def _search(self) -> dict[str, int]:
+        batch, _ = largest_batch(
+            self._needed,
+            self._available or 0,
+            unit=self._unit,
+            first=self._config.batch_size,
+            fixed=state_bytes(self._computation(self._config.batch_size)),
+        )
+        return {"largest_batch": batch, "compilations": len(self._compilations)}
+
+    @property
+    def _unit(self) -> int:
+        mixing = self._computation(self._config.batch_size).mixing
+        return batch_unit(self._mesh.size, self._config.grad_accum, in_pairs=mixing.in_pairs)
+
+    def _computation(self, batch: int) -> Computation:
+        config = copy.deepcopy(self._config)
+        config.batch_size = batch
+        return build_computation(config, self._mesh, **self._sizes)
+
+    def _compile(self, batch: int) -> Compilation | DoesNotFit:
+        if batch not in self._compilations:
+            with progress(f"Compiling the train step of {batch:,} images for {self._where}"):
+                try:
+                    self._compilations[batch] = compile_step(self._computation(batch))
+                except DoesNotFit as error:
+                    self._compilations[batch] = error
+        return self._compilations[batch]
+
+    def _needed(self, batch: int) -> int:
+        found = self._compile(batch)
+        return found.needed if isinstance(found, DoesNotFit) else found.memory.total
+
+    @property
+    def _where(self) -> str:
+        return f"{self._topology.name} ({self._mesh.size} devices)"
+
+    def _report(self, batch: int) -> dict[str, Any]:
+        found = self._compile(batch)
+        computation, topology = self._computation(batch), self._topology
+        params = jax.tree.leaves(computation.abstract_state.variables["params"])
+        needed = self._needed(batch)
+        report: dict[str, Any] = {
+            "model": self._config.model.name,
+            "image_size": computation.model.image_size,
+            "topology": topology.name,
+            "device_kind": topology.devices[0].device_kind,
+            "chips": topology.chips,
+            "devices": self._mesh.size,
+            "hosts": topology.hosts,
+            "mesh": dict(self._mesh.shape),
+            "parameters": sum(x.size for x in params),
+            "gmacs_per_image": model_macs(computation.model) / 1e9,
+            "batch_size": batch,
+            "images_per_device": batch // self._mesh.size,
+            "images": self._sizes["images"],
+            "epochs": self._config.epochs,
+            "steps": computation.last_step,
+            "compilations": len(self._compilations),
+            "memory_needed": needed,
+            "memory_available": self._available,
+            "fits": self._available is None or needed <= self._available,
+        }
+        if isinstance(found, Compilation):
+            report |= counted(found)
+            if topology.chip:
+                report |= estimated(found, topology.chip, computation.last_step)
+        return report
+
+
+def data_sizes(config: ConfigDict) -> dict[str, int]:
+    """How many images and classes: ImageNet's for its configs, else those of the data."""
+    if config.data.synthetic or config.data.name.startswith("imagenet2012"):
+        classes = config.model.num_classes or IMAGENET_CLASSES
+        return {"images": IMAGENET_IMAGES, "train_classes": classes, "classes": classes}
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = (
+            open_split(config, epath.Path(folder), split)
+            for split in (config.data.train_split, config.data.eval_split)
+        )
+        return {
+            "images": len(train),
+            "train_classes": len(train.class_names),
+            "classes": len(test.class_names),
+        }
+
+
+def counted(found: Compilation) -> dict[str, Any]:
+    """What the compiled step says of itself."""
+    return {
+        "flops_per_step": 2 * found.macs,
+        "memory": dataclasses.asdict(found.memory) | {"total": found.memory.total},
+        "bytes_accessed_per_image": found.bytes_per_image,
+        "hbm_bytes_per_image": found.hbm_bytes / found.images_per_device,
+        "collectives": [dataclasses.asdict(c) for c in found.collectives],
+        "compile_seconds": found.seconds,
+    }
+
+
+def estimated(found: Compilation, chip: Chip, steps: int) -> dict[str, Any]:
+    """What the published peaks of the chip make of it."""
+    line = roofline(found, chip)
+    peaks = dataclasses.asdict(chip)
+    return {
+        "peaks": {k: peaks[k] for k in ("hbm_bytes", "flops", "hbm_bandwidth", "ici_bandwidth")},
+        "estimate": {
+            "formula": FORMULA,
+            **dataclasses.asdict(line),
+            "step_seconds": line.step,
+            "bound": line.bound,
+            "images_per_second_per_chip": found.images_per_device * chip.devices / line.step,
+            "hours": steps * line.step / 3600,
+        },
+    }
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[None]:
+    """Says what takes long, and every few seconds how long it has taken."""
+    done = threading.Event()
+    live = sys.stderr.isatty()
+    start = time.perf_counter()
+
+    def show() -> None:
+        while not done.wait(1.0 if live else SECONDS_BETWEEN_LINES):
+            elapsed = duration(time.perf_counter() - start)
+            if live:
+                print(f"\r\033[K{what}: {elapsed}", end="", file=sys.stderr, flush=True)
+            else:
+                print(f"{what}: {elapsed}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    print(f"{what}...", end="" if live else "\n", file=sys.stderr, flush=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The plan as people read it."""
+    lines = [*_sizes(report)]
+    if "memory" in report:
+        lines += _traffic(report)
+    if "estimate" in report:
+        lines += _estimate(report)
+    for name, text in lines:
+        print(f"{name:18}{text}")
+    print(_verdict(report))
+
+
+def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    mesh = report["mesh"]
+    yield (
+        "topology",
+        f"{report['topology']}: {report['chips']:,} {report['device_kind']} chips, "
+        f"{report['devices']:,} devices, {report['hosts']:,} hosts; mesh data {mesh['data']} x "
+        f"fsdp {mesh['fsdp']}",
+    )
+    yield (
+        "model",
+        f"{report['model']}: {report['parameters']:,} parameters, "
+        f"{report['gmacs_per_image']:.3f} GMACs per {report['image_size']}-pixel image",
+    )
+    yield (
+        "run",
+        f"{report['epochs']:g} epochs of {report['images']:,} images: {report['steps']:,} steps of "
+        f"{report['batch_size']:,}, {report['images_per_device']:,} on each device",
+    )
+
+
+def _traffic(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    memory, images = report["memory"], report["batch_size"]
+    flops = report["flops_per_step"]
+    yield (
+        "a step",
+        f"{flops:.4g} FLOPs, {flops / images / 2e9:.3f} GMACs per image forward and backward",
+    )
+    yield (
+        "memory",
+        f"a device: {', '.join(f'{k} {_gib(memory[k])}' for k in MEMORY)}; "
+        f"total {_gib(memory['total'])}{_share(report)}",
+    )
+    yield (
+        "bytes accessed",
+        f"{report['bytes_accessed_per_image'] / 1e9:.4f} GB per image, of them "
+        f"{report['hbm_bytes_per_image'] / 1e9:.4f} GB in main memory (compiled, loops multiplied "
+        "in)",
+    )
+    for collective in report["collectives"]:
+        yield (
+            collective["kind"],
+            f"{collective['count']} with {collective['bytes'] / 1e6:,.2f} MB a device",
+        )
+    if not report["collectives"]:
+        yield "collectives", "none"
+
+
+MEMORY = ("arguments", "results", "temporaries", "code")
+
+
+def _share(report: dict[str, Any]) -> str:
+    available = report["memory_available"]
+    if available is None:
+        return ", of a memory whose size is unknown"
+    return f" of {_gib(available)} ({report['memory']['total'] / available:.1%})"
+
+
+def _estimate(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    estimate, peaks = report["estimate"], report["peaks"]
+    yield (
+        "published peaks",
+        f"a chip: {peaks['flops'] / 1e12:g} TFLOP/s in bfloat16, {_gib(peaks['hbm_bytes'])} at "
+        f"{peaks['hbm_bandwidth'] / 1e9:g} GB/s, {peaks['ici_bandwidth'] / 1e9:g} GB/s to others",
+    )
+    yield "formula", estimate["formula"]
+    parts = ", ".join(
+        f"{name} {1000 * estimate[name]:.2f} ms" for name in ("compute", "memory", "communication")
+    )
+    yield (
+        "estimate",
+        f"{1000 * estimate['step_seconds']:.2f} ms a step ({parts}), "
+        f"{estimate['images_per_second_per_chip']:,.0f} images/s a chip, "
+        f"{estimate['hours']:.2f} hours for the run: no run is faster, evaluation and "
+        "checkpoints come on top",
+    )
+
+
+def _verdict(report: dict[str, Any]) -> str:
+    available, needed = report["memory_available"], report["memory_needed"]
+    if available is None:
+        return "Whether it fits is unknown."
+    tried = f"{report['compilations']} compilation{'s' if report['compilations'] > 1 else ''}"
+    if report["fits"]:
+        found = " and is the largest batch that does" if "largest_batch" in report else ""
+        return f"A batch of {report['batch_size']:,} fits{found} ({tried})."
+    best = report["largest_batch"]
+    advice = f"a batch of {best:,} fits" if best else "no batch fits; raise --config.fsdp"
+    return (
+        f"A batch of {report['batch_size']:,} does not fit: a device needs {_gib(needed)}, "
+        f"{_gib(needed - available)} more than the {_gib(available)} there are; {advice} ({tried})."
+    )
+
+
+def _gib(size: float) -> str:
+    """Bytes as GiB, or MiB below a hundredth of one."""
+    if abs(size) < GIB / 100:
+        return f"{math.ceil(size / 2**20 * 100) / 100:,.2f} MiB"
+    return f"{size / GIB:,.2f} GiB"

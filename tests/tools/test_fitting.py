@@ -1,0 +1,35 @@
+"""The search for the largest batch, on memory that needs no compiler."""
+
+import pytest
+
+from sret_jax.tools.fitting import MOST_COMPILATIONS, largest_batch
+
+
+def search(needed, available=16_000, first=64, fixed=1_000, unit=8):
+    return largest_batch(needed, available, unit=unit, first=first, fixed=fixed)
+
+
+@pytest.mark.parametrize("first", [8, 64, 1_504, 80_000])
+def test_memory_that_is_affine_in_the_batch_takes_three_compilations_at_most(first):
+    batch, compilations = search(lambda batch: 1_000 + 10 * batch, first=first)
+    assert batch == 1_496
+    assert compilations <= 3
+
+
+def test_memory_that_is_not_quite_affine_still_ends_at_the_largest_that_fits():
+    def needed(batch):
+        return int(2_500 + 10 * batch + 0.002 * batch**2 + 300 * (batch % 3))
+
+    batch, compilations = search(needed)
+    assert needed(batch) <= 16_000 < needed(batch + 24)
+    assert compilations <= MOST_COMPILATIONS
+
+
+def test_where_no_batch_fits_none_is_found():
+    batch, compilations = search(lambda batch: 20_000 + batch)
+    assert batch == 0
+    assert compilations <= MOST_COMPILATIONS
+
+
+def test_a_first_batch_that_is_the_largest_takes_one_compilation():
+    assert search(lambda batch: 1_000 + 10 * batch, first=1_496) == (1_496, 1)

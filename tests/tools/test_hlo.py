@@ -1,0 +1,136 @@
+"""What a compiled program's text tells, against answers known by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sret_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from sret_jax.tools.compilation import bytes_accessed
+from sret_jax.tools.hlo import ARRAY, Collective, Program, _parse_array
+
+FLOAT = 4
+
+
+def read(function, *args, **settings):
+    compiled = jax.jit(function, **settings).lower(*args).compile()
+    return compiled, Program(compiled.as_text())
+
+
+def scanned(length):
+    def function(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    return read(function, jnp.zeros((32, 64)), jnp.zeros((length, 64, 64)))
+
+
+def test_a_program_without_loops_leaves_nothing_out():
+    compiled, program = read(lambda x: jnp.tanh(x @ x), jnp.zeros((64, 64)))
+    assert program.repeated_bytes() == 0
+    assert bytes_accessed(compiled, program) == compiled.cost_analysis()["bytes accessed"]
+
+
+def test_each_trip_of_a_loop_moves_its_slice_of_the_weights():
+    _, three = scanned(3)
+    _, nine = scanned(9)
+    per_trip = (nine.repeated_bytes() - three.repeated_bytes()) / 6
+    weights, activations = 64 * 64 * FLOAT, 32 * 64 * FLOAT
+    # Slice the weights (read, write), multiply (read both, write), tanh (read, write), and copies.
+    assert 3 * weights + 4 * activations <= per_trip <= 3 * weights + 8 * activations
+    assert three.repeated_bytes() == 2 * per_trip
+
+
+def test_nested_loops_multiply():
+    def function(x):
+        def inner(x, _):
+            return jnp.tanh(x), None
+
+        def outer(x, _):
+            return jax.lax.scan(inner, x, None, length=5)[0] * 2, None
+
+        return jax.lax.scan(outer, x, None, length=3)[0]
+
+    _, program = read(function, jnp.zeros((1024,)))
+    assert 3 * 5 * 2 * 4096 <= program.main_memory_bytes() <= 3 * 5 * 4 * 4096 + 3 * 10 * 4096
+
+
+def test_an_all_reduce_counts_once_with_the_bytes_of_its_result():
+    mesh = make_mesh()
+    x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=batch_sharding(mesh))
+    _, program = read(lambda x: x.sum(0), x, out_shardings=replicated(mesh))
+    assert program.collectives() == [Collective("all-reduce", 1, 100 * FLOAT)]
+
+
+def test_a_collective_in_a_loop_counts_at_every_trip():
+    mesh = make_mesh()
+    x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=batch_sharding(mesh))
+
+    def function(x):
+        def body(total, w):
+            return total + (x * jnp.sin(total)[None] * w).sum(0), None
+
+        return jax.lax.scan(body, jnp.ones((100,)), jnp.ones((7,)))[0]
+
+    _, program = read(function, x, out_shardings=replicated(mesh))
+    assert program.collectives() == [Collective("all-reduce", 7, 7 * 100 * FLOAT)]
+
+
+def test_an_all_gather_counts_what_comes_out():
+    mesh = make_mesh()
+    x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=batch_sharding(mesh))
+    _, program = read(lambda x: x + 1, x, out_shardings=replicated(mesh))
+    assert program.collectives() == [Collective("all-gather", 1, 1600 * FLOAT)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "space"),
+    [
+        ("f32[784,42]{1,0:T(8,128)}", 784 * 128 * 4, 0),
+        ("f32[784,42]{0,1:T(8,128)S(1)}", 48 * 896 * 4, 1),
+        ("bf16[3,10,42]{2,1,0:T(8,128)(2,1)}", 3 * 16 * 128 * 2, 0),
+        ("bf16[16]{0:T(256)(128)(2,1)S(1)}", 512, 1),
+        ("pred[]{:T(512)}", 512, 0),
+        ("f32[5,7]{1,0}", 140, 0),
+        ("s32[]", 4, 0),
+    ],
+)
+def test_arrays_are_padded_to_the_tiles_of_their_layout(text, size, space):
+    array = _parse_array(ARRAY.fullmatch(text))
+    assert (array.padded_bytes, array.space) == (size, space)
+
+
+LOOP = """
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = f32[8]{0:T(128)} get-tuple-element(%p), index=1
+  %y = f32[8]{0:T(128)} negate(%x)
+  ROOT %t = (s32[]{:T(128)}, f32[8]{0:T(128)}) tuple(%i, %y)
+}
+
+%condition (q: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %q = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%j, %limit), direction=DIRECTION
+}
+
+ENTRY %main (a: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  ROOT %w = (s32[]{:T(128)}, f32[8]{0:T(128)}) while(%a), condition=%condition, body=%body
+}
+"""
+
+
+def test_where_xla_notes_no_trip_count_the_condition_tells_it():
+    program = Program(LOOP.replace("DIRECTION", "LT"))
+    assert program.repeated_bytes() == 3 * 2 * 512
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="trip count of the loop w is unknown"):
+        Program(LOOP.replace("DIRECTION", "NE")).repeated_bytes()
+
+
+def test_text_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="not that of a compiled program"):
+        Program("hello")

@@ -1,0 +1,170 @@
+"""Plans: of this machine, of TPU slices that are not there, and of what cannot be."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+from etils import epath
+
+from configs import common
+from sret_jax.errors import UserError
+from sret_jax.tools import topology
+from sret_jax.tools.chips import CHIPS, GIB
+from sret_jax.tools.compilation import available_memory, compile_step
+from sret_jax.tools.planning import Planner, plan
+from sret_jax.tools.roofline import roofline
+from sret_jax.tools.topology import open_topology
+from sret_jax.training.experiment import open_experiment
+from tests.conftest import TINY_FLAGS, run_python
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu: pip install -r requirements-tpu.txt",
+)
+FLOAT = 4
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.model.num_classes = 10
+    tiny_config.data.synthetic = True
+    return tiny_config
+
+
+def test_the_plan_of_this_machine_counts_the_very_step_that_training_compiles(
+    config, tmp_path, capsys
+):
+    report = plan(config, "local", find_batch=False, json_file=epath.Path(tmp_path / "plan.json"))
+    assert json.loads((tmp_path / "plan.json").read_text()) == report
+    experiment = open_experiment(config, epath.Path(tmp_path / "run"))
+    compiled = compile_step(experiment)
+    assert report["memory"]["temporaries"] == compiled.memory.temporaries
+    assert report["flops_per_step"] == 2 * compiled.macs
+    params = sum(x.size for x in jax.tree.leaves(experiment.abstract_state.variables["params"]))
+    assert report["parameters"] == params
+    assert (report["chips"], report["hosts"], report["mesh"]) == (8, 1, {"data": 8, "fsdp": 1})
+    # Forward and backward, and no more than the first layer's input gradient is left out.
+    forward = report["gmacs_per_image"] * 2e9 * config.batch_size
+    assert 2.5 < report["flops_per_step"] / forward <= 3
+    # All gradients are reduced once; beside them only BatchNorm's sums and the metrics.
+    (reduced,) = report["collectives"]
+    assert reduced["kind"] == "all-reduce"
+    assert params * FLOAT <= reduced["bytes"] <= params * FLOAT + 4_000
+    assert "estimate" not in report
+    printed = capsys.readouterr().out
+    assert "of a memory whose size is unknown" in printed
+    assert "Whether it fits is unknown" in printed
+
+
+def test_the_command_plans_and_writes_json(tmp_path):
+    done = run_python(
+        *("-m", "sret_jax.tools.plan", "--topology=local", "--batch=32"),
+        *("--config=configs/quickstart.py", "--config.data.synthetic=True"),
+        *("--config.model.num_classes=10", f"--json={tmp_path}/plan.json", *TINY_FLAGS),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Compiling the train step of 32 images for local (1 devices)" in done.stderr
+    report = json.loads((tmp_path / "plan.json").read_text())
+    assert report["batch_size"] == 32
+    assert report["collectives"] == []
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_devices_of_the_topology(config):
+    config.batch_size = 100
+    with pytest.raises(UserError, match="batch_size=100 is not divisible by the 8 devices"):
+        Planner(config, open_topology("local"))
+
+
+def test_the_largest_batch_needs_to_know_the_memory(config):
+    with pytest.raises(UserError, match="--find-batch needs the memory of a device"):
+        plan(config, "local", find_batch=True, json_file=None)
+
+
+def test_without_libtpu_a_slice_is_refused_with_the_mend(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install -r requirements-tpu.txt"):
+        open_topology("v5e:2x2")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "chips", "devices", "hosts"),
+    [
+        ("v2:2x2", 4, 8, 1),
+        ("v3-32", 16, 32, 4),
+        ("v4-32", 16, 16, 4),
+        ("v5e:1x1", 1, 1, 1),
+        ("v5e-256", 256, 256, 64),
+        ("v5p-64", 32, 32, 8),
+        ("v6e-256", 256, 256, 64),
+        ("tpu7x:2x2x1", 4, 8, 1),
+    ],
+)
+def test_a_slice_has_its_chips_devices_and_hosts(name, chips, devices, hosts):
+    found = open_topology(name)
+    assert (found.chips, len(found.devices), found.hosts) == (chips, devices, hosts)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", ["v2:2x2", "v3:2x2", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1"])
+def test_a_device_can_use_almost_all_of_its_share_of_the_published_memory(name):
+    found = open_topology(name)
+    share = found.chip.hbm_bytes / found.chip.devices
+    assert 0.9 * share < available_memory(found.devices[0]) <= share
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_plan_of_sret_t_on_a_tpu_slice_that_is_not_there(tmp_path):
+    config = common.get_variant("sret_t", "")
+    config.batch_size = 512
+    report = plan(config, "v5e:2x2", find_batch=False, json_file=epath.Path(tmp_path / "a.json"))
+    assert json.loads((tmp_path / "a.json").read_text()) == report
+    assert report["fits"]
+    assert (report["chips"], report["hosts"], report["images_per_device"]) == (4, 1, 128)
+    assert report["parameters"] == 4_755_979
+    assert report["gmacs_per_image"] == pytest.approx(1.112, abs=1e-3)
+    assert report["steps"] == round(300 * 1_281_167 / 512)
+
+    memory = report["memory"]
+    state = 4 * report["parameters"] * FLOAT  # weights, their average, and AdamW's two moments
+    images = 128 * 224 * 224 * 3
+    assert state + images < memory["arguments"] < 1.3 * (state + images)
+    assert memory["arguments"] < memory["total"] < 16 * GIB
+
+    # One reduction of the gradients, some of them in bfloat16, and nothing of the images' size.
+    kinds = {c["kind"]: c for c in report["collectives"]}
+    assert set(kinds) == {"all-reduce"}
+    gradients = report["parameters"] * FLOAT
+    assert 0.4 * gradients < kinds["all-reduce"]["bytes"] < 1.1 * gradients
+
+    estimate, peaks = report["estimate"], report["peaks"]
+    assert estimate["compute"] == pytest.approx(report["flops_per_step"] / (4 * peaks["flops"]))
+    assert estimate["step_seconds"] == pytest.approx(
+        max(estimate["compute"], estimate["memory"]) + estimate["communication"]
+    )
+    assert 0 < report["hbm_bytes_per_image"] <= report["bytes_accessed_per_image"] < 2e9
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_names_the_nearest_that_does(config, capsys):
+    config.batch_size = 2**20
+    config.model.dtype = "bfloat16"
+    report = plan(config, "v2:2x2", find_batch=False, json_file=None)
+    assert not report["fits"]
+    assert 0 < report["largest_batch"] < 2**20
+    assert report["largest_batch"] % 16 == 0
+    assert f"a batch of {report['largest_batch']:,} fits" in capsys.readouterr().out
+
+
+def test_the_roofline_is_that_of_its_formula(config, tmp_path):
+    found = compile_step(open_experiment(config, epath.Path(tmp_path)))
+    chip = CHIPS["v3"]  # two devices a chip
+    line = roofline(found, chip)
+    assert line.compute == pytest.approx(2 * found.macs / (4 * 123e12))
+    assert line.memory == pytest.approx(2 * found.hbm_bytes / 900e9)
+    (reduced,) = found.collectives
+    assert line.communication == pytest.approx(2 * (2 * 7 / 8 * reduced.bytes) / 328e9)
+    assert line.step == max(line.compute, line.memory) + line.communication
