@@ -5,11 +5,13 @@ python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
 python -m sret_jax.tools.benchmark checkpoint                   (the quickstart's state)
 python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 """
 
 import argparse
+import os
 import pathlib
 
 from absl import flags
@@ -59,6 +61,10 @@ def main(argv: list[str] | None = None) -> None:
         step.add_argument("--steps", type=int, default=3, help="of a round, at least")
         step.add_argument("--json", type=epath.Path, help="also write the figures here")
         step.set_defaults(run=run_step)
+        if name == "train":
+            step.add_argument(
+                "--topology", help="compile for v5e:1x1, say, and count bytes; measures nothing"
+            )
     slicing = what.add_parser(
         "slicing",
         help="what slicing saves: multiply-accumulates and time",
@@ -109,8 +115,14 @@ def run_checkpoint(
 
 
 def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
-    """Measures the train step or inference; `rest` names the config."""
+    """Measures the train step or inference, or compiles for a TPU; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
+    if args.what == "train" and args.topology:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of this machine's devices none is needed
+        from sret_jax.tools.compiled_bytes import benchmark_bytes
+
+        benchmark_bytes(flags.FLAGS.config, args.topology, json_file=args.json)
+        return
     from sret_jax.tools.speed_benchmark import benchmark_step
 
     benchmark_step(

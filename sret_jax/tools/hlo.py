@@ -259,9 +259,7 @@ class Program:
             for size, _ in self._accesses(instruction, where)
         )
 
-    def _accesses(
-        self, instruction: Instruction, where: Computation
-    ) -> Iterator[tuple[int, int]]:
+    def _accesses(self, instruction: Instruction, where: Computation) -> Iterator[tuple[int, int]]:
         """(bytes, memory space) of what one instruction reads and writes, as XLA counts.
 
         Padding counts; of an array that is only sliced or updated in place, the slice counts.

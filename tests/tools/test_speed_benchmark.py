@@ -56,6 +56,7 @@ def test_slicing_is_compared_with_the_unsliced_twin(config, capsys):
     [
         (["train", "--rounds=0"], "--rounds=0 must be at least 1"),
         (["infer", "--config.batch_size=7"], "config.batch_size=7 is not divisible by the 8"),
+        (["train", "--topology=v9"], "v9"),
         (["slicing", "--models=sret_x"], "unknown --models 'sret_x'; did you mean 'sret_"),
     ],
 )
