@@ -81,17 +81,28 @@ class SlicedAttention(nn.Module):
 
 
 def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
-    """Attention inside each of `groups` slices as plain matrix products.
+    """As plain matrix products: softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
 
-    Shapes: (B, N, 3 * heads * d) -> (B, N, heads * d).
+    The softmax's division comes last, on (N/G, d) sums in place of (N/G, N/G) weights, which
+    every pass over memory makes dear. Exponentials and their sums are float32 for every dtype.
+
+    Shapes: (B, N, 3C), along which Q, K and V follow each other, heads inside -> (B, N, C).
     """
-    batch, tokens, channels = qkv.shape
-    head_dim = channels // (3 * heads)
+    batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    head_dim = channels // heads
     qkv = qkv.reshape(batch, groups, tokens // groups, 3, heads, head_dim)
-    q, k, v = (qkv[:, :, :, i] for i in range(3))  # (B, G, N/G, heads, d)
-    scores = jnp.einsum("bgnhd,bgmhd->bghnm", q, k, preferred_element_type=jnp.float32)
-    weights = nn.softmax(scores * head_dim**-0.5).astype(qkv.dtype)  # (B, G, heads, N/G, N/G)
-    return jnp.einsum("bghnm,bgmhd->bgnhd", weights, v).reshape(batch, tokens, channels // 3)
+    q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # (B, G, heads, N/G, d): contiguous matrices
+
+    scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=jnp.float32)
+    scores *= head_dim**-0.5
+    largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - largest)  # (B, G, heads, N/G, N/G), in (0, 1]
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum(
+        "bghnm,bghmd->bghnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    out = (out / total).astype(qkv.dtype)
+    return out.swapaxes(2, 3).reshape(batch, tokens, channels)
 
 
 def _take_tokens(x: jax.Array, order: jax.Array) -> jax.Array:

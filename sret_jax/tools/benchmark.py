@@ -4,15 +4,22 @@ python -m sret_jax.tools.benchmark input                        (photographs mad
 python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
 python -m sret_jax.tools.benchmark checkpoint                   (the quickstart's state)
 python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
+python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
+python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 """
 
 import argparse
+import os
 import pathlib
 
 from absl import flags
 from etils import epath
 
 from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
+
+CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     saving = what.add_parser(
         "checkpoint",
         help="what saving costs of training, and on disk",
-        epilog="--config=FILE and --config.NAME=VALUE are those of main.py",
+        epilog=CONFIG_FLAGS,
         allow_abbrev=False,
     )
     saving.add_argument(
@@ -43,6 +50,32 @@ def main(argv: list[str] | None = None) -> None:
     saving.add_argument("--rounds", type=int, default=7, help="of which the median counts")
     saving.add_argument("--json", type=epath.Path, help="also write the figures here")
     saving.set_defaults(run=run_checkpoint)
+    for name, title in (("train", "the train step"), ("infer", "inference")):
+        step = what.add_parser(
+            name,
+            help=f"{title}, as a share of the rate of one large matrix product",
+            epilog=CONFIG_FLAGS,
+            allow_abbrev=False,
+        )
+        step.add_argument("--rounds", type=int, default=9, help="of which the median counts")
+        step.add_argument("--steps", type=int, default=3, help="of a round, at least")
+        step.add_argument("--json", type=epath.Path, help="also write the figures here")
+        step.set_defaults(run=run_step)
+        if name == "train":
+            step.add_argument(
+                "--topology", help="compile for v5e:1x1, say, and count bytes; measures nothing"
+            )
+    slicing = what.add_parser(
+        "slicing",
+        help="what slicing saves: multiply-accumulates and time",
+        epilog=CONFIG_FLAGS,
+        allow_abbrev=False,
+    )
+    slicing.add_argument("--models", default="sret_t,sret_lt,sret_s", help="separated by commas")
+    slicing.add_argument("--rounds", type=int, default=9, help="of which the median counts")
+    slicing.add_argument("--steps", type=int, default=2, help="of a round, at least")
+    slicing.add_argument("--json", type=epath.Path, help="also write the figures here")
+    slicing.set_defaults(run=run_slicing)
     args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -77,6 +110,40 @@ def run_checkpoint(
         absolute(args.folder),
         steps=args.steps,
         rounds=args.rounds,
+        json_file=args.json,
+    )
+
+
+def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Measures the train step or inference, or compiles for a TPU; `rest` names the config."""
+    parse_flags(define_config, [parser.prog, *rest])
+    if args.what == "train" and args.topology:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of this machine's devices none is needed
+        from sret_jax.tools.compiled_bytes import benchmark_bytes
+
+        benchmark_bytes(flags.FLAGS.config, args.topology, json_file=args.json)
+        return
+    from sret_jax.tools.speed_benchmark import benchmark_step
+
+    benchmark_step(
+        flags.FLAGS.config,
+        train=args.what == "train",
+        rounds=args.rounds,
+        steps=args.steps,
+        json_file=args.json,
+    )
+
+
+def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Compares models with their unsliced twins; `rest` names the config of the rest."""
+    parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.tools.slicing_benchmark import benchmark_slicing
+
+    benchmark_slicing(
+        flags.FLAGS.config,
+        models=args.models.split(","),
+        rounds=args.rounds,
+        steps=args.steps,
         json_file=args.json,
     )
 

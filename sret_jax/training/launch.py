@@ -19,6 +19,7 @@ from sret_jax.parallel import distributed
 from sret_jax.parallel.distributed import AgreedError
 from sret_jax.parallel.preemption import Preempted
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.training.compilation_cache import keep_compiled
 from sret_jax.training.experiment import load_config
 from sret_jax.training.loop import train
 
@@ -54,6 +55,7 @@ def _run(values: flags.FlagValues) -> None:
     config_flag: Any = values["config"]
     workdir = absolute(values.workdir or default_workdir(config_flag.config_filename))
     config = values.config
+    keep_compiled(workdir)
     if values.mode == "train":
         report = train(config, workdir)
     else:

@@ -1,0 +1,60 @@
+"""Bytes that a train step moves for each image, compiled for TPUs that need not be there."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+from sret_jax.parallel.mesh import make_mesh
+from sret_jax.tools.compilation import DoesNotFit, compile_step
+from sret_jax.tools.planning import data_sizes
+from sret_jax.tools.topology import open_topology
+from sret_jax.training.experiment import build_computation, check_numbers, check_settings
+
+# GB an image: less than plain ViTs of the same FLOPs move (v5e, bfloat16, 128 images a chip).
+GOALS = {"sret_s": 0.50, "sret_t": 0.28}
+
+
+def benchmark_bytes(
+    config: ConfigDict, topology: str, *, json_file: epath.Path | None
+) -> dict[str, Any]:
+    """Compiles a config's train step and prints the bytes it accesses per image, beside the goal.
+
+    Args:
+      config: as configs/common.py makes it; no data set is read.
+      topology: as `open_topology` takes it.
+      json_file: where to write the figures too.
+
+    Raises:
+      UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
+    """
+    config.data.synthetic = True
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp, open_topology(topology).devices)
+    check_settings(config, mesh)
+    try:
+        found = compile_step(build_computation(config, mesh, **data_sizes(config)))
+    except DoesNotFit as error:
+        raise UserError(f"{error}; give a smaller --config.batch_size") from error
+    name = config.model.name
+    report = {
+        "model": name,
+        "topology": topology,
+        "dtype": config.model.dtype,
+        "batch_size": config.batch_size,
+        "compile_seconds": found.seconds,
+        "gigabytes_per_image": found.bytes_per_image / 1e9,
+        "flops_per_image": 2 * found.macs / config.batch_size,
+        "goal_gigabytes_per_image": GOALS.get(name),
+    }
+    goal = f"; the goal is at most {GOALS[name]:.2f}" if name in GOALS else ""
+    print(
+        f"{name}, {config.model.dtype}, {found.images_per_device:g} images a device, compiled for "
+        f"{topology} in {found.seconds:.0f} s: the train step accesses "
+        f"{report['gigabytes_per_image']:.3f} GB per image{goal}."
+    )
+    if json_file:
+        write_json(json_file, report)
+    return report
