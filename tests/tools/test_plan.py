@@ -64,9 +64,10 @@ def test_the_plan_of_this_machine_counts_what_is_known_by_hand(planned, capsys):
     assert (report["chips"], report["hosts"], report["mesh"]) == (8, 1, {"data": 8, "fsdp": 1})
     forward = report["gmacs_per_image"] * 2e9 * 64
     assert 2.5 < report["flops_per_step"] / forward <= 3
-    # All gradients are reduced once; beside them only BatchNorm's sums and the metrics.
+    # All gradients are reduced, on CPU those of a block at each of its two loops; beside them only
+    # BatchNorm's sums and the metrics.
     reduced = {c["kind"]: c["bytes"] for c in report["collectives"]}
-    assert size * FLOAT <= reduced["all-reduce"] <= size * FLOAT + 4_000
+    assert size * FLOAT <= reduced["all-reduce"] <= 2 * size * FLOAT + 4_000
     assert sum(reduced.values()) - reduced["all-reduce"] < 4_000
     assert "estimate" not in report
     json.dumps(report)
