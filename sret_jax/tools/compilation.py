@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from typing import Any
 
 import jax
 
@@ -119,7 +120,7 @@ def compile_step(computation: Computation) -> Compilation:
 
 def bytes_accessed(compiled: jax.stages.Compiled, program: Program) -> int:
     """XLA's own figure for one device, and what it leaves out: the loops' other trips."""
-    costs = compiled.cost_analysis()
+    costs: Any = compiled.cost_analysis()
     return int(costs["bytes accessed"]) + program.repeated_bytes()
 
 
@@ -153,7 +154,7 @@ def state_bytes(computation: Computation) -> int:
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
-    found = compiled.memory_analysis()
+    found: Any = compiled.memory_analysis()
     return Memory(
         arguments=found.argument_size_in_bytes,
         results=found.output_size_in_bytes - found.alias_size_in_bytes,

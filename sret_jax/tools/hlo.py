@@ -228,11 +228,8 @@ class Program:
             constant = _constant(computation.instructions[operand], computation)
             if constant is not None:
                 return constant
-        for operand in direction.operands:
-            fused = self.computations[compare.called("calls")] if compare is not direction else None
-            constant = fused and _constant(fused.instructions[operand], fused)
-            if constant is not None:
-                return constant
+        if compare is not direction:
+            return self._compared_constant(direction, self.computations[compare.called("calls")])
         return None
 
     def _runs(
