@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+from typing import Any
 
 import jax
 
@@ -49,6 +50,7 @@ class Compilation:
         multiplied in; those that lie in on-chip memory count too.
       hbm_bytes: those of them that lie in the device's main memory.
       collectives: by kind.
+      loops_counted_once: loops of unknown length; mixup's draw from the Beta distribution is one.
     """
 
     devices: int
@@ -59,6 +61,7 @@ class Compilation:
     bytes_accessed: int
     hbm_bytes: int
     collectives: list[Collective]
+    loops_counted_once: int
 
     @property
     def images_per_device(self) -> float:
@@ -111,12 +114,13 @@ def compile_step(computation: Computation) -> Compilation:
         bytes_accessed=bytes_accessed(compiled, program),
         hbm_bytes=program.main_memory_bytes(),
         collectives=program.collectives(),
+        loops_counted_once=program.loops_counted_once(),
     )
 
 
 def bytes_accessed(compiled: jax.stages.Compiled, program: Program) -> int:
     """XLA's own figure for one device, and what it leaves out: the loops' other trips."""
-    costs = compiled.cost_analysis()
+    costs: Any = compiled.cost_analysis()
     return int(costs["bytes accessed"]) + program.repeated_bytes()
 
 
@@ -150,7 +154,7 @@ def state_bytes(computation: Computation) -> int:
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
-    found = compiled.memory_analysis()
+    found: Any = compiled.memory_analysis()
     return Memory(
         arguments=found.argument_size_in_bytes,
         results=found.output_size_in_bytes - found.alias_size_in_bytes,

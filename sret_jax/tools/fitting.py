@@ -26,18 +26,20 @@ def largest_batch(
       The batch, 0 where none fits, and the number of compilations.
     """
     known = {0: fixed}
-    fits, too_large = 0, math.inf
+    fits, too_large = 0, None
     batch = first
     while len(known) <= MOST_COMPILATIONS:
         known[batch] = needed(batch)
         if known[batch] <= available:
             fits = max(fits, batch)
         else:
-            too_large = min(too_large, batch)
+            too_large = min(too_large or batch, batch)
         predicted = _predict(known, available) // unit * unit
         if fits and predicted <= fits:
             break
-        batch = min(max(predicted, fits + unit), too_large - unit)
+        batch = max(predicted, fits + unit)
+        if too_large is not None and batch >= too_large:
+            batch = too_large - unit
         if batch <= fits:
             break
     return fits, len(known) - 1

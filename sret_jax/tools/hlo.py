@@ -198,24 +198,24 @@ class Program:
                 )
         return [Collective(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items())]
 
-    def trips(self, loop: Instruction, computation: Computation) -> int:
-        """How often the body of a while loop runs.
+    def trips(self, loop: Instruction) -> int | None:
+        """How often the body of a while loop runs; None where the program does not tell.
 
-        XLA notes it for some backends; else the loop must be a scan's: a counter compared with a
+        XLA notes it for some backends; else it is told of a scan, which compares a counter with a
         constant.
-
-        Raises:
-          ValueError: it is none.
         """
         noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if noted:
             return int(noted[1])
         condition = self.computations[loop.called("condition")]
-        compare, read = condition.root, condition
-        limit = self._compared_constant(compare, read)
-        if limit is None:
-            raise ValueError(f"the trip count of the loop {loop.name} is unknown")
-        return limit
+        return self._compared_constant(condition.root, condition)
+
+    def loops_counted_once(self) -> int:
+        """Loops whose trips depend on data, such as rejection sampling; they count as one trip."""
+        return sum(
+            instruction.opcode == "while" and self.trips(instruction) is None
+            for instruction, _, _ in self._runs(self.entry, 1)
+        )
 
     def _compared_constant(self, compare: Instruction, computation: Computation) -> int | None:
         """N of `counter < N`, which may be inside a fusion."""
@@ -228,11 +228,8 @@ class Program:
             constant = _constant(computation.instructions[operand], computation)
             if constant is not None:
                 return constant
-        for operand in direction.operands:
-            fused = self.computations[compare.called("calls")] if compare is not direction else None
-            constant = fused and _constant(fused.instructions[operand], fused)
-            if constant is not None:
-                return constant
+        if compare is not direction:
+            return self._compared_constant(direction, self.computations[compare.called("calls")])
         return None
 
     def _runs(
@@ -242,9 +239,8 @@ class Program:
         for instruction in computation.instructions.values():
             yield instruction, computation, times
             if instruction.opcode == "while":
-                trips = self.trips(instruction, computation)
                 body = self.computations[instruction.called("body")]
-                yield from self._runs(body, times * trips)
+                yield from self._runs(body, times * (self.trips(instruction) or 1))
             elif instruction.opcode in ("call", "async-start"):
                 attribute = "to_apply" if instruction.opcode == "call" else "calls"
                 yield from self._runs(self.computations[instruction.called(attribute)], times)

@@ -201,6 +201,7 @@ def counted(found: Compilation) -> dict[str, Any]:
         "bytes_accessed_per_image": found.bytes_per_image,
         "hbm_bytes_per_image": found.hbm_bytes / found.images_per_device,
         "collectives": [dataclasses.asdict(c) for c in found.collectives],
+        "loops_counted_once": found.loops_counted_once,
         "compile_seconds": found.seconds,
     }
 

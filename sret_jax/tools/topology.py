@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -66,7 +67,7 @@ def open_topology(name: str) -> Topology:
         )
     for variable, value in NO_TPU_HERE.items():
         os.environ.setdefault(variable, value)
-    settings = {}
+    settings: dict[str, Any] = {}
     if wanted.chip.config:
         settings["chip_config_name"] = wanted.chip.config
     if wanted.chips == 1:

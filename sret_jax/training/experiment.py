@@ -162,7 +162,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
 
 
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for what is wrong whatever the data are: batch sizes, model, augmentation."""
+    """Raises UserError for what is wrong whatever the data: batches, model, augmentation."""
     mixing, hosts = make_mixing(config), host_count(mesh)
     check_batch_size(
         "batch_size",

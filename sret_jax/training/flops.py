@@ -49,7 +49,9 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     if name == "conv_general_dilated":
         kernel = _shape(equation.invars[1])
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
-        return math.prod(_shape(equation.outvars[0])) * per_output
+        # The gradient of a stride spreads the input apart; the zeros in between cost nothing.
+        spread = math.prod(params["lhs_dilation"])
+        return math.prod(_shape(equation.outvars[0])) * per_output // spread
     inner = [jaxpr_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if name == "while" and any(inner):
         raise ValueError("a while loop's trip count is unknown; use scan to count its MACs")

@@ -59,3 +59,21 @@ def test_a_while_loop_may_hold_no_matrix_products():
     assert count_macs(loop(jnp.tanh), SQUARE) == 0
     with pytest.raises(ValueError, match="trip count is unknown"):
         count_macs(loop(multiply), SQUARE)
+
+
+def test_the_gradient_of_a_strided_convolution_costs_what_the_convolution_does():
+    images = jax.ShapeDtypeStruct((2, 16, 16, 8), "float32")
+    kernel = jax.ShapeDtypeStruct((3, 3, 8, 4), "float32")
+
+    def convolve(images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=numbers
+        )
+
+    def gradient(images, kernel):
+        return jax.grad(lambda i, k: convolve(i, k).sum(), argnums=(0, 1))(images, kernel)
+
+    forward = 2 * 8 * 8 * 4 * 9 * 8
+    assert count_macs(convolve, images, kernel) == forward
+    assert count_macs(gradient, images, kernel) == 3 * forward
