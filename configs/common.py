@@ -5,6 +5,7 @@ Numbers are from SReT section 4.1, which follows DeiT.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
@@ -47,6 +48,18 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.FrozenConfigDict:
         except ValueError as e:
             raise ValueError(f"config argument {part!r}: {name} takes {kind.__name__}") from e
     return ml_collections.FrozenConfigDict(settings)
+
+
+def parse_depth(arg: str, depths: Iterable[str]) -> tuple[str, str]:
+    """Splits "1000,res=384" into one of the depths and the other arguments.
+
+    Raises:
+      ValueError: another depth, or none.
+    """
+    depth, _, rest = arg.partition(",")
+    if depth not in depths:
+        raise ValueError(f"the first config argument {depth!r} must be {' or '.join(depths)}")
+    return depth, rest
 
 
 def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:

@@ -4,7 +4,8 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from sret_jax.checkpoints.torch_names import from_torch, to_torch
+    from sret_jax.models.loops import with_loops
     from sret_jax.models.sret import create_model
     from sret_jax.models.variants import list_models
 
-__all__ = ["create_model", "from_torch", "list_models", "to_torch"]
+__all__ = ["create_model", "from_torch", "list_models", "to_torch", "with_loops"]

@@ -95,7 +95,16 @@ def _batch_norm(torch: str, layer: str) -> Iterator[Entry]:
 
 
 def entries(model: SReT) -> Iterator[Entry]:
-    """Every array of the published state dict of `model`, shared ones as often as they appear."""
+    """Every array of the published state dict of `model`, shared ones as often as they appear.
+
+    Raises:
+      ValueError: applications without an NLL, which the published names do not know.
+    """
+    if model.nll_every > 1:
+        raise ValueError(
+            f"nll_every={model.nll_every} has no published names, in which an NLL follows every "
+            "application; convert models with nll_every=1"
+        )
     yield Entry("pos_embed", ("params", "pos_embed"), POSITION)
     for i in (1, 2, 3):
         yield from _affine(f"patch_embed.conv{i}", ("params", "stem", f"conv{i}"), CONV, "kernel")
@@ -138,6 +147,7 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
       {"params": ..., "batch_stats": ...}, float32 NumPy arrays.
 
     Raises:
+      ValueError: a model with nll_every above 1.
       StateDictError: lists every missing or surplus name, every value that is no array or has
         another shape, or else every shared array whose copies differ.
     """
@@ -179,6 +189,9 @@ def to_torch(variables: Mapping[str, Any], model: SReT) -> dict[str, np.ndarray]
 
     Returns:
       NumPy arrays under the published names, the copies of shared blocks included.
+
+    Raises:
+      ValueError: a model with nll_every above 1.
     """
     state_dict = {}
     for entry in entries(model):

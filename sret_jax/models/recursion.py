@@ -93,6 +93,9 @@ class RecursiveBlock(nn.Module):
     `permutation` None means the default: random in training, fixed in evaluation. Random ones
     come from the rng stream "permutation", drop path from "drop_path": one key per application.
 
+    A variable "gradient_norm" (loops,) in the collection "probes" gets, as its gradient, the norm
+    of the loss's gradient with respect to what each application puts out, its NLL included.
+
     Shapes: (B, N, C) -> (B, N, C).
     """
 
@@ -128,9 +131,10 @@ class RecursiveBlock(nn.Module):
 
         choice = self.permutation or ("random" if train else "fixed")
         draw = PERMUTATIONS[choice] if isinstance(choice, str) else choice
+        permutes = any(g > 1 for g in self.groups[1 : self.loops])
         drops = train and self.drop_path_rate > 0
         keys = {
-            "permutation": self._keys("permutation", needed=choice == "random"),
+            "permutation": self._keys("permutation", needed=permutes and choice == "random"),
             "drop_path": self._keys("drop_path", needed=True) if drops else None,
         }
 
@@ -151,14 +155,18 @@ class RecursiveBlock(nn.Module):
             return nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
 
         def apply(block, x, inputs, *, applications=period):
-            keys, nll_params = inputs
+            each, nll_params = inputs
             for i in range(applications):
-                x = remat_part(functools.partial(apply_block, i=i))(block, x, _at(keys, i))
+                own = _at(each, i)
+                x = remat_part(functools.partial(apply_block, i=i))(block, x, own)
                 if (i + 1) % self.nll_every == 0:
                     x = remat_part(apply_nll)(block, x, _at(nll_params, i // self.nll_every))
+                if own["probe"] is not None:
+                    x = probe_gradient(x, own["probe"])
             return x, None
 
-        inputs = (keys, nll_params)
+        each = {**keys, "probe": self.get_variable("probes", "gradient_norm")}
+        inputs = (each, nll_params)
         counts = (period, period // self.nll_every)  # of one cycle
         if cycles:
             whole = tuple(_cycles(tree, cycles, n) for tree, n in zip(inputs, counts, strict=True))
@@ -175,6 +183,25 @@ class RecursiveBlock(nn.Module):
         # Where none is needed, none need be passed.
         key = self.make_rng(stream) if needed or self.has_rng(stream) else jax.random.key(0)
         return jax.random.split(key, self.loops)
+
+
+@jax.custom_vjp
+def probe_gradient(x: jax.Array, probe: jax.Array) -> jax.Array:
+    """Hands x on; the scalar `probe` gets the norm of x's gradient as its own."""
+    del probe
+    return x
+
+
+def _probe_forward(x: jax.Array, probe: jax.Array) -> tuple[jax.Array, None]:
+    del probe
+    return x, None
+
+
+def _probe_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gradient, jnp.linalg.norm(gradient.astype(jnp.float32).ravel())
+
+
+probe_gradient.defvjp(_probe_forward, _probe_backward)
 
 
 def _as_is(part: Callable) -> Callable:

@@ -55,8 +55,10 @@ def scan_cycles(
 
     run_segment = remat(scan(body, unroll=min(unroll, segment)))
     segments, rest = divmod(cycles, segment)
-    split = lambda leaf: leaf[: cycles - rest].reshape(segments, segment, *leaf.shape[1:])
-    x, _ = scan(run_segment)(module, x, jax.tree.map(split, inputs))
+    whole = jax.tree.map(
+        lambda leaf: leaf[: cycles - rest].reshape(segments, segment, *leaf.shape[1:]), inputs
+    )
+    x, _ = scan(run_segment)(module, x, whole)
     if rest:
         x, _ = run_segment(module, x, jax.tree.map(lambda leaf: leaf[cycles - rest :], inputs))
     return x

@@ -151,10 +151,15 @@ def create_model(
     settings["heads"] = tuple(settings["heads"])
     settings["groups"] = _group_cycles(settings["groups"], len(settings["blocks"]))
     model = SReT(num_classes=num_classes, image_size=image_size, dtype=dtype, **settings)
+    check_model(model)
+    return model
+
+
+def check_model(model: SReT) -> None:
+    """Raises ValueError, in one sentence, for sizes that do not fit each other."""
     _check_sizes(model)
     _check_choices(model)
     _check_groups(model)
-    return model
 
 
 def _unknown(what: str, value: str, known: Sequence[str]) -> str:
@@ -198,7 +203,7 @@ def _check_sizes(model: SReT) -> None:
             raise ValueError(f"{field}={value} must be a whole number of at least 1")
     if model.nll_every > model.loops:
         raise ValueError(
-            f"nll_every={model.nll_every} is more than loops={model.loops}, which leaves the blocks "
+            f"nll_every={model.nll_every} is more than loops={model.loops}, which leaves blocks "
             f"without an NLL; use at most {model.loops}"
         )
     last_stride = STEM_STRIDE * 2 ** (stages - 1)
@@ -225,6 +230,8 @@ def _check_sizes(model: SReT) -> None:
 def _check_choices(model: SReT) -> None:
     if isinstance(model.permutation, str) and model.permutation not in PERMUTATIONS:
         raise ValueError(_unknown("permutation", model.permutation, list(PERMUTATIONS)))
+    if not isinstance(model.branch_init, int | float) or not 0 <= model.branch_init <= 1:
+        raise ValueError(f"branch_init={model.branch_init} must be in [0, 1]")
     if model.remat not in REMAT:
         raise ValueError(_unknown("remat", model.remat, REMAT))
     for field in ("attention", "mlp"):

@@ -88,8 +88,8 @@ def folder_to_file(
     """Writes a weight file under the published names from a run or converted checkpoint.
 
     Raises:
-      UserError: no --model where there is no config, no readable checkpoint, or one that is not
-        that model's.
+      UserError: no --model where there is no config, no readable checkpoint, one that is not that
+        model's, or a model without published names.
     """
     model, name = _model_of_folder(source, model_name), "eval_ema" if ema else "eval"
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -99,7 +99,10 @@ def folder_to_file(
     if name not in weights:
         raise UserError(f"{source} holds no averaged weights; leave out --ema")
     print(f"Read step {step} of {source}")
-    state_dict = to_torch(jax.device_get(weights[name]), model)
+    try:
+        state_dict = to_torch(jax.device_get(weights[name]), model)
+    except ValueError as e:
+        raise UserError(f"{source}: {e}") from e
     if target.suffix in TORCH_SUFFIXES:
         torch = _import_torch()
         tensors = {key: torch.from_numpy(array.copy()) for key, array in state_dict.items()}

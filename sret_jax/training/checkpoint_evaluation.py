@@ -3,15 +3,17 @@
 import contextlib
 from typing import Any
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import open_existing, read_weights
+from sret_jax.checkpoints.manager import open_existing, read_weights, saved_shapes
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size
 from sret_jax.data.sources import Source
 from sret_jax.files import write_json
+from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
@@ -32,6 +34,8 @@ EVAL_FILE = "eval.json"
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
 
+    Weights that were trained with other loops are fitted to the config's by `with_loops`.
+
     Args:
       config: of the model and the data.
       workdir: holds checkpoints/; eval.json is written there.
@@ -45,9 +49,22 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     """
     with agreed():
         model, source, mesh = _open(config, workdir)
-    abstract = abstract_variables(model)
+        trained = _as_trained(model, workdir)
+    abstract = abstract_variables(trained)
     shardings = state_shardings(abstract, mesh)
     step, weights = read_weights(workdir, with_shardings(abstract, shardings))
+    if trained != model:
+        _say(
+            f"Evaluating with {model.loops} loops, trained with {trained.loops}: "
+            + (
+                "later loops repeat the last NLL."
+                if model.loops > trained.loops
+                else "the first NLLs stay."
+            )
+        )
+        shardings = state_shardings(abstract_variables(model), mesh)
+        fit = jax.jit(lambda v: with_loops(trained, v, model.loops)[1], out_shardings=shardings)
+        weights = {name: fit(variables) for name, variables in weights.items()}
     evaluator = Evaluator(model, config, source, mesh, shardings)
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
         results = evaluator.evaluate(weights, preemption.check)
@@ -59,6 +76,14 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
         write_json(workdir / EVAL_FILE, report)
         print(f"Written: {workdir / EVAL_FILE}")
     return report
+
+
+def _as_trained(model: SReT, workdir: epath.Path) -> SReT:
+    """The model with as many loops as the weights on disk have NLLs for."""
+    nlls = saved_shapes(workdir).get("params/stage0_block0/nll/residual/skip", ())
+    if len(nlls) != 1 or nlls[0] == model.loops // model.nll_every:
+        return model
+    return model.clone(loops=nlls[0] * model.nll_every)
 
 
 def _say(message: str) -> None:
