@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         name="sret_lt",
         image_size=args.res,
         remat="block",
+        unroll=1,
         **MODELS[depth],
     )
     config.model.branch_init = (sum(config.model.blocks) * config.model.loops) ** -0.5

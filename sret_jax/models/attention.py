@@ -81,7 +81,7 @@ class SlicedAttention(nn.Module):
 
 
 def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
-    """As plain matrix products: softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
+    """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
 
     The softmax's division comes last, on (N/G, d) sums in place of (N/G, N/G) weights, which
     every pass over memory makes dear. Exponentials and their sums are float32 for every dtype.

@@ -48,7 +48,7 @@ class SReT(nn.Module):
     branch_init: float = 1.0
     drop_path_rate: float = 0.0
     permutation: str | PermutationFn | None = None
-    unroll: int = 1
+    unroll: int = 2  # on TPUs a loop moves more bytes than its unrolled body
     remat: str = "none"
     attention: str = "auto"
     mlp: str = "auto"
