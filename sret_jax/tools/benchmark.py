@@ -8,6 +8,8 @@ python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.bat
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --topology=v5e:1x1
+python -m sret_jax.tools.benchmark remat --config=configs/sret_t.py --plot=FILE.png
 """
 
 import argparse
@@ -74,8 +76,19 @@ def main(argv: list[str] | None = None) -> None:
     slicing.add_argument("--models", default="sret_t,sret_lt,sret_s", help="separated by commas")
     slicing.add_argument("--rounds", type=int, default=9, help="of which the median counts")
     slicing.add_argument("--steps", type=int, default=2, help="of a round, at least")
+    slicing.add_argument("--topology", help="compile for v5e:1x1, say, and compare bytes instead")
     slicing.add_argument("--json", type=epath.Path, help="also write the figures here")
     slicing.set_defaults(run=run_slicing)
+    remat = what.add_parser(
+        "remat",
+        help="temporaries against FLOPs of each model.remat",
+        epilog=CONFIG_FLAGS,
+        allow_abbrev=False,
+    )
+    remat.add_argument("--topology", default="local", help="v5e:1x1, say; default: this machine")
+    remat.add_argument("--json", type=epath.Path, help="also write the figures here")
+    remat.add_argument("--plot", type=epath.Path, help="also draw them in this PNG")
+    remat.set_defaults(run=run_remat)
     args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -118,7 +131,7 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
     """Measures the train step or inference, or compiles for a TPU; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
     if args.what == "train" and args.topology:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # of this machine's devices none is needed
+        _need_no_devices(args.topology)
         from sret_jax.tools.compiled_bytes import benchmark_bytes
 
         benchmark_bytes(flags.FLAGS.config, args.topology, json_file=args.json)
@@ -137,6 +150,7 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
 def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Compares models with their unsliced twins; `rest` names the config of the rest."""
     parse_flags(define_config, [parser.prog, *rest])
+    _need_no_devices(args.topology)
     from sret_jax.tools.slicing_benchmark import benchmark_slicing
 
     benchmark_slicing(
@@ -144,8 +158,24 @@ def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest:
         models=args.models.split(","),
         rounds=args.rounds,
         steps=args.steps,
+        topology=args.topology,
         json_file=args.json,
     )
+
+
+def run_remat(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Compiles with every remat choice; `rest` names the config."""
+    parse_flags(define_config, [parser.prog, *rest])
+    _need_no_devices(args.topology)
+    from sret_jax.tools.remat_benchmark import benchmark_remat
+
+    benchmark_remat(flags.FLAGS.config, args.topology, json_file=args.json, plot=args.plot)
+
+
+def _need_no_devices(topology: str | None) -> None:
+    """Leaves this machine's accelerators alone where a program is compiled for others."""
+    if topology not in (None, "local"):
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def define_config() -> None:

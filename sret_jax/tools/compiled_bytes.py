@@ -1,5 +1,6 @@
 """Bytes that a train step moves for each image, compiled for TPUs that need not be there."""
 
+import copy
 from typing import Any
 
 from etils import epath
@@ -8,8 +9,8 @@ from ml_collections import ConfigDict
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.mesh import make_mesh
-from sret_jax.tools.compilation import DoesNotFit, compile_step
-from sret_jax.tools.planning import data_sizes
+from sret_jax.tools.compilation import Compilation, DoesNotFit, compile_step
+from sret_jax.tools.planning import data_sizes, progress
 from sret_jax.tools.topology import open_topology
 from sret_jax.training.experiment import build_computation, check_numbers, check_settings
 
@@ -30,14 +31,7 @@ def benchmark_bytes(
     Raises:
       UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
     """
-    config.data.synthetic = True
-    check_numbers(config)
-    mesh = make_mesh(config.fsdp, open_topology(topology).devices)
-    check_settings(config, mesh)
-    try:
-        found = compile_step(build_computation(config, mesh, **data_sizes(config)))
-    except DoesNotFit as error:
-        raise UserError(f"{error}; give a smaller --config.batch_size") from error
+    found = compile_for(config, topology)
     name = config.model.name
     report = {
         "model": name,
@@ -58,3 +52,21 @@ def benchmark_bytes(
     if json_file:
         write_json(json_file, report)
     return report
+
+
+def compile_for(config: ConfigDict, topology: str) -> Compilation:
+    """The compiled train step of a config, without any data, on a topology.
+
+    Raises:
+      UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
+    """
+    config = copy.deepcopy(config)
+    config.data.synthetic = True
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp, open_topology(topology).devices)
+    check_settings(config, mesh)
+    try:
+        with progress(f"Compiling {config.model.name} for {topology}"):
+            return compile_step(build_computation(config, mesh, **data_sizes(config)))
+    except DoesNotFit as error:
+        raise UserError(f"{error}; give a smaller --config.batch_size") from error

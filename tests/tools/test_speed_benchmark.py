@@ -6,6 +6,8 @@ import pytest
 from etils import epath
 
 from configs import quickstart
+from sret_jax.models.recursion import REMAT
+from sret_jax.tools.remat_benchmark import benchmark_remat
 from sret_jax.tools.slicing_benchmark import benchmark_slicing
 from sret_jax.tools.speed_benchmark import MatrixProduct, benchmark_step, figures, open_step
 from sret_jax.training.flops import model_macs
@@ -45,10 +47,37 @@ def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(c
 
 
 def test_slicing_is_compared_with_the_unsliced_twin(config, capsys):
-    (row,) = benchmark_slicing(config, models=["sret_t"], rounds=1, steps=1, json_file=None)
+    (row,) = benchmark_slicing(
+        config, models=["sret_t"], rounds=1, steps=1, topology=None, json_file=None
+    )
     assert 0 < row["macs_saved"] < 1
     assert row["train_time_saved"] < 1 and row["infer_time_saved"] < 1
     assert f"{row['macs_saved']:.1%}" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # compiles two train steps
+def test_slicing_is_compared_as_it_is_compiled(config):
+    (row,) = benchmark_slicing(
+        config, models=["sret_t"], rounds=1, steps=1, topology="local", json_file=None
+    )
+    saved = row["unsliced_gigabytes_per_image"] - row["gigabytes_per_image"]
+    assert row["bytes_saved"] == pytest.approx(saved / row["unsliced_gigabytes_per_image"])
+    assert 0 < row["macs_saved"] < 1
+
+
+@pytest.mark.slow  # compiles four train steps
+def test_remat_choices_trade_temporaries_for_flops(config, tmp_path, capsys):
+    plot = epath.Path(tmp_path) / "remat.png"
+    config.model.update(loops=4, blocks=(1, 1))
+    rows = {
+        row["remat"]: row for row in benchmark_remat(config, "local", json_file=None, plot=plot)
+    }
+    assert list(rows) == list(REMAT)
+    flops = [row["flops_per_image"] for row in rows.values()]
+    assert flops[0] < min(flops[1:])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(f"\n{choice} " in printed for choice in REMAT)
 
 
 @pytest.mark.parametrize(

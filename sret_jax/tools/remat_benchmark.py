@@ -1,0 +1,90 @@
+"""What each remat choice costs and saves: temporaries of the compiled train step against FLOPs."""
+
+import copy
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.files import write_json
+from sret_jax.models.recursion import REMAT
+from sret_jax.tools.compiled_bytes import compile_for
+
+MEGABYTE = 1e6
+
+
+def benchmark_remat(
+    config: ConfigDict, topology: str, *, json_file: epath.Path | None, plot: epath.Path | None
+) -> list[dict[str, Any]]:
+    """Compiles the train step with every remat choice and prints a table.
+
+    Args:
+      config: of everything but model.remat; no data set is read.
+      topology: as `open_topology` takes it.
+      json_file: where to write the figures too.
+      plot: a PNG to draw them in.
+
+    Raises:
+      UserError: what training would refuse, or an unknown topology.
+    """
+    rows: list[dict[str, Any]] = []
+    for choice in REMAT:
+        changed = copy.deepcopy(config)
+        changed.model.remat = choice
+        found = compile_for(changed, topology)
+        rows.append(
+            {
+                "model": config.model.name,
+                "topology": topology,
+                "remat": choice,
+                "temporary_bytes_per_image": found.memory.temporaries / found.images_per_device,
+                "flops_per_image": 2 * found.macs / found.batch_size,
+                "gigabytes_per_image": found.bytes_per_image / 1e9,
+                "compile_seconds": found.seconds,
+            }
+        )
+    print_table(rows, config.batch_size)
+    if json_file:
+        write_json(json_file, rows)
+    if plot:
+        draw(rows, plot)
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
+    """A line for each choice, with its ratios to none."""
+    first = rows[0]
+    print(f"{first['model']}, batch {batch_size}, compiled for {first['topology']}")
+    print(f"{'remat':8}{'temporaries/image':>20}{'of none':>10}{'GFLOPs/image':>15}{'of none':>10}")
+    for row in rows:
+        memory, flops = row["temporary_bytes_per_image"], row["flops_per_image"]
+        print(
+            f"{row['remat']:8}{memory / MEGABYTE:>17.2f} MB"
+            f"{memory / first['temporary_bytes_per_image']:>10.2f}"
+            f"{flops / 1e9:>15.2f}{flops / first['flops_per_image']:>10.2f}"
+        )
+
+
+def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
+    """Temporaries against FLOPs, both relative to no remat."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    first = rows[0]
+    for row in rows:
+        flops = row["flops_per_image"] / first["flops_per_image"]
+        memory = row["temporary_bytes_per_image"] / first["temporary_bytes_per_image"]
+        axes.plot(flops, memory, "o", color="tab:blue")
+        axes.annotate(row["remat"], (flops, memory), (6, 4), textcoords="offset points")
+    axes.set(
+        xlabel="FLOPs of a step, relative to none",
+        ylabel="temporaries, relative to none",
+        title=f"{first['model']}: remat, compiled for {first['topology']}",
+        xlim=(0.95, None),
+        ylim=(0, 1.1),
+    )
+    axes.margins(x=0.15)
+    axes.grid(alpha=0.3)
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=150)
