@@ -3,9 +3,9 @@
     python main.py --config=configs/deep_digits.py:100 --workdir=DIR
     python main.py --config=configs/deep_digits.py:1000 --workdir=DIR
 
-Costs: 0.3M parameters and 5 MMACs per 16-pixel image at 110 applications (:100), 2.4M and 48 at
-1,010 (:1000). On 2 cores 40 epochs of :100 take about 5 minutes, 20 of :1000 about 20.
-Should reach: see docs/depth.md.
+Costs: 0.3M parameters and 5 MMACs per 16-pixel image at 110 applications (:100), 2.3M and 42 at
+1,010 (:1000). 20 epochs took 20 minutes at 1,010 on 2 cores that did much else.
+TBDREACH
 
 It shows that the depth of configs/sret_deep.py trains, on few tokens (4) and in narrow blocks (32
 channels): every application has its own NLL, residual branches start at 1/sqrt(applications), and
