@@ -1,10 +1,12 @@
 import importlib
 
+import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import common
+from configs import common, deep_digits, sret_deep
+from sret_jax.models.sret import abstract_variables
 from sret_jax.training.experiment import create_from_config
 from sret_jax.training.flops import model_macs
 
@@ -28,7 +30,27 @@ def test_a_config_and_its_arguments_make_the_published_model(name, arg, size, gm
     assert config.optim.lr_per_512 == (1e-3 if "warmup" in arg else 5e-4)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "sret_t", "sret_lt", "sret_s"])
+@pytest.mark.parametrize(("depth", "gmacs"), [("100", 4.865), ("1000", 5.589)])
+def test_deep_models_have_their_applications_and_13_to_15_million_parameters(depth, gmacs):
+    for module in (sret_deep, deep_digits):
+        model = create_from_config(module.get_config(depth), num_classes=1000)
+        assert sum(model.blocks) * model.loops > int(depth)
+    model = create_from_config(sret_deep.get_config(f"{depth},recipe=none"), num_classes=1000)
+    parameters = sum(p.size for p in jax.tree.leaves(abstract_variables(model)["params"]))
+    assert 13e6 <= parameters <= 15e6
+    assert model_macs(model) / 1e9 == pytest.approx(gmacs, rel=0.005)
+
+
+@pytest.mark.parametrize("arg", ["", "10", "res=384", "1000 "])
+def test_another_depth_is_refused_with_those_there_are(arg):
+    for module in (sret_deep, deep_digits):
+        with pytest.raises(ValueError, match=f"argument '{arg}' must be 100 or 1000"):
+            module.get_config(arg)
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits"]
+)
 def test_a_config_opens_with_what_it_trains_costs_and_reaches_and_the_command(name):
     doc = importlib.import_module(f"configs.{name}").__doc__
     for part in ("Costs:", "Should reach:", f"python main.py --config=configs/{name}.py"):

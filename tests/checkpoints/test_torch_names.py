@@ -30,6 +30,13 @@ def test_conversion_there_and_back_changes_nothing(name):
     jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
+def test_a_model_without_an_nll_after_every_application_has_no_published_names():
+    model = golden.build("tiny_sliced").clone(nll_every=2)
+    for convert in (sret_jax.from_torch, sret_jax.to_torch):
+        with pytest.raises(ValueError, match="nll_every=2 has no published names"):
+            convert({}, model)
+
+
 def test_batch_counters_are_taken_or_left():
     model = golden.build("tiny_sliced")
     published = golden.state_dict(model)

@@ -13,7 +13,9 @@ from etils import epath
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data import sources
 from sret_jax.data.images import BadImage, EvalTransform
+from sret_jax.models.loops import with_loops
 from sret_jax.parallel.mesh import make_mesh, state_shardings
+from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.evaluation import Evaluator
 from sret_jax.training.experiment import create_from_config
 from sret_jax.training.step import normalise
@@ -97,6 +99,21 @@ def test_evaluation_is_the_plain_count(model, weights, tiny_config, digits_dir, 
                 results = evaluator.evaluate({"eval": placed, "again": placed}, lambda: None)
             assert results["eval"] == results["again"]
             plain.check(results["eval"], source)
+
+
+def test_weights_are_evaluated_with_other_loops_than_they_were_trained_with(
+    model, weights, tiny_config, digits_dir, tmp_path, capsys
+):
+    workdir = epath.Path(tmp_path)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(1, {"model": weights})
+    tiny_config.model.loops = 3
+    report = evaluate_checkpoint(tiny_config, workdir)
+    said = capsys.readouterr().out
+    assert "Evaluating with 3 loops, trained with 2: later loops repeat the last NLL." in said
+    longer, fitted = with_loops(model, weights, 3)
+    source = sources.open_source("digits", "test", digits_dir)
+    PlainCount(longer, fitted, tiny_config).check(report["eval"], source)
 
 
 @pytest.mark.slow

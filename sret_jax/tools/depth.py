@@ -1,0 +1,179 @@
+"""Draws what depth does to a run: gradients by depth, at start and now, and residual coefficients.
+
+python -m sret_jax.tools.depth --workdir=RUN --picture=FILE.png --json=FILE.json
+"""
+
+import argparse
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from sret_jax.checkpoints.manager import read_weights
+from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.data.loader import train_loader
+from sret_jax.errors import UserError
+from sret_jax.files import absolute, write_json
+from sret_jax.models.sret import SReT, abstract_variables
+from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
+from sret_jax.training.experiment import CONFIG_FILE, Experiment, load_config, open_experiment
+from sret_jax.training.step import normalise
+
+COEFFICIENTS = {  # name: (module, parameter) of a recursive block
+    "attention, skip": ("block", "attn_residual", "skip"),
+    "attention, branch": ("block", "attn_residual", "branch"),
+    "MLP, skip": ("block", "mlp_residual", "skip"),
+    "MLP, branch": ("block", "mlp_residual", "branch"),
+    "NLL, skip": ("nll", "residual", "skip"),
+    "NLL, branch": ("nll", "residual", "branch"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.depth",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--workdir", type=absolute, required=True, help="of a run")
+    parser.add_argument("--picture", type=absolute, help="default: depth.png in the workdir")
+    parser.add_argument("--json", type=absolute, help="default: depth.json in the workdir")
+    args = parser.parse_args(argv)
+    quiet_libraries()
+    with clear_errors():
+        figures = measure_depth(args.workdir)
+        picture = args.picture or args.workdir / "depth.png"
+        figures_file = args.json or args.workdir / "depth.json"
+        write_json(figures_file, figures)
+        draw(figures, picture)
+    print(f"Written: {figures_file} and {picture}")
+
+
+def measure_depth(workdir: epath.Path) -> dict[str, Any]:
+    """Gradient norms by depth on a training batch, and residual coefficients.
+
+    Returns:
+      {"step", "blocks": unique blocks in all, "loops",
+       "gradient_norm": {"start": [...], "end": [...]}: per application, from first to last,
+       the norm of the mean loss's gradient with respect to what the application puts out, for
+       fresh and for the newest weights;
+       "coefficients": {name: [...]} of the newest weights, per application}; where an application
+       has no NLL, its NLL's coefficients are None.
+
+    Raises:
+      UserError: no run's config or no readable checkpoint there.
+    """
+    config = load_config(workdir)
+    if config is None:
+        raise UserError(f"{workdir} holds no {CONFIG_FILE}; give the --workdir of a run")
+    experiment = open_experiment(config, workdir)
+    model = experiment.model
+    abstract = abstract_variables(model)
+    targets = with_shardings(abstract, state_shardings(abstract, experiment.mesh))
+    step, weights = read_weights(workdir, targets)
+    gradient_norm = jax.jit(_gradient_norms, static_argnums=0)
+    batch = _first_batch(experiment)
+    norms = {
+        name: np.asarray(gradient_norm(model, variables, batch)).tolist()
+        for name, variables in (
+            ("start", experiment.init_state().variables),
+            ("end", weights["eval"]),
+        )
+    }
+    return {
+        "step": step,
+        "blocks": sum(model.blocks),
+        "loops": model.loops,
+        "gradient_norm": norms,
+        "coefficients": _coefficients(model, weights["eval"]["params"]),
+    }
+
+
+def _first_batch(experiment: Experiment) -> dict[str, jax.Array]:
+    sharding = batch_sharding(experiment.mesh)
+    config = experiment.config
+    size = experiment.model.image_size
+    source = experiment.train_source
+    loader = train_loader(source, config, size, config.batch_size, sharding, start_step=0)
+    with contextlib.closing(loader):
+        return next(loader)
+
+
+def _block_names(model: SReT) -> list[str]:
+    return [f"stage{s}_block{b}" for s, blocks in enumerate(model.blocks) for b in range(blocks)]
+
+
+def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Norms by depth; shape (applications,)."""
+    names = _block_names(model)
+
+    def loss_fn(probes: jax.Array) -> jax.Array:
+        collection = {name: {"gradient_norm": probes[i]} for i, name in enumerate(names)}
+        logits, _ = model.apply(
+            {**variables, "probes": collection},
+            normalise(batch["image"]),
+            train=True,
+            rngs={"drop_path": jax.random.key(0), "permutation": jax.random.key(1)},
+            mutable=["batch_stats"],
+        )
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return losses.mean()
+
+    return jax.grad(loss_fn)(jnp.zeros((len(names), model.loops))).ravel()
+
+
+def _coefficients(model: SReT, params: Any) -> dict[str, list[float | None]]:
+    """Residual coefficients by name, one per application."""
+    every = model.nll_every
+    values: dict[str, list[float | None]] = {name: [] for name in COEFFICIENTS}
+    for block in _block_names(model):
+        for name, (part, residual, key) in COEFFICIENTS.items():
+            leaf = np.asarray(params[block][part][residual][key])
+            values[name] += [
+                float(leaf)
+                if leaf.ndim == 0
+                else (None if (loop + 1) % every else float(leaf[loop // every]))
+                for loop in range(model.loops)
+            ]
+    return values
+
+
+def draw(figures: dict[str, Any], path: epath.Path) -> None:
+    """Draws what `measure_depth` returns: gradients, skip and branch coefficients, side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    gradients, skips, branches = figure.subplots(1, 3)
+    applications = np.arange(1, figures["blocks"] * figures["loops"] + 1)
+    steps = {"start": "before training", "end": f"after {figures['step']:,} steps"}
+    for (name, label), colour in zip(steps.items(), ("tab:grey", "tab:blue"), strict=True):
+        gradients.plot(applications, figures["gradient_norm"][name], label=label, color=colour)
+    gradients.set_yscale("log")
+    gradients.set_ylabel("norm of the loss's gradient")
+    gradients.set_title("Gradient with respect to each application's output")
+    for name, values in figures["coefficients"].items():
+        kind, role = name.split(", ")
+        axes = skips if role == "skip" else branches
+        given = [(a, v) for a, v in zip(applications, values, strict=True) if v is not None]
+        style = {"marker": ".", "markersize": 2, "linestyle": ""} if kind == "NLL" else {}
+        axes.plot(*zip(*given, strict=True), label=kind, **style)
+    skips.set_title("Learned coefficient of the skip")
+    branches.set_title("Learned coefficient of the branch")
+    for axes in (gradients, skips, branches):
+        for first in applications[:: figures["loops"]]:
+            axes.axvline(first, color="0.85", linewidth=0.6, zorder=0)
+        axes.set_xlabel("application (grey lines: a new block begins)")
+        axes.legend(frameon=False, markerscale=4)
+    with path.open("wb") as f:
+        figure.savefig(f, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

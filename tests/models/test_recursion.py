@@ -1,0 +1,159 @@
+"""Recursion in depth: what every way of computing it must have in common."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sret_jax.models.attention import fixed_permutation
+from sret_jax.models.recursion import REMAT, RecursiveBlock, SharedBlock
+from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.remat import segment_length
+
+TOKENS, CHANNELS = 16, 8
+
+
+def recursive_block(**settings):
+    return RecursiveBlock(**{**dict(heads=2, mlp_ratio=2.0, nll_ratio=1.0), **settings})
+
+
+def tokens(batch=4):
+    return jax.random.normal(jax.random.key(0), (batch, TOKENS, CHANNELS))
+
+
+def init(block):
+    """Variables with distinct coefficients too, which start alike."""
+    variables = jax.jit(functools.partial(block.init, train=False))(jax.random.key(1), tokens())
+    return jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), variables
+    )
+
+
+def loss(block, variables, x):
+    rngs = {"drop_path": jax.random.key(1), "permutation": jax.random.key(2)}
+    out = block.apply(variables, x, train=True, rngs=rngs)
+    return (out**2).sum(), out
+
+
+@pytest.mark.parametrize(
+    ("loops", "groups", "nll_every"),
+    [
+        (1, (4, 2), 1),
+        (5, (4, 2), 1),
+        (4, (4, 2, 1), 1),
+        (7, (1,), 3),
+        (8, (4, 2), 3),
+        (2, (4, 2, 1), 2),
+    ],
+)
+def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after_every_nth(
+    loops, groups, nll_every
+):
+    recursive = recursive_block(loops=loops, groups=groups, nll_every=nll_every)
+    variables = init(recursive)
+    nlls = variables["params"]["nll"]
+    assert {len(leaf) for leaf in jax.tree.leaves(nlls)} == {loops // nll_every}
+
+    @jax.jit
+    def one_by_one(params, x):
+        for loop in range(loops):
+            i = loop % len(groups)
+            permutation = fixed_permutation(None, TOKENS) if i > 0 and groups[i] > 1 else None
+            block = SharedBlock(heads=2, mlp_ratio=2.0)
+            x = block.apply(
+                {"params": params["block"]}, x, groups=groups[i], permutation=permutation
+            )
+            j, between = divmod(loop + 1, nll_every)
+            if not between:
+                nll = jax.tree.map(lambda p, j=j: p[j - 1], params["nll"])
+                x = ResidualMLP(x.shape[-1]).apply({"params": nll}, x, jnp.ones(x.shape[0]))
+        return x
+
+    actual = jax.jit(functools.partial(recursive.apply, train=False))(variables, tokens())
+    expected = one_by_one(variables["params"], tokens())
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+# 11 loops of two groups: 5 cycles in segments of 2, a rest of 1, and a loop left over.
+@pytest.mark.parametrize(
+    ("loops", "groups", "nll_every"),
+    [
+        (11, (4, 2), 1),
+        pytest.param(2, (4, 2), 1, marks=pytest.mark.slow),
+        pytest.param(9, (1,), 2, marks=pytest.mark.slow),
+    ],
+)
+def test_remat_and_unroll_change_neither_parameters_nor_draws_nor_gradients(
+    loops, groups, nll_every
+):
+    plain = recursive_block(loops=loops, groups=groups, nll_every=nll_every, drop_path_rate=0.3)
+    variables = init(plain)
+    grad = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
+    expected, out = grad(plain, variables, tokens())
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
+    for change in (*(dict(remat=name) for name in REMAT[1:]), dict(unroll=2)):
+        actual, same = grad(plain.clone(**change), variables, tokens())
+        np.testing.assert_allclose(same, out, rtol=1e-4, atol=1e-5, err_msg=str(change))
+        assert jax.tree.structure(actual) == jax.tree.structure(expected)
+        jax.tree.map(
+            lambda a, b, change=change: np.testing.assert_allclose(
+                a, b, rtol=1e-3, atol=1e-5 * largest, err_msg=str(change)
+            ),
+            actual,
+            expected,
+        )
+
+
+@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("groups", [(8, 2), (1,)])
+def test_the_program_does_not_grow_with_loops(remat, groups):
+    def length(loops):
+        block = recursive_block(loops=loops, groups=groups, drop_path_rate=0.1, remat=remat)
+        variables = jax.eval_shape(
+            functools.partial(block.init, train=False), jax.random.key(0), tokens()
+        )
+        grad = jax.grad(functools.partial(loss, block), has_aux=True)
+        return len(jax.jit(grad).lower(variables, tokens()).as_text())
+
+    assert length(1000) <= 1.3 * length(10)
+
+
+def test_segments_are_about_the_square_root_and_leave_a_rest_only_where_they_must():
+    for cycles in range(1, 2000):
+        n = segment_length(cycles)
+        assert cycles**0.5 / 2 - 1 < n <= cycles**0.5
+    assert [segment_length(n) for n in (1, 2, 100, 500, 1000, 1024)] == [1, 1, 10, 20, 25, 32]
+    assert segment_length(997) == 31
+
+
+def temp_bytes(loops, remat):
+    block = recursive_block(loops=loops, groups=(4, 2), remat=remat)
+    variables = jax.eval_shape(
+        functools.partial(block.init, train=False), jax.random.key(0), tokens()
+    )
+    grad = jax.grad(functools.partial(loss, block), argnums=(0, 1), has_aux=True)
+    compiled = jax.jit(grad).lower(variables, tokens(batch=256)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow  # compiles six programs
+def test_temporary_memory_grows_with_the_square_root_of_depth_at_most():
+    assert temp_bytes(1000, "full") <= 4 * temp_bytes(100, "full")
+    sizes = [temp_bytes(100, remat) for remat in REMAT]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] <= sizes[0] / 3
+
+
+def test_a_probe_gets_the_norm_of_the_gradient_at_each_application():
+    block = recursive_block(loops=3, groups=(4, 2))
+    variables = init(block)
+
+    def probed(probes):
+        return loss(block, {**variables, "probes": {"gradient_norm": probes}}, tokens())[0]
+
+    norms = jax.jit(jax.grad(probed))(jnp.zeros(3))
+    out = loss(block, variables, tokens())[1]
+    assert norms[2] == pytest.approx(float(jnp.linalg.norm(2 * out)), rel=1e-5)
+    assert np.all(norms > 0) and len(set(norms.tolist())) == 3

@@ -1,0 +1,30 @@
+import json
+import math
+
+from etils import epath
+
+from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.files import write_json
+from sret_jax.tools import depth
+from sret_jax.training.experiment import CONFIG_FILE, open_experiment
+
+
+def test_a_run_is_measured_application_by_application_and_drawn(tiny_config, tmp_path, capsys):
+    workdir = epath.Path(tmp_path)
+    tiny_config.model.update(blocks=(1, 2), loops=3, nll_every=2)
+    experiment = open_experiment(tiny_config, workdir)
+    write_json(workdir / CONFIG_FILE, tiny_config.to_dict())
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(7, {"model": experiment.init_state().variables})
+    checkpoints.close()
+
+    depth.main([f"--workdir={workdir}"])
+    figures = json.loads((workdir / "depth.json").read_text())
+    assert figures["step"] == 7
+    for norms in figures["gradient_norm"].values():
+        assert len(norms) == 3 * 3
+        assert all(math.isfinite(norm) and norm > 0 for norm in norms)
+    assert figures["coefficients"]["attention, skip"] == [1.0] * 9
+    assert figures["coefficients"]["NLL, branch"] == [None, 1.0, None] * 3
+    assert (workdir / "depth.png").read_bytes().startswith(b"\x89PNG")
+    assert "Written:" in capsys.readouterr().out
