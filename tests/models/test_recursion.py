@@ -9,8 +9,8 @@ import pytest
 
 from sret_jax.models.attention import fixed_permutation
 from sret_jax.models.recursion import REMAT, RecursiveBlock, SharedBlock
-from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.remat import segment_length
+from sret_jax.models.residual_mlp import ResidualMLP
 
 TOKENS, CHANNELS = 16, 8
 
