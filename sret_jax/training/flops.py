@@ -52,7 +52,7 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
         # The gradient of a stride spreads the input apart; the zeros in between cost nothing.
         spread = math.prod(params["lhs_dilation"])
         return math.prod(_shape(equation.outvars[0])) * per_output // spread
-    inner = [jaxpr_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
+    inner = [jaxpr_macs(jaxpr) for jaxpr in inner_jaxprs(params)]
     if name == "while" and any(inner):
         raise ValueError("a while loop's trip count is unknown; use scan to count its MACs")
     if name == "cond":
@@ -75,7 +75,8 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _inner_jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
+    """The programs among an equation's parameters: bodies of loops, branches, kernels."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
     return [
         leaf.jaxpr if isinstance(leaf, core.ClosedJaxpr) else leaf

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sret_jax.models.attention import plain_attention
@@ -15,6 +16,7 @@ from sret_jax.models.kernels import Kernels, tiled_bytes
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.sret import create_model
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
+from sret_jax.training.flops import inner_jaxprs, jaxpr_macs
 
 
 def normal(seed, *shape, dtype=jnp.float32):
@@ -100,10 +102,9 @@ def moved_bytes(call):
     total = 0
     mapping = call.params["grid_mapping"]
     for block in mapping.block_mappings:
-        steps = itertools.product(*map(range, mapping.grid))
-        index = block.index_map_jaxpr
+        index = jaxpr_as_fun(block.index_map_jaxpr)
         indices = [
-            tuple(map(int, jax.core.eval_jaxpr(index.jaxpr, index.consts, *s))) for s in steps
+            list(map(int, index(*step))) for step in itertools.product(*map(range, mapping.grid))
         ]
         changes = 1 + sum(a != b for a, b in itertools.pairwise(indices))
         shape = [getattr(n, "block_size", n) for n in block.block_shape]
@@ -116,20 +117,12 @@ def kernel_calls(jaxpr):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in inner_jaxprs(equation.params):
             yield from kernel_calls(inner)
 
 
 def kernel_macs(call):
-    """Multiply-accumulates of the matrix products in the kernel's own program."""
-    grid = math.prod(call.params["grid_mapping"].grid)
-    macs = 0
-    for equation in call.params["jaxpr"].eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            macs += depth * math.prod(equation.outvars[0].aval.shape)
-    return grid * macs
+    return math.prod(call.params["grid_mapping"].grid) * jaxpr_macs(call.params["jaxpr"])
 
 
 def attention_program():
