@@ -12,7 +12,7 @@ from configs import common, quickstart
 from sret_jax.errors import UserError
 from sret_jax.tools import topology
 from sret_jax.tools.chips import CHIPS, GIB
-from sret_jax.tools.compilation import available_memory
+from sret_jax.tools.compilation import _memory_of_error, available_memory
 from sret_jax.tools.hlo import Collective
 from sret_jax.tools.planning import Planner, plan, print_report
 from sret_jax.tools.roofline import roofline
@@ -162,16 +162,43 @@ def test_the_plan_of_sret_t_on_a_tpu_slice_that_is_not_there(tmp_path):
     assert 0 < report["hbm_bytes_per_image"] <= report["bytes_accessed_per_image"] < 2e9
 
 
-@needs_libtpu
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_names_the_nearest_that_does(config, capsys):
-    config.batch_size = 2**20
-    config.model.dtype = "bfloat16"
-    report = plan(config, "v2:2x2", find_batch=False, json_file=None)
+def test_a_batch_that_does_not_fit_names_the_nearest_that_does(config, planned, capsys):
+    _, report, _ = planned
+    config.batch_size = 1024
+    planner = Planner(config, open_topology("local"))
+    planner._available = 2 * report["memory_needed"]  # that of a smaller device
+    report = planner.plan()
     assert not report["fits"]
-    assert 0 < report["largest_batch"] < 2**20
-    assert report["largest_batch"] % 16 == 0
-    assert f"a batch of {report['largest_batch']:,} fits" in capsys.readouterr().out
+    best = report["largest_batch"]
+    assert 64 < best < 1024
+    assert best % 16 == 0
+    assert planner._needed(best) <= planner._available < 1.2 * planner._needed(best)
+    print_report(report)
+    said = capsys.readouterr().out
+    assert "A batch of 1,024 does not fit: a device needs" in said
+    assert f"a batch of {best:,} fits ({report['compilations']} compilations)" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (33.50G) exceeds available HBM (15.75G).",
+            33.5,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.25G of 15.75G hbm. Exceeded hbm capacity by 4.50G.",
+            20.25,
+        ),
+        ("INTERNAL: something else", None),
+    ],
+)
+def test_what_the_compiler_says_of_memory_is_understood(text, needed):
+    expected = needed and (needed * GIB, 15.75 * GIB)
+    assert _memory_of_error(text) == expected
 
 
 def test_the_roofline_is_that_of_its_formula(planned):
