@@ -4,7 +4,7 @@
     python main.py --config=configs/sret_deep.py:100 --workdir=DIR
     python main.py --config=configs/sret_deep.py:1000 --workdir=DIR
 
-Costs, at 224 pixels (forward and backward of 300 epochs, two FLOPs per multiply-accumulate):
+Costs: at 224 pixels, forward and backward, two FLOPs per multiply-accumulate,
 
                  applications  parameters  of them NLLs  GMACs per image  300 epochs
     :100                  110       14.8M          9.9M             4.87  1.1e19 FLOPs
@@ -15,8 +15,9 @@ Should reach: not known; the depths have been trained on digits only (docs/depth
 Why they are built so:
 - Recomputing each application (remat="block") adds a third to the FLOPs above. It keeps two arrays
   of activations per application; "full" keeps about sqrt(loops) and costs two thirds.
-- Blocks sit late. An application at stride 8 costs as much as four at stride 32 of the same width,
-  for attention grows with the square of the tokens. So 6 or 7 of 10 blocks are in the last stage.
+- Blocks sit late. Widths double from stage to stage while tokens fall to a quarter, so weights cost
+  the same in every stage, but attention grows with the square of the tokens. So 6 or 7 of 10 blocks
+  are in the last stage.
 - :100 is SReT-LT (widths 64, 128, 256) with other blocks and a narrower MLP, its GMACs near
   SReT-S's 4.17. :1000 has the widths 24, 48, 96: a thousand applications of SReT-LT's would cost
   more than 50 GMACs.
