@@ -6,7 +6,10 @@ from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.training.experiment import Experiment, changed_settings
 
-ARCHITECTURE = ("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "permutation")
+ARCHITECTURE = (
+    *("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "nll_every"),
+    "permutation",
+)
 
 
 def compare_config(experiment: Experiment, say: Callable[[str], None]) -> None:
