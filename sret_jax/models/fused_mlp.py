@@ -168,6 +168,7 @@ def _backward_kernel(
     x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
     h_ref: Any, dy_ref: Any, dx_ref: Any, *sums: Any,
 ) -> None:  # fmt: skip
+    d_weights = _zero_at_first(Weights(*sums))
     x, dy = x_ref[...], dy_ref[...].astype(jnp.float32)  # (n, C)
     a, b = ab[0, 0], ab[0, 1]
     normal, inverse_deviation = _normalise(x)
@@ -186,28 +187,24 @@ def _backward_kernel(
 
     da, db = jnp.sum(dy * x.astype(jnp.float32)), jnp.sum(s * active) + jnp.sum(g * b2[...])
     is_first = jax.lax.broadcasted_iota(jnp.int32, ab.shape, 1) == 0
-    d_weights = Weights(
-        coefficients=jnp.where(is_first, da, db),
-        scale=_over_tokens(du * normal),
-        shift=_over_tokens(du),
-        w1=dot(u.astype(x.dtype).T, dh.astype(x.dtype)),
-        b1=_over_tokens(dh),
-        w2=b * dot(active.astype(x.dtype).T, g.astype(x.dtype)),
-        b2=b * _over_tokens(g),
-    )
-    _add_to(sums, d_weights)
+    d_weights.coefficients[...] += jnp.where(is_first, da, db)
+    d_weights.scale[...] += _over_tokens(du * normal)
+    d_weights.shift[...] += _over_tokens(du)
+    d_weights.w1[...] += dot(u.astype(x.dtype).T, dh.astype(x.dtype))
+    d_weights.b1[...] += _over_tokens(dh)
+    d_weights.w2[...] += dot(active.astype(x.dtype).T, (b * g).astype(x.dtype))
+    d_weights.b2[...] += b * _over_tokens(g)
 
 
-def _add_to(sums: tuple[Any, ...], terms: Weights) -> None:
-    """Adds to what the earlier steps of this core have summed."""
+def _zero_at_first(sums: Weights) -> Weights:
+    """The sums over a core's steps, which its first step sets to zero."""
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _() -> None:
         for total in sums:
             total[...] = jnp.zeros_like(total)
 
-    for total, term in zip(sums, terms, strict=True):
-        total[...] += term
+    return sums
 
 
 def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
