@@ -26,6 +26,9 @@ Why they are built so:
   need widths of 32, 64 and 128 and 9.6 GMACs at 1,000.
 - Residual branches start at 1/sqrt(applications), so that the sum of all starts at the scale of
   one. Both depths also train from the published 1, if more slowly at 1,000.
+- :1000 computes in float32: what a branch adds is near the rounding of a bfloat16 stream, and a
+  thousand such roundings pile up. (A TPU multiplies float32 in bfloat16 passes by default, so it is
+  memory that this costs.)
 - The gradient of a shared weight is a sum over all its applications, so it is clipped.
 """
 
@@ -41,6 +44,7 @@ MODELS = {
         drop_path_rate=0.1,
     ),
     "1000": dict(
+        dtype="float32",
         blocks=(1, 2, 7),
         loops=102,
         groups=((16, 8), (4, 1), (1, 1)),
