@@ -9,6 +9,7 @@ from sret_jax.tools import depth
 from sret_jax.training.experiment import CONFIG_FILE, open_experiment
 
 
+@pytest.mark.slow  # trains, and compiles its gradient twice more
 def test_a_run_is_measured_application_by_application_and_drawn(tiny_config, tmp_path, capsys):
     workdir = epath.Path(tmp_path)
     tiny_config.model.update(blocks=(1, 2), loops=3, nll_every=2)

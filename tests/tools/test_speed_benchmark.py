@@ -46,6 +46,7 @@ def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(c
     assert report["images_per_second"]["largest"] == 64
 
 
+@pytest.mark.slow  # compiles four steps
 def test_slicing_is_compared_with_the_unsliced_twin(config, capsys):
     (row,) = benchmark_slicing(
         config, models=["sret_t"], rounds=1, steps=1, topology=None, json_file=None
