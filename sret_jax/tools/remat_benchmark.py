@@ -75,8 +75,7 @@ def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
     for row in rows:
         flops = row["flops_per_image"] / first["flops_per_image"]
         memory = row["temporary_bytes_per_image"] / first["temporary_bytes_per_image"]
-        axes.plot(flops, memory, "o", color="tab:blue")
-        axes.annotate(row["remat"], (flops, memory), (6, 4), textcoords="offset points")
+        axes.plot(flops, memory, "o", label=row["remat"])
     axes.set(
         xlabel="FLOPs of a step, relative to none",
         ylabel="temporaries, relative to none",
@@ -84,7 +83,7 @@ def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
         xlim=(0.95, None),
         ylim=(0, 1.1),
     )
-    axes.margins(x=0.15)
     axes.grid(alpha=0.3)
+    axes.legend(title="model.remat")
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=150)
