@@ -1,6 +1,7 @@
 import json
 import math
 
+import pytest
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
