@@ -22,8 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sret_jax.models.kernels import ROWS, cost, dot
+from sret_jax.models.layers import LAYER_NORM_EPSILON
 
-EPSILON = 1e-6  # of LN
 MOST_TOKENS = 784  # of a block
 CORES = 2  # that a chip may split the grid's first axis over; each sums gradients of its own
 
@@ -212,7 +212,7 @@ def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=1, keepdims=True)
-    inverse_deviation = jax.lax.rsqrt(variance + EPSILON)
+    inverse_deviation = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
     return centred * inverse_deviation, inverse_deviation
 
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+LAYER_NORM_EPSILON = 1e-6
+
 
 def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
     """Returns an initializer drawing from U(-1/sqrt(fan_in), +1/sqrt(fan_in))."""
@@ -32,7 +34,7 @@ def linear(features: int, fan_in: int, *, dtype: DTypeLike, name: str | None = N
 
 def layer_norm(*, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over channels with eps 1e-6; its statistics are float32 for every dtype."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
 
 class MLP(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sret_jax.tools.hlo import Collective, Program
+from sret_jax.tools.traffic import Collective, Program
 from sret_jax.training.experiment import Computation
 from sret_jax.training.flops import jaxpr_macs
 

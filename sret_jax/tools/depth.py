@@ -20,7 +20,8 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
-from sret_jax.training.experiment import CONFIG_FILE, Experiment, load_config, open_experiment
+from sret_jax.training.experiment import Experiment, open_experiment
+from sret_jax.training.saved_config import CONFIG_FILE, load_config
 from sret_jax.training.step import normalise
 
 COEFFICIENTS = {  # name: (module, parameter) of a recursive block
@@ -72,7 +73,7 @@ def measure_depth(workdir: epath.Path) -> dict[str, Any]:
     if config is None:
         raise UserError(f"{workdir} holds no {CONFIG_FILE}; give the --workdir of a run")
     experiment = open_experiment(config, workdir)
-    model = experiment.model
+    model = experiment.model.clone(mesh=experiment.mesh)
     abstract = abstract_variables(model)
     targets = with_shardings(abstract, state_shardings(abstract, experiment.mesh))
     step, weights = read_weights(workdir, targets)

@@ -3,16 +3,13 @@
 What a config can get wrong is found here, before anything compiles.
 """
 
-import copy
 import dataclasses
-import json
 import math
 import os
 import shutil
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,8 +21,8 @@ from sret_jax.data import sources
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
-from sret_jax.errors import UserError, did_you_mean, few
-from sret_jax.files import is_remote, write_json
+from sret_jax.errors import UserError, did_you_mean
+from sret_jax.files import is_remote
 from sret_jax.models.sret import SReT, create_model
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
@@ -33,7 +30,6 @@ from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import abstract_batch, make_train_step
 
-CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
 LARGEST_SEED = 2**32 - 1  # JAX drops the bits above
 DTYPES = ("float32", "bfloat16")
@@ -358,62 +354,6 @@ def check_room(workdir: epath.Path, abstract_state: TrainState) -> None:
         )
 
 
-def save_description(experiment: Experiment) -> None:
-    """Writes config.json and class_names.json beside the checkpoints."""
-    write_json(experiment.workdir / CONFIG_FILE, experiment.config.to_dict())
-    write_json(experiment.workdir / CLASSES_FILE, experiment.eval_source.class_names)
-
-
-def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, str]:
-    """What this config changes of the one saved in the workdir: {name: "old -> new"}."""
-    saved = load_config(workdir)
-    if saved is None:
-        return {}
-    old, new = (_flatten(json.loads(json.dumps(c.to_dict()))) for c in (saved, config))
-    return {
-        name: f"{old.get(name)} -> {new.get(name)}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    }
-
-
-def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDict | None:
-    """The config saved in a workdir, if there is one.
-
-    Args:
-      workdir: of a run.
-      like: a config with all the settings there are; without it any are taken.
-
-    Raises:
-      UserError: config.json is damaged, or has not the settings of `like`, or values of another
-        kind.
-    """
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        return None
-    mend = "mend it, or move it away and give --config"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise TypeError(f"expected an object, found {settings!r:.40}")
-        saved = ConfigDict(settings)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} holds no config ({_one_line(e)}); {mend}") from e
-    if like is None:
-        return saved
-    known, given = (_flatten(c.to_dict()).keys() for c in (like, saved))
-    if unknown := sorted(given - known):
-        raise UserError(f"{path}: {did_you_mean('setting', unknown[0], known)}; {mend}")
-    if missing := sorted(known - given):
-        raise UserError(f"{path} lacks the settings {few(missing)}; {mend}")
-    config = copy.deepcopy(like)
-    try:
-        config.update(saved)
-    except TypeError as e:
-        raise UserError(f"{path}: {_one_line(e)}; {mend}") from e
-    return config
-
-
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
     if config.data.data_dir:
@@ -421,14 +361,6 @@ def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
         return workdir / "data"
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(settings, sep=".")
 
 
 def _number(config: ConfigDict, name: str) -> float:

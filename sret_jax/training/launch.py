@@ -20,8 +20,8 @@ from sret_jax.parallel.distributed import AgreedError
 from sret_jax.parallel.preemption import Preempted
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.compilation_cache import keep_compiled
-from sret_jax.training.experiment import load_config
 from sret_jax.training.loop import train
+from sret_jax.training.saved_config import load_config
 
 
 def launch(values: flags.FlagValues) -> None:

@@ -11,10 +11,11 @@ from sret_jax.files import write_json
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Results, percent
-from sret_jax.training.experiment import Experiment, save_description
+from sret_jax.training.experiment import Experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import METRICS_FILE, JsonlWriter, read_metrics
 from sret_jax.training.progress import ProgressLine, Window, duration
+from sret_jax.training.saved_config import save_description
 
 RESULT_FILE = "result.json"
 

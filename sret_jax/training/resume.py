@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import agreed, is_leader
-from sret_jax.training.experiment import Experiment, changed_settings
+from sret_jax.training.experiment import Experiment
+from sret_jax.training.saved_config import changed_settings
 
 ARCHITECTURE = (
     *("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "nll_every"),

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import common, quickstart
 from sret_jax.errors import UserError
-from sret_jax.training.experiment import CONFIG_FILE, check_numbers, load_config
+from sret_jax.training.experiment import check_numbers
+from sret_jax.training.saved_config import CONFIG_FILE, load_config
 
 LIKE = quickstart.get_config()
 JSON = st.recursive(

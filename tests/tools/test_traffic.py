@@ -6,7 +6,8 @@ import pytest
 
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from sret_jax.tools.compilation import bytes_accessed
-from sret_jax.tools.hlo import ARRAY, Collective, Program, _parse_array
+from sret_jax.tools.hlo import ARRAY, _parse_array
+from sret_jax.tools.traffic import Collective, Program
 
 FLOAT = 4
 
