@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from configs import common, deep_digits, sret_deep
 from sret_jax.models.sret import abstract_variables
-from sret_jax.training.experiment import create_from_config
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.flops import model_macs
 
 VARIANTS = [

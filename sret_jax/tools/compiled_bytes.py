@@ -12,7 +12,8 @@ from sret_jax.parallel.mesh import make_mesh
 from sret_jax.tools.compilation import Compilation, DoesNotFit, compile_step
 from sret_jax.tools.planning import data_sizes, progress
 from sret_jax.tools.topology import open_topology
-from sret_jax.training.experiment import build_computation, check_numbers, check_settings
+from sret_jax.training.checks import check_numbers
+from sret_jax.training.experiment import build_computation, check_settings
 
 # GB an image: less than plain ViTs of the same FLOPs move (v5e, bfloat16, 128 images a chip).
 GOALS = {"sret_s": 0.50, "sret_t": 0.28}

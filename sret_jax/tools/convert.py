@@ -21,7 +21,7 @@ from sret_jax.files import absolute
 from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
 from sret_jax.models.variants import list_models
 from sret_jax.parallel.mesh import with_shardings
-from sret_jax.training.experiment import create_from_config
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.saved_config import CONFIG_FILE, load_config
 
 TORCH_SUFFIXES = (".pth", ".pt")

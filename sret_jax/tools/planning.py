@@ -30,12 +30,12 @@ from sret_jax.tools.compilation import (
 from sret_jax.tools.fitting import largest_batch
 from sret_jax.tools.roofline import FORMULA, roofline
 from sret_jax.tools.topology import Topology, open_topology
+from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import (
     IMAGENET_CLASSES,
     IMAGENET_IMAGES,
     Computation,
     build_computation,
-    check_numbers,
     check_settings,
     open_split,
 )

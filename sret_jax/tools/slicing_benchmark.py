@@ -13,7 +13,7 @@ from sret_jax.files import write_json
 from sret_jax.models.variants import VARIANTS
 from sret_jax.tools.compiled_bytes import compile_for
 from sret_jax.tools.speed_benchmark import Step, check_counts, describe, measure, open_step
-from sret_jax.training.experiment import create_from_config
+from sret_jax.training.config_model import create_from_config
 
 MODES = {"train": True, "infer": False}
 

@@ -19,14 +19,10 @@ from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.parallel.preemption import Preemption
 from sret_jax.training.bad_images import BadImages
+from sret_jax.training.checks import check_numbers, check_writable
+from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.evaluation import Evaluator, table
-from sret_jax.training.experiment import (
-    build_model,
-    check_numbers,
-    check_writable,
-    create_from_config,
-    open_split,
-)
+from sret_jax.training.experiment import open_split
 
 EVAL_FILE = "eval.json"
 

@@ -4,14 +4,11 @@ What a config can get wrong is found here, before anything compiles.
 """
 
 import dataclasses
-import math
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from etils import epath
 from jax.sharding import Mesh
@@ -21,18 +18,17 @@ from sret_jax.data import sources
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
-from sret_jax.errors import UserError, did_you_mean
-from sret_jax.files import is_remote
-from sret_jax.models.sret import SReT, create_model
+from sret_jax.errors import UserError
+from sret_jax.models.sret import SReT
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
+from sret_jax.training.checks import check_numbers, check_room, check_writable
+from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import abstract_batch, make_train_step
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
-LARGEST_SEED = 2**32 - 1  # JAX drops the bits above
-DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,126 +230,6 @@ def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.S
     return sources.open_source(name, split, data_dir)
 
 
-def build_model(config: ConfigDict, classes: int) -> SReT:
-    """The model of config.model, with as many classes as it says or else as the data have.
-
-    Raises:
-      UserError: sizes that do not fit, or labels beyond num_classes.
-    """
-    given = config.model.num_classes
-    if given is not None and given < classes:
-        raise UserError(
-            f"{config.data.name} has labels up to {classes - 1}, beyond "
-            f"config.model.num_classes={given}; set it to {classes}"
-        )
-    return create_from_config(config, classes if given is None else given)
-
-
-def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
-    """The model of config.model, with that many classes.
-
-    Raises:
-      UserError: an unknown name or sizes that do not fit.
-    """
-    settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
-    name, dtype = settings.pop("name"), settings.pop("dtype")
-    settings["num_classes"] = num_classes
-    if dtype not in DTYPES:
-        raise UserError(did_you_mean("config.model.dtype", dtype, DTYPES))
-    try:
-        return create_model(name, dtype=jnp.dtype(dtype).type, **settings)
-    except ValueError as e:
-        raise UserError(f"config.model: {e}") from e
-
-
-def check_numbers(config: ConfigDict) -> None:
-    """Raises UserError for a number out of range."""
-    positive = (
-        "epochs",
-        "batch_size",
-        "eval_batch_size",
-        "grad_accum",
-        "log_every_steps",
-        "eval_every_epochs",
-        "checkpoint.every_epochs",
-        "checkpoint.keep_latest",
-        "rollback.bad_steps",
-        "watchdog.factor",
-        "watchdog.least_seconds",
-        "watchdog.stop_seconds",
-        "data.prefetch",
-    )
-    for name in positive:
-        value = _number(config, name)
-        if value <= 0:
-            raise UserError(f"config.{name}={value} must be above 0")
-    for name in (
-        "seed",
-        "augment.repeats",
-        "optim.warmup_epochs",
-        "optim.weight_decay",
-        "optim.clip_norm",
-        "rollback.most",
-    ):
-        if _number(config, name) < 0:
-            raise UserError(f"config.{name}={_get(config, name)} must be 0 or more")
-    if config.seed > LARGEST_SEED:
-        raise UserError(f"config.seed={config.seed} must be at most {LARGEST_SEED}")
-    for name in ("stop_at_step", "model.num_classes"):
-        if _get(config, name) is not None and _number(config, name) < 1:
-            raise UserError(f"config.{name}={_get(config, name)} must be at least 1, or left out")
-    for name in ("ema_decay", "data.max_bad_fraction"):
-        if not 0 <= _number(config, name) < 1:
-            raise UserError(f"config.{name}={_get(config, name)} must be in [0, 1)")
-    profile = tuple(config.profile)
-    whole = all(isinstance(step, int) for step in profile)
-    if profile and not (whole and len(profile) == 2 and 1 <= profile[0] <= profile[1]):
-        raise UserError(
-            f"config.profile={profile} must be () or (first, last), two ascending steps from 1"
-        )
-    if _number(config, "data.workers") < -1:
-        raise UserError(f"config.data.workers={config.data.workers} must be -1, 0 or more")
-
-
-def check_writable(workdir: epath.Path) -> None:
-    """Makes the workdir.
-
-    Raises:
-      UserError: a process cannot write it, or the processes do not share it.
-    """
-    probe = workdir / ".probe"
-    with agreed():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            if is_leader():
-                probe.write_text("")
-        except OSError as e:
-            raise UserError(
-                f"the workdir {workdir} is not writable ({e.strerror or e}); give another --workdir"
-            ) from e
-    with agreed():
-        if not probe.exists():
-            raise UserError(
-                f"the workdir {workdir} is not the folder that process 0 sees; give a --workdir on "
-                "storage that all hosts share"
-            )
-    if is_leader():
-        probe.unlink(missing_ok=True)
-
-
-def check_room(workdir: epath.Path, abstract_state: TrainState) -> None:
-    """Raises UserError where a local disk has no room for one checkpoint."""
-    if is_remote(workdir):
-        return
-    checkpoint = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))
-    free = shutil.disk_usage(workdir).free
-    if free < checkpoint:
-        raise UserError(
-            f"the disk of the workdir {workdir} has {free / 1e6:.1f} MB left, and a checkpoint "
-            f"takes {checkpoint / 1e6:.1f} MB; free some or give another --workdir"
-        )
-
-
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
     if config.data.data_dir:
@@ -361,17 +237,3 @@ def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
         return workdir / "data"
     return None
-
-
-def _number(config: ConfigDict, name: str) -> float:
-    value = _get(config, name)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"config.{name}={value} must be a number")
-    return value
-
-
-def _get(config: ConfigDict, name: str) -> Any:
-    value: Any = config
-    for key in name.split("."):
-        value = value[key]
-    return value

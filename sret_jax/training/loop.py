@@ -18,14 +18,10 @@ from sret_jax.parallel.distributed import agreed, gather, is_leader
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.training.bad_images import BadImages
+from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
-from sret_jax.training.experiment import (
-    Experiment,
-    check_numbers,
-    check_writable,
-    open_experiment,
-)
+from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration

@@ -16,8 +16,8 @@ from sret_jax.data.images import BadImage, EvalTransform
 from sret_jax.models.loops import with_loops
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.evaluation import Evaluator
-from sret_jax.training.experiment import create_from_config
 from sret_jax.training.step import normalise
 from tests.training.test_loop import start_main
 

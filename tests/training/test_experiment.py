@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common, quickstart
 from sret_jax.errors import UserError
-from sret_jax.training.experiment import check_numbers
+from sret_jax.training.checks import check_numbers
 from sret_jax.training.saved_config import CONFIG_FILE, load_config
 
 LIKE = quickstart.get_config()
