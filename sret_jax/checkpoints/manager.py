@@ -296,12 +296,15 @@ class Checkpoints:
                 )
 
 
-def read_weights(workdir: epath.Path, targets: Any) -> tuple[int, dict[str, Any]]:
-    """Reads the newest weights of a workdir or a converted checkpoint, changing nothing there.
+def read_weights(
+    workdir: epath.Path, targets: Any, step: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Reads weights of a workdir or a converted checkpoint, changing nothing there.
 
     Args:
       workdir: holds checkpoints/.
       targets: the tree {"params", "batch_stats"} of `jax.ShapeDtypeStruct` with shardings.
+      step: whose weights; default: the newest readable.
 
     Returns:
       (step, {"eval": raw weights, "eval_ema": average, where there is one}).
@@ -310,27 +313,42 @@ def read_weights(workdir: epath.Path, targets: Any) -> tuple[int, dict[str, Any]
       UserError: no readable checkpoint, or one of another architecture.
     """
     with contextlib.closing(open_existing(workdir)) as checkpoints:
-        for step in checkpoints.steps:
-            items = [name for name in WEIGHTS if checkpoints.has_item(step, name)]
+        for candidate in _candidates(checkpoints, step):
+            items = [name for name in WEIGHTS if checkpoints.has_item(candidate, name)]
             targets_of = dict.fromkeys(items, targets)
-            restored = checkpoints.try_restore(step, targets_of) if items else None
+            restored = checkpoints.try_restore(candidate, targets_of) if items else None
             if restored:
-                return step, {WEIGHTS[name]: restored[name] for name in items}
-    raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
+                return candidate, {WEIGHTS[name]: restored[name] for name in items}
+        raise _none_readable(workdir, step, checkpoints.steps)
 
 
-def saved_shapes(workdir: epath.Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the newest raw weights on disk, by path such as "params/head/bias".
+def saved_shapes(workdir: epath.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of raw weights on disk, by path such as "params/head/bias".
+
+    Args:
+      workdir: holds checkpoints/.
+      step: whose weights; default: the newest readable.
 
     Raises:
-      UserError: no checkpoint.
+      UserError: no such checkpoint.
     """
     with contextlib.closing(open_existing(workdir)) as checkpoints:
-        for step in checkpoints.steps:
-            if checkpoints.has_item(step, "model"):
+        for candidate in _candidates(checkpoints, step):
+            if checkpoints.has_item(candidate, "model"):
                 with contextlib.suppress(Exception):  # whatever a damaged one raises
-                    return checkpoints.shapes(step, "model")
-    raise UserError(f"{workdir / CHECKPOINTS} holds no readable checkpoint; train first")
+                    return checkpoints.shapes(candidate, "model")
+        raise _none_readable(workdir, step, checkpoints.steps)
+
+
+def _candidates(checkpoints: Checkpoints, step: int | None) -> list[int]:
+    return checkpoints.steps if step is None else [s for s in checkpoints.steps if s == step]
+
+
+def _none_readable(workdir: epath.Path, step: int | None, steps: list[int]) -> UserError:
+    folder = workdir / CHECKPOINTS
+    if step is None:
+        return UserError(f"{folder} holds no readable checkpoint; train first")
+    return UserError(f"{folder} holds no readable step {step}; there are {steps}")
 
 
 def open_existing(workdir: epath.Path) -> Checkpoints:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
-from sret_jax.training.report import Reporter
+from sret_jax.training.report import Callback, Reporter
 from sret_jax.training.resume import compare_config
 from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
 from sret_jax.training.state import TrainState, from_items, to_items
@@ -35,7 +36,9 @@ from sret_jax.training.watchdog import Watchdog
 REMEMBERED_LOSSES = 20
 
 
-def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: epath.Path, callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
     Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png and
@@ -44,6 +47,7 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     Args:
       config: as configs/common.py makes it.
       workdir: local or remote folder.
+      callbacks: called as callback(step, figures) in process 0 whenever figures are reported.
 
     Returns:
       What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
@@ -63,7 +67,9 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
             check_writable(workdir)
             lock = resources.enter_context(locked(workdir)) if is_leader() else Lock()
             experiment = open_experiment(config, workdir)
-        run = resources.enter_context(contextlib.closing(Run(experiment, preemption, lock)))
+        run = resources.enter_context(
+            contextlib.closing(Run(experiment, preemption, lock, callbacks))
+        )
         try:
             run.train()
             return run.finish()
@@ -75,7 +81,13 @@ def train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
 class Run:
     """A started training run: its state, its data and where it reports."""
 
-    def __init__(self, experiment: Experiment, preemption: Preemption, lock: Lock):
+    def __init__(
+        self,
+        experiment: Experiment,
+        preemption: Preemption,
+        lock: Lock,
+        callbacks: Sequence[Callback],
+    ):
         self.experiment = experiment
         self._preemption = preemption
         self._lock = lock
@@ -92,7 +104,7 @@ class Run:
         )
         self._resources.callback(self._checkpoints.close)
         self._rollbacks = Rollbacks.read(experiment.workdir)
-        self._reporter = Reporter(experiment)
+        self._reporter = Reporter(experiment, callbacks)
         self._resources.callback(self._reporter.close)
         self._resume()
         self._reporter.describe()

@@ -1,7 +1,7 @@
 """What people see of a run: the progress line, metrics.jsonl, TensorBoard, the result."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from sret_jax.training.saved_config import save_description
 
 RESULT_FILE = "result.json"
 
+Callback = Callable[[int, dict[str, float]], None]
+
 
 class Reporter:
     """Shows and writes the figures of a run; only process 0 does.
@@ -27,8 +29,9 @@ class Reporter:
       window: the steps since the last report.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, callbacks: Sequence[Callback]):
         self._experiment = experiment
+        self._callbacks = callbacks if is_leader() else ()
         self._progress = ProgressLine(
             experiment.total_steps, experiment.steps_per_epoch, enabled=is_leader()
         )
@@ -135,6 +138,8 @@ class Reporter:
         with self._storage_may_fail():
             self._writer.write_scalars(step, scalars)
             self._writer.flush()
+        for callback in self._callbacks:
+            callback(step, scalars)
 
     @contextlib.contextmanager
     def _storage_may_fail(self) -> Iterator[None]:

@@ -1,0 +1,206 @@
+"""Trained models: of a run, of one of its steps, of converted or published weights."""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from sret_jax.checkpoints.manager import CHECKPOINTS, read_weights, saved_shapes
+from sret_jax.checkpoints.torch_names import StateDictError, from_torch
+from sret_jax.checkpoints.weight_files import SUFFIXES, read_state_dict
+from sret_jax.errors import UserError, few
+from sret_jax.files import absolute
+from sret_jax.models.loops import with_loops
+from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
+from sret_jax.models.variants import list_models
+from sret_jax.parallel.mesh import with_shardings
+from sret_jax.training.config_model import create_from_config
+from sret_jax.training.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def load(
+    path: epath.PathLike, *, ema: bool = False, name: str | None = None, **settings: Any
+) -> tuple[SReT, dict[str, Any]]:
+    """A trained model and its weights, on the first device.
+
+    Args:
+      path: the workdir of a run, one of its steps (RUN/checkpoints/120), a converted checkpoint,
+        or a file of published weights (.pth, .pt, .safetensors).
+      ema: takes a run's averaged weights.
+      name: of the published variant; default: as a run's config.json says, or the one that the
+        arrays fit.
+      **settings: of the model, where they are not to be those of the run, e.g. loops=3 (see
+        `with_loops`), permutation="random". Published weights do not tell how attention was
+        sliced: they get the variant's own groups, or groups=None for none.
+
+    Returns:
+      (model, variables), for `model.apply(variables, images, train=False)` or `predict`.
+
+    Raises:
+      UserError: nothing readable there, weights of no known model, or settings that do not fit.
+    """
+    model, variables = load_on_host(path, ema=ema, name=name, **settings)
+    return model, jax.device_put(variables, jax.local_devices()[0])
+
+
+def load_on_host(
+    path: epath.PathLike, *, ema: bool = False, name: str | None = None, **settings: Any
+) -> tuple[SReT, dict[str, Any]]:
+    """As `load`, with NumPy arrays, to be laid on any devices."""
+    place = absolute(path)
+    loops = settings.pop("loops", None)
+    if place.suffix in SUFFIXES:
+        if ema:
+            raise UserError(f"{place} holds one set of weights; leave out ema")
+        model, variables = _load_file(place, name, settings)
+    else:
+        model, variables = _load_folder(place, name, ema, settings)
+    if loops in (None, model.loops):
+        return model, variables
+    try:
+        model, variables = with_loops(model, variables, loops)
+    except ValueError as e:
+        raise UserError(f"{place}: {e}") from e
+    return model, jax.tree.map(np.asarray, variables)
+
+
+def class_names(path: epath.PathLike) -> list[str] | None:
+    """The classes that a run was trained on, in the order of its logits; None if it keeps none."""
+    workdir, _ = split_step(absolute(path))
+    file = workdir / CLASSES_FILE
+    if not file.exists():
+        return None
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{file} is damaged ({e}); mend it or move it away") from e
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file} holds no list of names; mend it or move it away")
+    return names
+
+
+def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
+    """RUN/checkpoints/120 -> (RUN, 120); another path is a workdir: its newest step is meant."""
+    if path.parent.name == CHECKPOINTS and path.name.isdecimal():
+        return path.parent.parent, int(path.name)
+    return path, None
+
+
+def model_of_folder(
+    folder: epath.Path, name: str | None = None, step: int | None = None, **settings: Any
+) -> SReT:
+    """The model that the weights of a workdir or converted checkpoint are of.
+
+    Args:
+      folder: holds checkpoints/.
+      name: of the variant; default: as the folder's config.json says, or the published variant
+        that the arrays fit.
+      step: of the weights; default: the newest.
+      **settings: of the model, instead of its own.
+
+    Raises:
+      UserError: no readable weights, weights of no known model, or settings that do not fit.
+    """
+    shapes = saved_shapes(folder, step)
+    try:
+        (num_classes,) = shapes["params/head/bias"]
+        _, side, _, _ = shapes["params/pos_embed"]
+    except (KeyError, ValueError) as e:
+        raise UserError(f"{folder} holds no weights of a SReT; give the folder of a run") from e
+    sizes = {"num_classes": num_classes, "image_size": side * STEM_STRIDE, **settings}
+    config = None if name else load_config(folder)
+    if config is None:
+        return create(name, sizes) if name else _variant_with(shapes, sizes, folder)
+    try:
+        with config.unlocked():
+            config.model.update(settings)
+        return create_from_config(config, num_classes)
+    except (AttributeError, KeyError, TypeError) as e:
+        raise UserError(
+            f"{folder / CONFIG_FILE} describes no model ({e}); mend it, or move it away"
+        ) from e
+
+
+def model_of_state_dict(state_dict: Mapping[str, Any], name: str, **settings: Any) -> SReT:
+    """The variant with the classes and image size that published arrays show."""
+    head, position = (
+        getattr(state_dict.get(array), "shape", ()) for array in ("head.weight", "pos_embed")
+    )
+    sizes = {}
+    if head:
+        sizes["num_classes"] = head[0]
+    if position:
+        sizes["image_size"] = position[-1] * STEM_STRIDE
+    return create(name, {**sizes, **settings})
+
+
+def create(name: str, settings: Mapping[str, Any]) -> SReT:
+    """`create_model`, whose complaint is a UserError."""
+    try:
+        return create_model(name, **settings)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+def _load_folder(
+    place: epath.Path, name: str | None, ema: bool, settings: dict[str, Any]
+) -> tuple[SReT, dict[str, Any]]:
+    workdir, step = split_step(place)
+    model = model_of_folder(workdir, name, step, **settings)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = abstract_variables(model)
+    targets = with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
+    _, weights = read_weights(workdir, targets, step)
+    which = "eval_ema" if ema else "eval"
+    if which not in weights:
+        raise UserError(f"{place} holds no averaged weights; leave out ema")
+    return model, jax.device_get(weights[which])
+
+
+def _load_file(
+    place: epath.Path, name: str | None, settings: dict[str, Any]
+) -> tuple[SReT, dict[str, Any]]:
+    """The published variant of that name, or the one that the file's arrays fit."""
+    if not place.exists():
+        raise UserError(f"there is no weight file {place}; correct the path")
+    state_dict = read_state_dict(place)
+    misfits: dict[str, list[str]] = {}
+    for variant in [name] if name else list_models():
+        try:
+            model = model_of_state_dict(state_dict, variant, **settings)
+            return model, from_torch(state_dict, model)
+        except StateDictError as e:
+            misfits[variant] = e.problems
+        except UserError as e:
+            raise UserError(f"{place}: {e}") from e
+    nearest = min(misfits, key=lambda variant: len(misfits[variant]))
+    raise UserError(
+        f"{place} does not fit {' or '.join(misfits)}, of which {nearest} is the nearest: "
+        f"{few(misfits[nearest])}"
+        if len(misfits) > 1
+        else f"{place} does not fit {nearest}: {few(misfits[nearest])}"
+    )
+
+
+def _variant_with(shapes: Shapes, settings: Mapping[str, Any], folder: epath.Path) -> SReT:
+    """The published variant whose arrays have these shapes."""
+    for name in list_models():
+        model = create(name, settings)
+        if _shapes(model) == shapes:
+            return model
+    raise UserError(
+        f"{folder} has no config.json, and its arrays fit none of {', '.join(list_models())}; put "
+        "the config.json of its run there"
+    )
+
+
+def _shapes(model: SReT) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(model))
+    keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {keystr(path): leaf.shape for path, leaf in leaves}

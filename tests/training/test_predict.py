@@ -1,0 +1,56 @@
+"""Probabilities of pictures in every form."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import sret_jax
+from sret_jax.data.images import EvalTransform
+from sret_jax.errors import UserError
+from sret_jax.training.predict import BATCH
+from sret_jax.training.step import normalise
+
+
+@pytest.fixture(scope="module")
+def model_and_variables():
+    model = sret_jax.create_model(
+        "sret_t", image_size=32, num_classes=5, blocks=(1, 1), heads=(2, 4), dim=8, groups=None
+    )
+    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def test_every_form_of_a_picture_gives_the_softmax_of_its_evaluation_view(
+    model_and_variables, tmp_path
+):
+    model, variables = model_and_variables
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (50, 40, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / "image.png")
+    png = io.BytesIO()
+    image.save(png, format="PNG")
+    forms = [str(tmp_path / "image.png"), tmp_path / "image.png", png.getvalue(), image, pixels]
+    found = sret_jax.predict(model, variables, forms, test_crop=0.8)
+    view = EvalTransform(32, 0.8)(png.getvalue())
+    logits = model.apply(variables, normalise(view[None]), train=False)
+    np.testing.assert_allclose(found, np.repeat(jax.nn.softmax(logits), 5, axis=0), atol=1e-6)
+
+
+def test_rows_keep_their_order_beyond_one_batch_and_no_image_gives_no_row(model_and_variables):
+    model, variables = model_and_variables
+    pixels = np.random.default_rng(0).integers(0, 256, (BATCH + 3, 32, 32, 3), np.uint8)
+    many = sret_jax.predict(model, variables, pixels, test_crop=1.0)
+    last = sret_jax.predict(model, variables, pixels[-1:], test_crop=1.0)
+    assert many.shape == (BATCH + 3, 5)
+    np.testing.assert_allclose(many[-1:], last, atol=1e-6)
+    assert sret_jax.predict(model, variables, []).shape == (0, 5)
+
+
+@pytest.mark.parametrize("picture", [b"no image", "missing.png", 3, np.zeros((2, 2), np.float64)])
+def test_what_is_no_picture_is_said_in_a_sentence(picture, model_and_variables):
+    with pytest.raises(UserError, match=r"^image .* cannot be read .*; give a path, bytes"):
+        sret_jax.predict(*model_and_variables, [picture])

@@ -1,0 +1,98 @@
+"""Models loaded from runs, steps, converted checkpoints and published files."""
+
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import save_file
+
+import sret_jax
+from configs import quickstart
+from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.errors import UserError
+from sret_jax.training.config_model import create_from_config
+from tests import golden
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir as a run leaves it: two steps, their averages, config and class names."""
+    workdir = epath.Path(tmp_path_factory.mktemp("run"))
+    config = quickstart.get_config()
+    model = create_from_config(config, num_classes=10)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images)
+    with contextlib.closing(Checkpoints(workdir, keep_latest=2)) as checkpoints:
+        for step in (10, 20):
+            scaled = jax.tree.map(lambda x, step=step: step * x, variables)
+            average = jax.tree.map(lambda x: -x, scaled)
+            checkpoints.save(step, {"model": scaled, "ema": average}, {"top1": 0.5})
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    (workdir / "class_names.json").write_text(json.dumps([str(i) for i in range(10)]))
+    return workdir, model, variables
+
+
+def head(variables):
+    return np.asarray(variables["params"]["head"]["kernel"])
+
+
+def test_a_run_gives_its_newest_weights_a_step_its_own_and_ema_the_average(run):
+    workdir, model, variables = run
+    for path, ema, factor in (
+        (workdir, False, 20),
+        (workdir / "checkpoints" / "10", False, 10),
+        (str(workdir), True, -20),
+    ):
+        loaded, weights = sret_jax.load(path, ema=ema)
+        assert loaded == model
+        np.testing.assert_array_equal(head(weights), factor * head(variables))
+    assert sret_jax.class_names(workdir / "checkpoints" / "10") == [str(i) for i in range(10)]
+
+
+def test_settings_change_the_model_and_other_loops_its_nlls(run):
+    workdir, _, _ = run
+    model, weights = sret_jax.load(workdir, loops=3, permutation="identity")
+    assert (model.loops, model.permutation) == (3, "identity")
+    assert weights["params"]["stage0_block0"]["nll"]["residual"]["skip"].shape == (3,)
+
+
+def test_published_weights_are_of_the_variant_they_fit(tmp_path):
+    for name, groups in (("sret_t", ((8, 2), (4, 1), (1,))), ("sret_lt", ((1,),) * 3)):
+        state_dict = golden.state_dict(golden.build(name))
+        save_file(state_dict, tmp_path / "weights.safetensors")
+        settings = {"groups": None} if name == "sret_lt" else {}
+        model, weights = sret_jax.load(tmp_path / "weights.safetensors", **settings)
+        assert model == sret_jax.create_model(name, groups=groups)
+        np.testing.assert_array_equal(head(weights), state_dict["head.weight"].T)
+
+
+def test_a_converted_checkpoint_needs_no_config(tmp_path):
+    model = golden.build("sret_t")
+    variables = sret_jax.from_torch(golden.state_dict(model), model)
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
+        checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
+    loaded, weights = sret_jax.load(tmp_path)
+    assert loaded == sret_jax.create_model("sret_t")
+    np.testing.assert_array_equal(head(weights), head(variables))
+    assert sret_jax.class_names(tmp_path) is None
+
+
+def test_what_cannot_be_loaded_is_said_in_a_sentence(run, tmp_path):
+    workdir, _, _ = run
+    save_file({"head.weight": np.zeros((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    for path, settings, sentence in (
+        (tmp_path, {}, "holds no checkpoints/"),
+        (workdir / "checkpoints" / "11", {}, r"no readable step 11; there are \[20, 10\]"),
+        (workdir, {"loops": 0}, "loops=0 must be"),
+        (workdir, {"groups": ((3,), (1,))}, "3 groups do not divide"),
+        (workdir, {"lops": 3}, "did you mean 'loops'"),
+        (tmp_path / "none.pth", {}, "there is no weight file"),
+        (tmp_path / "other.safetensors", {}, "does not fit .* nearest"),
+        (tmp_path / "other.safetensors", {"ema": True}, "leave out ema"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            sret_jax.load(path, **settings)
