@@ -26,7 +26,7 @@ def make_config(digits_dir, **model):
     config = quickstart.get_config()
     tiny = dict(image_size=16, groups=((2, 1), (1, 1)), heads=(2, 4), dim=8)
     config.model.update({**tiny, **model})
-    config.epochs, config.ema_decay = 1.0, 0.5
+    config.epochs = 1.0
     config.batch_size = config.eval_batch_size = 64
     config.data.data_dir = str(digits_dir)
     return config
