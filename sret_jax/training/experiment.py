@@ -24,8 +24,8 @@ from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
-from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.losses import LabelLoss
+from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
 from sret_jax.training.teacher import Teacher, open_teacher
