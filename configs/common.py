@@ -134,6 +134,14 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.optim.min_lr = 1e-5
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 0.0  # 0: no clipping
+    # For fine-tuning:
+    config.optim.layer_decay = 1.0  # factor on the learning rate per block, from the head down
+    config.optim.backbone_lr = 1.0  # factor on the learning rate of all but the head
+    config.optim.freeze_backbone = False  # trains the head alone
+
+    config.mixed_depth = ml_collections.ConfigDict()
+    config.mixed_depth.loops = 0  # of a shallow path trained along; 0: none
+    config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"  # of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg

@@ -21,6 +21,7 @@ from sret_jax.training.adaptation import adapt, as_saved, changes
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
+from sret_jax.training.confusion import write_confusions
 from sret_jax.training.evaluation import Evaluator, table
 from sret_jax.training.experiment import open_split
 
@@ -35,7 +36,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
 
     Args:
       config: of the model and the data.
-      workdir: holds checkpoints/; eval.json is written there.
+      workdir: holds checkpoints/; eval.json is written there, and, of up to 200 classes,
+        per_class.json and confusion.png.
 
     Returns:
       What eval.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}}.
@@ -64,6 +66,9 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
         print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
         print(table(results))
         write_json(workdir / EVAL_FILE, report)
+        if evaluator.confusions:
+            print(evaluator.confusions["eval"].worst())
+            write_confusions(workdir, step, evaluator.confusions)
         print(f"Written: {workdir / EVAL_FILE}")
     return report
 

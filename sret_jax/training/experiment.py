@@ -25,6 +25,7 @@ from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.losses import LabelLoss
+from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
@@ -85,6 +86,8 @@ class Computation:
             grad_accum=self.config.grad_accum,
             label_loss=self.label_loss,
             teacher=self.teacher,
+            mixed_depth=MixedDepth(**self.config.mixed_depth),
+            head_only=self.config.optim.freeze_backbone,
         )
 
     def trace_train_step(self) -> jax.stages.Traced:
@@ -183,7 +186,8 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     )
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
     make_label_loss(config)
-    create_from_config(config, num_classes=1)
+    model = create_from_config(config, num_classes=1)
+    MixedDepth(**config.mixed_depth).check(model)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
 

@@ -42,8 +42,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
-    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png and
-    result.json there; rollbacks.json where losses were not finite, and crash/ after a crash.
+    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png,
+    result.json, and of up to 200 classes per_class.json and confusion.png there; rollbacks.json
+    where losses were not finite, and crash/ after a crash.
 
     Args:
       config: as configs/common.py makes it.
@@ -253,7 +254,7 @@ class Run:
         if not math.isfinite(results["eval"]["loss"]):
             raise Diverged("the evaluation's loss is not finite", self.step, self.step - 1)
         self._results = results
-        self._reporter.evaluation(self.step, results)
+        self._reporter.evaluation(self.step, results, self._evaluator.confusions)
         if self._is_save_due(self.step):
             self._save(results["eval"])
         self._watchdog.beat()
