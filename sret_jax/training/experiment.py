@@ -201,7 +201,7 @@ def build_computation(
       config: as configs/common.py makes it.
       mesh: from `make_mesh`; its devices need not be there.
       images: in the training split.
-      train_classes: in the training split, which mixing needs two of.
+      train_classes: in the training split, at least two.
       classes: in the data, which the model has where the config does not say.
 
     Raises:
@@ -209,10 +209,10 @@ def build_computation(
     """
     model = build_model(config, classes)
     mixing = make_mixing(config)
-    if mixing.in_pairs and train_classes < 2:
+    if train_classes < 2:
         raise UserError(
-            f"{config.data.name} has {train_classes} class, and mixing needs two; "
-            "set config.augment.mixup=0 and config.augment.cutmix=0"
+            f"{config.data.name} has {train_classes} class, which leaves nothing to tell apart; "
+            "give data of two classes or more, one folder for each where they are folders"
         )
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))

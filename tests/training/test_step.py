@@ -114,20 +114,22 @@ def test_only_the_head_moves_where_the_backbone_is_frozen(model):
 
 def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
     """For SGD, the step of deep + w shallow is the sum of the steps of the two models alone."""
+    deep_model = model.clone(blocks=(1,), groups=((2, 2),), heads=(2,))
+    fresh = jax.device_get(start(deep_model, SGD)[0].variables)
 
     def stepped(model, mixed_depth=DEEP_ONLY):
         state, step, data = start(model, SGD, mixed_depth=mixed_depth)
-        fresh = jax.device_get(start(whole, SGD)[0].variables)
-        _, fresh = with_loops(whole, fresh, model.loops)
-        variables = jax.device_put(fresh, jax.tree.map(lambda x: x.sharding, state.variables))
+        weights = with_loops(deep_model, fresh, model.loops)[1]
+        variables = jax.tree.map(
+            lambda w, x: jax.device_put(w, x.sharding), weights, state.variables
+        )
         state, metrics = step(state.replace(variables=variables), data)
-        moved = jax.tree.map(jnp.subtract, state.variables["params"], fresh["params"])
+        moved = jax.tree.map(jnp.subtract, state.variables["params"], weights["params"])
         return moved, state.variables["batch_stats"], float(metrics["loss"])
 
-    whole = model
-    deep, statistics, deep_loss = stepped(model)
-    shallow, _, shallow_loss = stepped(model.clone(loops=1))
-    mixed, mixed_statistics, mixed_loss = stepped(model, MixedDepth(loops=1, weight=0.5))
+    deep, statistics, deep_loss = stepped(deep_model)
+    shallow, _, shallow_loss = stepped(deep_model.clone(loops=1))
+    mixed, mixed_statistics, mixed_loss = stepped(deep_model, MixedDepth(loops=1, weight=0.5))
     assert mixed_loss == pytest.approx(deep_loss + 0.5 * shallow_loss, rel=1e-5)
     jax.tree.map(np.testing.assert_array_equal, mixed_statistics, statistics)
 
