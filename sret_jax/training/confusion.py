@@ -52,7 +52,9 @@ class Confusion:
 
     def worst(self) -> str:
         """One line on the classes recognised least."""
-        order = [k for k in np.argsort(self.accuracy, kind="stable") if self.images[k]]
+        order = [k for k in np.argsort(self.accuracy, kind="stable") if self.accuracy[k] < 1]
+        if not order:
+            return "Every image of every class is recognised."
         return "Worst classes: " + "; ".join(map(self._in_words, order[:WORST])) + "."
 
     def _in_words(self, k: int) -> str:

@@ -38,6 +38,8 @@ def test_the_worst_classes_are_named_in_one_line(confusion):
         "Worst classes: 'dog' 50.0% of 10 (3 taken for 'unreadable'); "
         "'cat' 80.0% of 10 (2 taken for 'dog')."
     )
+    perfect = Confusion(np.eye(3, 4, dtype=int), confusion.class_names)
+    assert perfect.worst() == "Every image of every class is recognised."
 
 
 @pytest.mark.parametrize("classes", [3, 30])
