@@ -42,17 +42,12 @@ def test_the_worst_classes_are_named_in_one_line(confusion):
     assert perfect.worst() == "Every image of every class is recognised."
 
 
-@pytest.mark.parametrize("classes", [3, 30])
-def test_accuracy_by_class_and_a_picture_are_written(confusion, tmp_path, classes):
-    if classes == 30:
-        names = [f"a class of a long name {k}" for k in range(30)]
-        confusion = Confusion(np.eye(30, 31, dtype=int), names)
+def test_accuracy_by_class_and_a_picture_are_written(confusion, tmp_path):
     write_confusions(tmp_path, 7, {"eval": confusion})
     written = json.loads((tmp_path / "per_class.json").read_text())
-    assert written["step"] == 7 and len(written["eval"]["per_class"]) == classes
-    if classes == 3:
-        assert written["eval"]["per_class"]["dog"] == {"images": 10, "top1": 0.5}
-        assert written["eval"]["per_class"]["owl"] == {"images": 0, "top1": None}
-        assert written["eval"]["confusion"] == COUNTS.tolist()
+    assert written["step"] == 7
+    assert written["eval"]["per_class"]["dog"] == {"images": 10, "top1": 0.5}
+    assert written["eval"]["per_class"]["owl"] == {"images": 0, "top1": None}
+    assert written["eval"]["confusion"] == COUNTS.tolist()
     pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # not blank
