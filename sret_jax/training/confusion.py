@@ -93,8 +93,8 @@ class Confusion:
         figure.colorbar(image, label="share of the true class", shrink=0.8)
         names = [name if len(name) <= 16 else name[:15] + "…" for name in self.class_names]
         size = min(9.0, 600 / max(classes, 1))
-        axes.set_xticks(range(classes), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(classes), names, fontsize=size)
+        axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         recognised = np.trace(self.counts) / self.images.sum()

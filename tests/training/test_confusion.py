@@ -30,7 +30,7 @@ COUNTS = np.array([[8, 2, 0, 0], [1, 5, 1, 3], [0, 0, 0, 0]])
 
 @pytest.fixture
 def confusion():
-    return Confusion(COUNTS, ["cat", "dog", "owl"])
+    return Confusion(COUNTS, ["cat", "dog", r"no $\formula$"])
 
 
 def test_the_worst_classes_are_named_in_one_line(confusion):
@@ -47,7 +47,7 @@ def test_accuracy_by_class_and_a_picture_are_written(confusion, tmp_path):
     written = json.loads((tmp_path / "per_class.json").read_text())
     assert written["step"] == 7
     assert written["eval"]["per_class"]["dog"] == {"images": 10, "top1": 0.5}
-    assert written["eval"]["per_class"]["owl"] == {"images": 0, "top1": None}
+    assert written["eval"]["per_class"][r"no $\formula$"] == {"images": 0, "top1": None}
     assert written["eval"]["confusion"] == COUNTS.tolist()
     pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # not blank
