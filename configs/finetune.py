@@ -24,7 +24,7 @@ code. What a folder reaches depends on its images; docs/finetuning.md has figure
 SReT's paper and code do not say how it fine-tunes. :384 and :512 do it as DeiT's README does: AdamW
 at a constant 5e-6 for batches of 512 after the usual warm-up, weight decay 1e-8, 30 epochs, and the
 augmentation of training. For a folder the rate is higher and falls from the head down, epochs are
-few, and the moving average looks back 50 steps, for a small folder has few.
+few, and the moving average looks back 10 steps, for a small folder has few.
 """
 
 import ml_collections
@@ -54,7 +54,7 @@ def _folder(args: ml_collections.FrozenConfigDict) -> ml_collections.ConfigDict:
     config = _model(common.get_config("none"), args, args.res)
     config.epochs = 20.0
     config.batch_size = config.eval_batch_size = 64
-    config.ema_decay = 0.98
+    config.ema_decay = 0.9
     config.optim.update(lr_per_512=4e-3, warmup_epochs=1.0, min_lr=1e-6, layer_decay=0.75)
     config.data.update(name="/path/to/folder", eval_split="val")
     config.augment.update(crop_scale=(0.3, 1.0), label_smoothing=0.1)
