@@ -1,7 +1,7 @@
 """Mixed-depth training: a shallow and the deep path of one model, trained together.
 
-SReT trains its very deep models with mixed depth and publishes no code for it. We read it so: the
-deep path is the model, the shallow path the same model with fewer loops, whose weights are the deep
+The SReT paper speaks of mixed-depth training, and there is no code for it. We read it so: the deep
+path is the model, the shallow path the same model with fewer loops, whose weights are the deep
 one's by `with_loops` (the shared blocks, and of every block the first NLLs), and
 
     loss = L(deep path) + weight * L(shallow path),
