@@ -4,7 +4,7 @@
     python main.py --mode=eval --workdir=RUN --config.model.image_size=96
     python main.py --config=configs/finetune_digits.py:96 --config.init_from=RUN --workdir=DIR
 
-Costs: 0.08M parameters; 5 MMACs per image at 64 pixels, 12 at 96; each run took 2 to 5 minutes on two
+Costs: 0.08M parameters; 5 MMACs per image at 64 pixels, 12 at 96; a run took 2 to 5 minutes on two
 busy cores.
 Should reach: 99% at 64 pixels and 98% at 96, where the untuned model has 75% (docs/finetuning.md).
 """
