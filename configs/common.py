@@ -103,6 +103,9 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
     config.fsdp = 1  # devices that share one copy of the parameters
     config.ema_decay = 0.99996
+    # Trained weights to start from: a run, one of its steps, a converted checkpoint, or a file.
+    config.init_from = ""
+    config.init_ema = False  # takes that run's averaged weights
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "sret_s"

@@ -13,11 +13,11 @@ from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size
 from sret_jax.data.sources import Source
 from sret_jax.files import write_json
-from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.parallel.preemption import Preemption
+from sret_jax.training.adaptation import adapt, as_saved, changes
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
@@ -30,7 +30,8 @@ EVAL_FILE = "eval.json"
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
 
-    Weights that were trained with other loops are fitted to the config's by `with_loops`.
+    Weights that were trained with other loops or another image size are fitted to the config's by
+    `with_loops` and `with_image_size`.
 
     Args:
       config: of the model and the data.
@@ -45,21 +46,14 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     """
     with agreed():
         model, source, mesh = _open(config, workdir)
-        trained = _as_trained(model, workdir)
+        trained = as_saved(model, saved_shapes(workdir)).clone(num_classes=model.num_classes)
     abstract = abstract_variables(trained)
     shardings = state_shardings(abstract, mesh)
     step, weights = read_weights(workdir, with_shardings(abstract, shardings))
-    if trained != model:
-        _say(
-            f"Evaluating with {model.loops} loops, trained with {trained.loops}: "
-            + (
-                "later loops repeat the last NLL."
-                if model.loops > trained.loops
-                else "the first NLLs stay."
-            )
-        )
+    if changed := changes(trained, model):
+        _say(f"Evaluating with {' and '.join(changed)}.")
         shardings = state_shardings(abstract_variables(model), mesh)
-        fit = jax.jit(lambda v: with_loops(trained, v, model.loops)[1], out_shardings=shardings)
+        fit = jax.jit(lambda variables: adapt(trained, variables, model), out_shardings=shardings)
         weights = {name: fit(variables) for name, variables in weights.items()}
     evaluator = Evaluator(model, config, source, mesh, shardings)
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
@@ -72,14 +66,6 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
         write_json(workdir / EVAL_FILE, report)
         print(f"Written: {workdir / EVAL_FILE}")
     return report
-
-
-def _as_trained(model: SReT, workdir: epath.Path) -> SReT:
-    """The model with as many loops as the weights on disk have NLLs for."""
-    nlls = saved_shapes(workdir).get("params/stage0_block0/nll/residual/skip", ())
-    if len(nlls) != 1 or nlls[0] == model.loops // model.nll_every:
-        return model
-    return model.clone(loops=nlls[0] * model.nll_every)
 
 
 def _say(message: str) -> None:

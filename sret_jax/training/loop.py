@@ -23,6 +23,7 @@ from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
 from sret_jax.training.experiment import Experiment, open_experiment
+from sret_jax.training.initial_weights import initial_state
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
@@ -329,11 +330,13 @@ class Run:
         self._results = {}
 
     def _restore(self) -> int:
-        """Takes the newest checkpoint or the fresh state; returns the step whose weights it has."""
+        """Takes the newest checkpoint or the first state; returns the step whose weights it has."""
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
         restored = self._checkpoints.restore_newest(to_items(target))
         step, items = restored or (0, {})
-        self.state = from_items(items) if items else self.experiment.init_state()
+        self.state = (
+            from_items(items) if items else initial_state(self.experiment, self._reporter.say)
+        )
         self.step = self._rollbacks.goes_on_at(step)
         if self.step != step:
             self.state = self.state.replace(

@@ -110,7 +110,7 @@ def test_weights_are_evaluated_with_other_loops_than_they_were_trained_with(
     tiny_config.model.loops = 3
     report = evaluate_checkpoint(tiny_config, workdir)
     said = capsys.readouterr().out
-    assert "Evaluating with 3 loops, trained with 2: later loops repeat the last NLL." in said
+    assert "Evaluating with 3 loops instead of 2 (later loops repeat the last NLL)." in said
     longer, fitted = with_loops(model, weights, 3)
     source = sources.open_source("digits", "test", digits_dir)
     PlainCount(longer, fitted, tiny_config).check(report["eval"], source)
