@@ -134,6 +134,14 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.optim.min_lr = 1e-5
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 0.0  # 0: no clipping
+    # For fine-tuning:
+    config.optim.layer_decay = 1.0  # factor on the learning rate per block, from the head down
+    config.optim.backbone_lr = 1.0  # factor on the learning rate of all but the head
+    config.optim.freeze_backbone = False  # trains the head alone
+
+    config.mixed_depth = ml_collections.ConfigDict()
+    config.mixed_depth.loops = 0  # of a shallow path trained along; 0: none
+    config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"  # of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg
@@ -162,6 +170,13 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.augment.repeats = 1  # times each image is shown in a row of shuffled images
     config.augment.label_smoothing = 0.0
     config.augment.update(RECIPES[recipe]["augment"])
+
+    config.teacher = ""  # what sret_jax.load reads: its class probabilities are the labels
+    config.distill = ml_collections.ConfigDict()
+    config.distill.temperature = 1.0  # of teacher and student
+    config.distill.hard_weight = 0.0  # w: loss = (1 - w) soft + w hard
+    config.distill.teacher_ema = False  # the averaged weights of a run
+    config.distill.teacher_groups = config_dict.placeholder(tuple)  # published files tell none
 
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict
@@ -100,8 +101,8 @@ class FolderSource:
     that cannot be read holds no bytes, and so counts as an unreadable image.
 
     Raises:
-      UserError: no images at all, or none of some class in any split; a folder that cannot be
-        listed, or that a class holds twice.
+      UserError: no images at all, or none of some class in any split; a split that is not there;
+        a folder that cannot be listed, or that a class holds twice.
     """
 
     def __init__(self, root: epath.Path, split: str):
@@ -120,6 +121,7 @@ class FolderSource:
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) of the class "
                 f"{few([repr(name) for name in empty])}; add some or remove the folder"
             )
+        _check_folders(root, split, files)
         self._files = [file for part in _parts(split, files) for file in part]
 
     def __len__(self) -> int:
@@ -299,6 +301,18 @@ def _parts(split: str, files: Files) -> list[list[tuple[str, int]]]:
             f"the folders there are: {', '.join(files)}"
         ) from e
     return [files[part.splitname][part.from_ : part.to] for part in parts]
+
+
+def _check_folders(root: epath.Path, split: str, files: Files) -> None:
+    """Raises UserError for a split, e.g. "train[:99%]+val", of a folder that is not there."""
+    for part in split.split("+"):
+        name = part.partition("[")[0].strip()
+        if re.fullmatch(r"[\w-]+", name) and name not in (*files, "all"):
+            raise UserError(
+                f"{root} has no folder {name!r} but {', '.join(map(repr, files))}; set "
+                "config.data.train_split and config.data.eval_split to two of them, or make "
+                f"{root / name} with a folder of images for each class"
+            )
 
 
 def _list_images(root: epath.Path) -> tuple[list[str], Files]:

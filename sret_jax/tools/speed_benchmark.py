@@ -24,7 +24,7 @@ from sret_jax.data.loader import train_loader
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.mesh import batch_sharding, replicated
-from sret_jax.training.evaluation import EvalMetrics, make_eval_step
+from sret_jax.training.evaluation import empty_totals, make_eval_step
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
@@ -88,11 +88,10 @@ class Step:
         self._take()
 
     def _compile_training(self) -> Callable[[], None]:
-        step = self.experiment.make_train_step()
-        compiled = step.lower(self._state, next(self._batches)).compile()
+        step = self.experiment.compile_train_step()
 
         def take() -> None:
-            self._state, _ = compiled(self._state, next(self._batches))
+            self._state, _ = step(self._state, next(self._batches))
             jax.block_until_ready(self._state)
 
         return take
@@ -100,7 +99,7 @@ class Step:
     def _compile_inference(self) -> Callable[[], None]:
         mesh, shardings = self.experiment.mesh, self.experiment.shardings
         step = make_eval_step(self.experiment.model, mesh, shardings.variables)
-        empty = jax.device_put(EvalMetrics.empty(), replicated(mesh))
+        empty = jax.device_put(empty_totals(self.experiment.model.num_classes), replicated(mesh))
         arguments = (self._state.variables, next(self._batches), empty)
         compiled = step.lower(*arguments).compile()
         return lambda: jax.block_until_ready(compiled(*arguments))

@@ -18,7 +18,7 @@ def as_saved(model: SReT, shapes: Shapes) -> SReT:
       model: whose architecture it is.
       shapes: by path such as "params/head/bias"; what they do not show stays.
     """
-    shown: dict[str, int] = {}
+    shown: dict[str, Any] = {}
     if len(head := shapes.get("params/head/bias", ())) == 1:
         shown["num_classes"] = head[0]
     if len(position := shapes.get("params/pos_embed", ())) == 4:

@@ -1,6 +1,7 @@
 """Evaluation of a saved checkpoint: python main.py --mode=eval."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,21 +22,39 @@ from sret_jax.training.adaptation import adapt, as_saved, changes
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
-from sret_jax.training.evaluation import Evaluator, table
+from sret_jax.training.confusion import Confusion, write_confusions
+from sret_jax.training.evaluation import Evaluator, Results, table
 from sret_jax.training.experiment import open_split
 
 EVAL_FILE = "eval.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of saved weights found.
+
+    Attributes:
+      model: as evaluated.
+      source: the images.
+      step: of the weights.
+      results: by name of the weights.
+      confusions: likewise; empty for many classes.
+    """
+
+    model: SReT
+    source: Source
+    step: int
+    results: Results
+    confusions: dict[str, Confusion]
+
+
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
 
-    Weights that were trained with other loops or another image size are fitted to the config's by
-    `with_loops` and `with_image_size`.
-
     Args:
       config: of the model and the data.
-      workdir: holds checkpoints/; eval.json is written there.
+      workdir: holds checkpoints/; eval.json is written there, and, of up to 200 classes,
+        per_class.json and confusion.png.
 
     Returns:
       What eval.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}}.
@@ -43,6 +62,27 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     Raises:
       UserError: whatever the user can mend; before any compilation.
       Preempted: SIGTERM or Ctrl-C came.
+    """
+    found = evaluate_weights(config, workdir)
+    report = {"step": found.step, **found.results}
+    if is_leader():
+        print(
+            f"{workdir} at step {found.step:,}, {len(found.source):,} images of "
+            f"{config.data.name}:\n{table(found.results)}"
+        )
+        write_json(workdir / EVAL_FILE, report)
+        print(f"Written: {workdir / EVAL_FILE}")
+        if found.confusions:
+            print(found.confusions["eval"].worst())
+            write_confusions(workdir, found.step, found.confusions)
+    return report
+
+
+def evaluate_weights(config: ConfigDict, workdir: epath.Path) -> Evaluation:
+    """Evaluates the newest weights of a workdir or converted checkpoint, and writes nothing.
+
+    Weights that were trained with other loops or another image size are fitted to the config's by
+    `with_loops` and `with_image_size`. Raises as `evaluate_checkpoint` does.
     """
     with agreed():
         model, source, mesh = _open(config, workdir)
@@ -59,13 +99,7 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
         results = evaluator.evaluate(weights, preemption.check)
     BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
-    report = {"step": step, **results}
-    if is_leader():
-        print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
-        print(table(results))
-        write_json(workdir / EVAL_FILE, report)
-        print(f"Written: {workdir / EVAL_FILE}")
-    return report
+    return Evaluation(model, source, step, results, evaluator.confusions)
 
 
 def _say(message: str) -> None:

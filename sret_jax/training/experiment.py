@@ -24,21 +24,28 @@ from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
+from sret_jax.training.losses import LabelLoss
+from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
-from sret_jax.training.step import abstract_batch, make_train_step
+from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
+from sret_jax.training.teacher import Teacher, open_teacher
+
+CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """What a training run computes, on given devices; it knows neither data nor files.
+    """What a training run computes, on given devices; it knows neither data nor workdir.
 
     Attributes:
       config: as given.
       model: with as many classes as the config or the data say.
       mixing: the augmentation on the device.
+      label_loss: what is minimised.
+      teacher: of a student; None without config.teacher.
       mesh: of all devices.
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
@@ -50,6 +57,8 @@ class Computation:
     config: ConfigDict
     model: SReT
     mixing: Mixing
+    label_loss: LabelLoss
+    teacher: Teacher | None
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
@@ -64,7 +73,7 @@ class Computation:
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
 
     def make_train_step(self) -> jax.stages.Wrapped:
-        """The jitted step (state, batch) -> (state, metrics)."""
+        """The jitted step: (state, batch) and perhaps the teacher -> (state, metrics)."""
         return make_train_step(
             self.model,
             self.optimizer,
@@ -75,12 +84,23 @@ class Computation:
             mixing=self.mixing,
             ema_decay=self.config.ema_decay,
             grad_accum=self.config.grad_accum,
+            label_loss=self.label_loss,
+            teacher=self.teacher,
+            mixed_depth=MixedDepth(**self.config.mixed_depth),
+            head_only=self.config.optim.freeze_backbone,
         )
 
     def trace_train_step(self) -> jax.stages.Traced:
         """The step for the shapes of this run, to be counted, or lowered and compiled."""
         batch = abstract_batch(self.config.batch_size, self.model.image_size)
-        return self.make_train_step().trace(self.abstract_state, batch)
+        teacher = (self.teacher.abstract_variables,) if self.teacher else ()
+        return self.make_train_step().trace(self.abstract_state, batch, *teacher)
+
+    def compile_train_step(self) -> CompiledStep:
+        """The compiled step (state, batch) -> (state, metrics), its teacher on the devices."""
+        compiled = self.trace_train_step().lower().compile()
+        teacher = (self.teacher.place(),) if self.teacher else ()
+        return lambda state, batch: compiled(state, batch, *teacher)
 
     def init_state(self) -> TrainState:
         """The fresh state, made in place on its devices."""
@@ -165,7 +185,9 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         hosts=hosts,
     )
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
-    create_from_config(config, num_classes=1)
+    make_label_loss(config)
+    model = create_from_config(config, num_classes=1)
+    MixedDepth(**config.mixed_depth).check(model)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
 
@@ -179,18 +201,18 @@ def build_computation(
       config: as configs/common.py makes it.
       mesh: from `make_mesh`; its devices need not be there.
       images: in the training split.
-      train_classes: in the training split, which mixing needs two of.
+      train_classes: in the training split, at least two.
       classes: in the data, which the model has where the config does not say.
 
     Raises:
-      UserError: the config does not fit the data.
+      UserError: the config does not fit the data, or its teacher cannot be read or does not fit.
     """
     model = build_model(config, classes)
     mixing = make_mixing(config)
-    if mixing.in_pairs and train_classes < 2:
+    if train_classes < 2:
         raise UserError(
-            f"{config.data.name} has {train_classes} class, and mixing needs two; "
-            "set config.augment.mixup=0 and config.augment.cutmix=0"
+            f"{config.data.name} has {train_classes} class, which leaves nothing to tell apart; "
+            "give data of two classes or more, one folder for each where they are folders"
         )
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
@@ -200,6 +222,8 @@ def build_computation(
         config=config,
         model=model,
         mixing=mixing,
+        label_loss=make_label_loss(config),
+        teacher=open_teacher(config, mesh, model),
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -215,6 +239,11 @@ def make_mixing(config: ConfigDict) -> Mixing:
     return Mixing(
         **{field.name: config.augment[field.name] for field in dataclasses.fields(Mixing)}
     )
+
+
+def make_label_loss(config: ConfigDict) -> LabelLoss:
+    """The loss of config.distill."""
+    return LabelLoss(config.distill.temperature, config.distill.hard_weight)
 
 
 def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.Source:

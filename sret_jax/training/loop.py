@@ -22,7 +22,7 @@ from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
-from sret_jax.training.experiment import Experiment, open_experiment
+from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment
 from sret_jax.training.initial_weights import initial_state
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
@@ -42,8 +42,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
-    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png and
-    result.json there; rollbacks.json where losses were not finite, and crash/ after a crash.
+    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png,
+    result.json, and of up to 200 classes per_class.json and confusion.png there; rollbacks.json
+    where losses were not finite, and crash/ after a crash.
 
     Args:
       config: as configs/common.py makes it.
@@ -187,7 +188,7 @@ class Run:
         else:
             print(f"What is known of the crash is in {path}.", flush=True)
 
-    def _take_steps(self, train_step: jax.stages.Compiled) -> None:
+    def _take_steps(self, train_step: CompiledStep) -> None:
         """Steps to the end from where the state is.
 
         Raises:
@@ -253,7 +254,7 @@ class Run:
         if not math.isfinite(results["eval"]["loss"]):
             raise Diverged("the evaluation's loss is not finite", self.step, self.step - 1)
         self._results = results
-        self._reporter.evaluation(self.step, results)
+        self._reporter.evaluation(self.step, results, self._evaluator.confusions)
         if self._is_save_due(self.step):
             self._save(results["eval"])
         self._watchdog.beat()
@@ -353,10 +354,10 @@ class Run:
             compare_config(self.experiment, self._reporter.say)
         self._reporter.start(step)
 
-    def _compile_step(self) -> jax.stages.Compiled:
+    def _compile_step(self) -> CompiledStep:
         start = time.perf_counter()
         self._reporter.say("Compiling the train step...")
-        compiled = self.experiment.trace_train_step().lower().compile()
+        compiled = self.experiment.compile_train_step()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 

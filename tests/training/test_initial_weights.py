@@ -26,7 +26,7 @@ def make_config(digits_dir, **model):
     config = quickstart.get_config()
     tiny = dict(image_size=16, groups=((2, 1), (1, 1)), heads=(2, 4), dim=8)
     config.model.update({**tiny, **model})
-    config.epochs, config.ema_decay = 1.0, 0.5
+    config.epochs = 1.0
     config.batch_size = config.eval_batch_size = 64
     config.data.data_dir = str(digits_dir)
     return config
@@ -125,19 +125,27 @@ def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, t
     assert_equal(start(tmp_path / "converted", loops=1)[1].variables, other.variables)
 
 
-def test_a_started_run_goes_on_from_its_own_checkpoint_when_the_weights_are_gone(
+def test_a_run_of_the_head_alone_resumes_when_what_it_started_from_is_gone(
     run, digits_dir, tmp_path, capsys
 ):
     gone = tmp_path / "gone"
     shutil.copytree(run[0], gone)
     config = make_config(digits_dir)
     config.init_from, config.stop_at_step = str(gone), 1
+    config.optim.freeze_backbone = True
     sret_jax.fit(config, tmp_path / "tuned")
     shutil.rmtree(gone)
     config.stop_at_step = 2
     assert sret_jax.fit(config, tmp_path / "tuned")["step"] == 2
     said = capsys.readouterr().out
     assert said.count("Starting from") == 1 and "at step 1." in said
+    _, tuned = sret_jax.load(tmp_path / "tuned")
+    heads = [variables["params"]["head"] for variables in (tuned, run[1])]
+    assert not np.allclose(*(head["kernel"] for head in heads))
+    tuned["params"]["head"] = heads[1]
+    assert_equal(tuned, run[1])
+    assert "Worst classes: " in said
+    assert json.loads((tmp_path / "tuned" / "per_class.json").read_text())["step"] == 2
     with pytest.raises(UserError, match="init_from=.*gone: there is no .*gone; correct the path"):
         sret_jax.fit(config, tmp_path / "another")
 

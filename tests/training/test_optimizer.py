@@ -5,7 +5,7 @@ import pytest
 
 import sret_jax
 from configs import common
-from sret_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from sret_jax.training.optimizer import decay_mask, layer_factor, make_optimizer, make_schedule
 
 
 def test_the_rate_warms_up_from_1e_6_and_follows_a_cosine_to_1e_5():
@@ -65,3 +65,45 @@ def test_clipping_bounds_the_global_norm_before_adam_sees_it():
 
 def _has_mu(state):
     return hasattr(state, "mu")
+
+
+def test_rates_fall_by_unique_block_from_the_head_down():
+    parts = ["head", "norm", "pool1", "pos_embed", "stem"]
+    parts += ["stage0_block0", "stage0_block1", *(f"stage1_block{b}" for b in range(11))]
+    depth = {"head": 0, "norm": 0, "stage1_block10": 1, "stage1_block9": 2, "stage1_block0": 11}
+    depth |= {"pool1": 11, "stage0_block1": 12, "stage0_block0": 13, "stem": 14, "pos_embed": 14}
+    for part, k in depth.items():
+        assert layer_factor(part, parts, layer_decay=0.5) == 0.5**k
+        backbone = 1.0 if part == "head" else 0.1
+        assert layer_factor(part, parts, layer_decay=0.5, backbone_lr=0.1) == 0.5**k * backbone
+
+
+def test_factors_multiply_the_direction_and_its_weight_decay():
+    optim = common.get_config().optim
+    weights = {part: {"kernel": jnp.ones(3)} for part in ("stem", "stage0_block0", "norm", "head")}
+    gradient = jax.tree.map(lambda p: 0.01 * p, weights)
+
+    def direction(**changes):
+        optim.update(changes)
+        optimizer = make_optimizer(optim)
+        return optimizer.update(gradient, optimizer.init(weights), weights)[0]
+
+    plain, scaled = direction(), direction(layer_decay=0.9, backbone_lr=0.5)
+    for part, factor in {"stem": 0.405, "stage0_block0": 0.45, "norm": 0.5, "head": 1.0}.items():
+        np.testing.assert_allclose(
+            scaled[part]["kernel"], factor * plain[part]["kernel"], rtol=1e-5
+        )
+
+
+def test_a_frozen_backbone_has_no_moments_and_no_direction(params):
+    optim = common.get_config().optim
+    optim.freeze_backbone = True
+    optimizer = make_optimizer(optim)
+    weights = jax.tree.map(lambda p: jnp.ones(p.shape), params)
+    state = optimizer.init(weights)
+    head = sum(p.size for p in jax.tree.leaves(params["head"]))
+    assert sum(x.size for x in jax.tree.leaves(state)) == 2 * head + 1  # m, v and the count
+    direction, _ = optimizer.update(weights, state, weights)
+    head = direction.pop("head")
+    assert np.all(head["kernel"] > 1)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(direction))
