@@ -22,6 +22,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,16 @@ TINY_FLAGS = (
     "--config.log_every_steps=1",
     *(f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items()),
 )
+
+
+def refusal(capsys, main: Callable[[list[str]], None], *args: object) -> str:
+    """The one sentence with which a command ends, at exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("Error: ") and "\n" not in error
+    return error
 
 
 def run_python(

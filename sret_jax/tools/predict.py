@@ -157,7 +157,7 @@ def csv_writer(path: epath.Path) -> Iterator[Callable[[Row], None]]:
         writer.writeheader()
 
         def write(row: Row) -> None:
-            cells = {key: row[key] for key in ("image", "error") if key in row}
+            cells: Row = {key: row[key] for key in ("image", "error") if key in row}
             for rank, one in enumerate(row.get("top", []), start=1):
                 cells[f"class_{rank}"] = one["class"]
                 cells[f"probability_{rank}"] = f"{one['probability']:.6g}"

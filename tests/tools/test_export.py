@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_image
 import sret_jax
 from sret_jax.tools import export
 from sret_jax.training.predict import logits_of
+from tests.conftest import refusal
 
 # Isolated Python sees neither the working folder nor PYTHONPATH.
 STRANGER = """
@@ -87,9 +88,5 @@ def test_what_cannot_be_exported_is_a_sentence(exported, saved_run, tmp_path, ca
         ((f"--checkpoint={tmp_path / 'none'}", tmp_path / "out"), "holds no checkpoints/"),
         ((f"--checkpoint={saved_run}", "--classes=none", tmp_path / "out"), "cannot be read"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            export.main(list(map(str, args)))
-        assert stop.value.code == 2
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert line.startswith("Error: ") and sentence in line
+        assert sentence in refusal(capsys, export.main, *args)
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits, load_sample_image
 
 import sret_jax
 from sret_jax.tools import predict
+from tests.conftest import refusal
 
 
 @pytest.fixture
@@ -30,13 +31,7 @@ def run(*args):
 
 
 def fails(capsys, *args):
-    """The one sentence with which the command ends, at exit status 2."""
-    with pytest.raises(SystemExit) as stop:
-        run(*args)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("Error: ")
-    return line
+    return refusal(capsys, predict.main, *args)
 
 
 def test_a_folder_is_predicted_in_order_as_the_run_evaluates(saved_run, folder, tmp_path, capsys):
