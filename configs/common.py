@@ -67,13 +67,15 @@ def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
 
     Args:
       name: of the model.
-      arg: any of "unsliced", "res=N" (image size), "groups=16-14-1" (the first loop's groups by
-        stage, the other loops plain), "recipe=NAME".
+      arg: any of "unsliced", "distill" (with soft labels alone; needs config.teacher), "res=N"
+        (image size), "groups=16-14-1" (the first loop's groups by stage, the other loops plain),
+        "recipe=NAME".
     """
-    args = parse_arg(arg, unsliced=False, res=224, groups="", recipe="deit")
+    args = parse_arg(arg, unsliced=False, distill=False, res=224, groups="", recipe="deit")
     config = get_config(args.recipe)
     config.model.name = name
     config.model.image_size = args.res
+    config.distill.required = args.distill
     if args.unsliced and args.groups:
         raise ValueError(f"unsliced and groups={args.groups!r} exclude each other; give one")
     if args.unsliced:
@@ -173,6 +175,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
 
     config.teacher = ""  # what sret_jax.load reads: its class probabilities are the labels
     config.distill = ml_collections.ConfigDict()
+    config.distill.required = False  # whether a run without a teacher is a mistake
     config.distill.temperature = 1.0  # of teacher and student
     config.distill.hard_weight = 0.0  # w: loss = (1 - w) soft + w hard
     config.distill.teacher_ema = False  # the averaged weights of a run

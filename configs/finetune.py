@@ -1,12 +1,13 @@
 """Fine-tuning of trained weights: on a folder of images of your own, or on ImageNet at 384 or 512.
 
-    python main.py --config=configs/finetune.py --config.data.name=/path/to/folder \
-        --config.init_from=SReT_T_wo_slice.pth --workdir=DIR
+    python main.py --config=configs/finetune.py:sliced --config.data.name=/path/to/folder \
+        --config.init_from=SReT_T.pth --workdir=DIR
     python main.py --config=configs/finetune.py:384,model=sret_s --config.init_from=RUN \
         --config.data.data_dir=DATA --workdir=DIR
 
 The folder is laid out as SPLIT/CLASS/IMAGE.jpg, with the splits train and val
-(--config.data.eval_split=test for another name); the classes are its folders.
+(--config.data.eval_split=test for another name); the classes are its folders. Weights that were
+trained without slicing go on without it: leave out "sliced".
 
 Costs: forward and backward, 30 epochs of 1.28M images on ImageNet,
 
@@ -20,10 +21,10 @@ Should reach: on ImageNet, from unsliced weights that were distilled at 224 pixe
 84.3% (:512) with SReT-S and 79.7% (:384) with SReT-T, as published; not yet reproduced with this
 code. What a folder reaches depends on its images; docs/finetuning.md has figures on digits.
 
-SReT does not say how it fine-tunes. :384 and :512 do it as DeiT's README does: AdamW at a constant
-5e-6 for batches of 512 after the usual warm-up, weight decay 1e-8, 30 epochs, and the augmentation
-of training. For a folder the rate is higher and falls from the head down, epochs are few, and the
-moving average looks back 50 steps, for a small folder has few.
+SReT's paper and code do not say how it fine-tunes. :384 and :512 do it as DeiT's README does: AdamW
+at a constant 5e-6 for batches of 512 after the usual warm-up, weight decay 1e-8, 30 epochs, and the
+augmentation of training. For a folder the rate is higher and falls from the head down, epochs are
+few, and the moving average looks back 50 steps, for a small folder has few.
 """
 
 import ml_collections

@@ -45,6 +45,9 @@ def changes(saved: SReT, model: SReT) -> list[str]:
             f"{old}x{old} to {new}x{new})"
         )
     if saved.loops != model.loops:
-        rule = "later loops repeat the last NLL" if model.loops > saved.loops else "the first NLLs"
-        words.append(f"{model.loops} loops instead of {saved.loops} ({rule})")
+        rule = "later loops repeat the last NLL"
+        if model.loops < saved.loops:
+            rule = "the first NLLs stay"
+        loops = f"{model.loops} loop{'s' if model.loops > 1 else ''}"
+        words.append(f"{loops} instead of {saved.loops} ({rule})")
     return words

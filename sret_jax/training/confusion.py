@@ -52,7 +52,9 @@ class Confusion:
 
     def worst(self) -> str:
         """One line on the classes recognised least."""
-        order = [k for k in np.argsort(self.accuracy, kind="stable") if self.images[k]]
+        order = [k for k in np.argsort(self.accuracy, kind="stable") if self.accuracy[k] < 1]
+        if not order:
+            return "Every image of every class is recognised."
         return "Worst classes: " + "; ".join(map(self._in_words, order[:WORST])) + "."
 
     def _in_words(self, k: int) -> str:
@@ -91,8 +93,8 @@ class Confusion:
         figure.colorbar(image, label="share of the true class", shrink=0.8)
         names = [name if len(name) <= 16 else name[:15] + "…" for name in self.class_names]
         size = min(9.0, 600 / max(classes, 1))
-        axes.set_xticks(range(classes), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(classes), names, fontsize=size)
+        axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
+        axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         recognised = np.trace(self.counts) / self.images.sum()

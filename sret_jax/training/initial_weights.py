@@ -119,8 +119,9 @@ def _read_folder(place: epath.Path, like: SReT, target: NamedSharding, *, ema: b
     targets = with_shardings(abstract, jax.tree.map(lambda _: target, abstract))
     _, weights = read_weights(workdir, targets, step)
     which = "eval_ema" if ema else "eval"
-    if which not in weights:
-        raise UserError("there are no averaged weights; set config.init_ema=False")
+    with agreed():
+        if which not in weights:
+            raise UserError("there are no averaged weights; set config.init_ema=False")
     return Saved(model, weights[which], names)
 
 

@@ -1,6 +1,7 @@
 """The loss: cross-entropy with hard labels, or with the soft labels of a teacher."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,8 @@ class LabelLoss:
     hard_weight: float = 0.0
 
     def __post_init__(self):
-        check_temperature(self.temperature)
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"config.distill.temperature={self.temperature} must be above 0")
         if not 0 <= self.hard_weight <= 1:
             raise UserError(f"config.distill.hard_weight={self.hard_weight} must be in [0, 1]")
 
@@ -65,9 +67,3 @@ def soft_labels(logits: jax.Array, temperature: float = 1.0) -> jax.Array:
     Shapes: (B, K) -> (B, K).
     """
     return jax.nn.softmax(logits.astype(jnp.float32) / temperature)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raises UserError for a temperature that is not above 0."""
-    if not temperature > 0:
-        raise UserError(f"config.distill.temperature={temperature} must be above 0")

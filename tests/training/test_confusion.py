@@ -30,7 +30,7 @@ COUNTS = np.array([[8, 2, 0, 0], [1, 5, 1, 3], [0, 0, 0, 0]])
 
 @pytest.fixture
 def confusion():
-    return Confusion(COUNTS, ["cat", "dog", "owl"])
+    return Confusion(COUNTS, ["cat", "dog", r"no $\formula$"])
 
 
 def test_the_worst_classes_are_named_in_one_line(confusion):
@@ -38,19 +38,16 @@ def test_the_worst_classes_are_named_in_one_line(confusion):
         "Worst classes: 'dog' 50.0% of 10 (3 taken for 'unreadable'); "
         "'cat' 80.0% of 10 (2 taken for 'dog')."
     )
+    perfect = Confusion(np.eye(3, 4, dtype=int), confusion.class_names)
+    assert perfect.worst() == "Every image of every class is recognised."
 
 
-@pytest.mark.parametrize("classes", [3, 30])
-def test_accuracy_by_class_and_a_picture_are_written(confusion, tmp_path, classes):
-    if classes == 30:
-        names = [f"a class of a long name {k}" for k in range(30)]
-        confusion = Confusion(np.eye(30, 31, dtype=int), names)
+def test_accuracy_by_class_and_a_picture_are_written(confusion, tmp_path):
     write_confusions(tmp_path, 7, {"eval": confusion})
     written = json.loads((tmp_path / "per_class.json").read_text())
-    assert written["step"] == 7 and len(written["eval"]["per_class"]) == classes
-    if classes == 3:
-        assert written["eval"]["per_class"]["dog"] == {"images": 10, "top1": 0.5}
-        assert written["eval"]["per_class"]["owl"] == {"images": 0, "top1": None}
-        assert written["eval"]["confusion"] == COUNTS.tolist()
+    assert written["step"] == 7
+    assert written["eval"]["per_class"]["dog"] == {"images": 10, "top1": 0.5}
+    assert written["eval"]["per_class"][r"no $\formula$"] == {"images": 0, "top1": None}
+    assert written["eval"]["confusion"] == COUNTS.tolist()
     pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # not blank

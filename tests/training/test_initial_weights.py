@@ -119,7 +119,7 @@ def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, t
     assert_equal(state.variables["params"]["head"], raw["params"]["head"])
 
     _, other, said = start(tmp_path / "weights.safetensors", loops=1)
-    assert "1 loops instead of 2" in said
+    assert "1 loop instead of 2 (the first NLLs stay)" in said
     # No config.json there.
     shutil.copytree(workdir / "checkpoints", tmp_path / "converted" / "checkpoints")
     assert_equal(start(tmp_path / "converted", loops=1)[1].variables, other.variables)
