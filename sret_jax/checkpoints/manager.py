@@ -358,7 +358,7 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
       UserError: there are none.
     """
     if not (workdir / CHECKPOINTS).is_dir():
-        raise UserError(f"{workdir} holds no checkpoints/; give the --workdir of a run")
+        raise UserError(f"{workdir} holds no checkpoints/; give the folder of a run")
     return Checkpoints(workdir, create=False)
 
 

@@ -106,13 +106,9 @@ class FolderSource:
     """
 
     def __init__(self, root: epath.Path, split: str):
-        try:
+        with _listing(root):
             classes, files = _list_images(root)
-        except OSError as e:
-            raise UserError(
-                f"{e.filename or root} cannot be listed ({e.strerror or e}); mend or remove it"
-            ) from e
-        self.class_names = [_text(os.fsencode(name)) for name in classes]
+        self.class_names = [name_of_file(name) for name in classes]
         if not any(files.values()):
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
@@ -137,7 +133,7 @@ class FolderSource:
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        return _text(os.fsencode(self._files[index][0]))
+        return name_of_file(self._files[index][0])
 
 
 class SyntheticSource:
@@ -258,6 +254,33 @@ def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of a download
             builder.download_and_prepare()
+
+
+def images_in(folder: epath.Path) -> list[str]:
+    """The paths of the images of a folder and of those below it, sorted.
+
+    Hidden files and folders, and files that are no images, are passed over.
+
+    Raises:
+      UserError: a folder that cannot be listed, or that leads back to one it lies in.
+    """
+    with _listing(folder):
+        return [os.fspath(path) for path in _images_in(folder, set(_place(folder).parents))]
+
+
+def name_of_file(path: str) -> str:
+    """A path as text that can be printed and stored, whatever bytes are in it."""
+    return _text(os.fsencode(path))
+
+
+@contextlib.contextmanager
+def _listing(root: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"{e.filename or root} cannot be listed ({e.strerror or e}); mend or remove it"
+        ) from e
 
 
 def _class_names(label: tfds.features.ClassLabel) -> list[str]:

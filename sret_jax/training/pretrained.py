@@ -22,6 +22,8 @@ from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
 
+PUBLISHED_TEST_CROP = 0.875
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -86,6 +88,26 @@ def class_names(path: epath.PathLike) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file} holds no list of names; mend it or move it away")
     return names
+
+
+def test_crop(path: epath.PathLike) -> float:
+    """The share of the shorter side that a run saw in evaluation, its config.data.test_crop.
+
+    Where no config is kept it is 0.875, as published.
+
+    Raises:
+      UserError: a damaged config.json.
+    """
+    workdir, _ = split_step(absolute(path))
+    config = load_config(workdir)
+    if config is None:
+        return PUBLISHED_TEST_CROP
+    try:
+        return float(config.data.test_crop)
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{workdir / CONFIG_FILE} tells no data.test_crop ({e}); mend it, or move it away"
+        ) from e
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
