@@ -6,10 +6,18 @@ import pytest
 from etils import epath
 
 from configs import quickstart
+from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
 from sret_jax.tools.remat_benchmark import benchmark_remat
 from sret_jax.tools.slicing_benchmark import benchmark_slicing
-from sret_jax.tools.speed_benchmark import MatrixProduct, benchmark_step, figures, open_step
+from sret_jax.tools.speed_benchmark import (
+    MatrixProduct,
+    Timing,
+    benchmark_step,
+    figures,
+    open_step,
+)
+from sret_jax.tools.speed_plot import plot_shares
 from sret_jax.training.flops import model_macs
 from tests.conftest import run_python
 
@@ -23,14 +31,33 @@ def config():
 
 
 def test_the_train_step_is_timed_and_its_share_of_the_peak_printed(config, tmp_path, capsys):
-    file = epath.Path(tmp_path) / "figures.json"
+    file, plot = epath.Path(tmp_path) / "figures.json", epath.Path(tmp_path) / "shares.png"
     report = benchmark_step(config, train=True, rounds=2, steps=1, json_file=file)
     assert json.loads(file.read_text()) == json.loads(json.dumps(report))
-    share = report["share_of_peak"]
+    (ours,) = report["shares"].values()
+    share = ours["share_of_peak"]
     assert 0 < share["least"] <= share["median"] <= share["largest"]
+    assert ours["cpu_seconds"]["median"] > 0
     printed = capsys.readouterr().out
     assert f"{share['median']:.3f}" in printed and "2 * 3 * " in printed
-    assert "PyTorch eager 0.44, torch.compile 0.61" in printed
+    plot_shares([file, file], plot)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    file.write_text("{}")
+    with pytest.raises(UserError, match="figures.json is no report of"):
+        plot_shares([file], plot)
+
+
+@pytest.mark.slow  # compiles in PyTorch
+@pytest.mark.parametrize("train", [True, False])
+def test_the_twin_takes_its_turn_eager_and_compiled(config, capsys, train):
+    pytest.importorskip("torch", reason="its twin is written in torch")
+    report = benchmark_step(config, train=train, rounds=1, steps=1, against="torch", json_file=None)
+    names = ["ours", "torch eager", "torch.compile"]
+    assert list(report["shares"]) == names
+    rates = [report["shares"][name]["images_per_second"]["median"] for name in names]
+    assert min(rates) > 0 and len(set(rates)) == 3
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in names)
 
 
 def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(config, tmp_path):
@@ -38,12 +65,13 @@ def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(c
     product = MatrixProduct(step.experiment.mesh, "float32")
     assert step.flops == 2 * model_macs(step.experiment.model) * 16
     assert product.flops == 2 * step.experiment.mesh.size * 2048**3
-    seconds = {"step": [0.5, 0.25], "product": [1.0, 2.0]}
-    report = figures(step, seconds["step"], product, seconds["product"])
+    step_timings, peak = [Timing(0.5, 1.0), Timing(0.25, 0.5)], [Timing(1, 2), Timing(2, 4)]
+    report = figures(step, step_timings, product, peak)
     ratio = step.flops / product.flops
     assert report["share_of_peak"]["least"] == pytest.approx(ratio * 2)
     assert report["share_of_peak"]["largest"] == pytest.approx(ratio * 8)
     assert report["images_per_second"]["largest"] == 64
+    assert report["cpu_seconds"]["median"] == 0.75
 
 
 @pytest.mark.slow  # compiles four steps
