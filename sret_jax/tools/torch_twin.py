@@ -3,6 +3,7 @@
 Its arrays have the published names, so `load_state_dict` takes what `sret_jax.to_torch` gives.
 """
 
+import jax
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,7 +123,8 @@ class Stage(nn.Module):
             for _ in range(model.loops):
                 self.blocks.extend([shared, NLL(channels, int(model.nll_ratio * channels))])
         tokens = (model.image_size // (STEM_STRIDE * 2**stage)) ** 2
-        fixed = torch.from_numpy(fixed_permutation(None, tokens))
+        fixed = torch.from_numpy(fixed_permutation(jax.random.key(0), tokens))
+        self.fixed: Tensor
         self.register_buffer("fixed", fixed, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import jax, jax.numpy as jnp
 from sret_jax.parallel.freed_memory import keep_temporaries
 if sys.argv[1] == "keep":
     keep_temporaries()
-step = jax.jit(lambda x: jnp.sort(jnp.sort(x * x) + x.T).sum())  # 64 MB or more of temporaries
-x = jnp.ones((4096, 4096))
+step = jax.jit(lambda x: jnp.exp(x @ x.T) @ x)  # 64 MB of temporaries: 16,384 pages
+x = jnp.ones((4096, 8))
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
