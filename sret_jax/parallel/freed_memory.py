@@ -25,7 +25,8 @@ def keep_temporaries() -> None:
     """Keeps freed blocks of any size where steps run on CPUs, for the temporaries of the next one.
 
     XLA allocates a step's temporaries as one block, 130 MB an image in training sret_t, and frees
-    it at the end. The process then holds at all times what it held at its peak.
+    it at the end. The process then holds at all times what it held at its peak, and up to a few
+    such blocks where small ones have settled between them.
 
     Call it before JAX has started its backend; later it does not reach the temporaries.
     """

@@ -14,7 +14,7 @@ if sys.argv[1] == "keep":
     keep_temporaries()
 step = jax.jit(lambda x: jnp.exp(x @ x.T) @ x)  # 64 MB of temporaries: 16,384 pages
 x = jnp.ones((4096, 8))
-for _ in range(6):
+for _ in range(16):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -30,4 +30,4 @@ def page_faults(choice):
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries have no such options")
 def test_steps_find_the_temporaries_of_the_last_one():
     (least, *_), kept = page_faults("leave"), page_faults("keep")
-    assert kept[len(kept) // 2] < least / 10  # as a rule: blocks can be cut up in between
+    assert kept[len(kept) // 2] < least / 10  # the first steps still cut up what was freed
