@@ -17,7 +17,7 @@ def load_twin(name):
     variables = golden.variables(model)
     twin = TorchTwin(model)
     arrays = sret_jax.to_torch(variables, model)
-    left = twin.load_state_dict({n: torch.from_numpy(a) for n, a in arrays.items()}, strict=False)
+    left = twin.load_state_dict({n: torch.tensor(a) for n, a in arrays.items()}, strict=False)
     assert not left.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in left.missing_keys)
     return model, variables, twin
