@@ -3,8 +3,8 @@
 share = 2 * P * MACs * images/s / R, with P = 3 passes in training (forward, and backward for the
 inputs and for the weights), 1 in inference, and R the FLOP/s of a 2048^3 matrix product on the
 same devices. A multiply-accumulate is two FLOPs; the model's are counted from its program. A
-teacher's forward pass takes time and counts as no work. Against PyTorch, its twin of the model takes
-its turn in the same rounds, eager and compiled.
+teacher's forward pass takes time and counts as no work. Against PyTorch, its twin of the model
+takes its turn in the same rounds, eager and compiled.
 """
 
 import os
