@@ -143,6 +143,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     # and evaluation have as many each.
     config.data.prefetch = 2
     config.data.max_bad_fraction = 0.001  # of the images; more that are unreadable end the run
+    config.data.soft_labels = ""  # folder of stored soft labels (sret_jax.tools.soft_labels)
+    config.data.crops_per_image = 1  # of stored soft labels, in one batch
     config.data.synthetic = False  # noise that is already on the devices: the speed without data
 
     config.augment = ml_collections.ConfigDict()  # what is 0 or "" is off
