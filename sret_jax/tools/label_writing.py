@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,36 @@ def write_shard(
         ) from e
 
 
+def write_store(
+    folder: epath.Path,
+    manifest: Manifest,
+    records: Callable[[range], Iterable[bytes]],
+    *,
+    hosts: int,
+    host: int,
+) -> bool:
+    """Writes the shards of one host that are not there yet, and tells whether all are.
+
+    Args:
+      folder: of the store.
+      manifest: of the store.
+      records: makes those of a shard, given the numbers of its images.
+      hosts: among which the shards are dealt out in turn.
+      host: this one, 0 to hosts - 1.
+
+    Raises:
+      UserError: see `begin_store` and `write_shard`; no such host.
+    """
+    if not 0 <= host < hosts:
+        raise UserError(f"--shard={host} of --shards={hosts} does not exist; count from 0")
+    begin_store(folder, manifest)
+    there = finished_shards(folder, manifest)
+    for shard in range(host, manifest.shards, hosts):
+        if shard not in there:
+            write_shard(folder, manifest, shard, records(manifest.shard_range(shard)))
+    return complete_store(folder, manifest)
+
+
 def complete_store(folder: epath.Path, manifest: Manifest) -> bool:
     """Marks a store as complete if it is, and tells whether."""
     sizes = finished_shards(folder, manifest)
@@ -79,19 +109,31 @@ def complete_store(folder: epath.Path, manifest: Manifest) -> bool:
     return True
 
 
-def pack(crops: np.ndarray, probabilities: np.ndarray, manifest: Manifest) -> bytes:
+def pack(
+    manifest: Manifest, crops: np.ndarray, probs: np.ndarray, classes: np.ndarray | None
+) -> bytes:
     """The record of an image.
 
-    Shapes: crops (K,) with the fields of CROP, probabilities (K, classes).
+    Shapes: crops (K,) with the fields of CROP, probs (K, k), classes (K, k), or None with "full".
     """
     packed = np.zeros(len(crops), manifest.layout)
-    packed["box"], packed["flip"] = crops["box"], crops["flip"]
-    if manifest.keep != "full":
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : manifest.kept]
-        packed["classes"] = best
-        probabilities = np.take_along_axis(probabilities, best, axis=1)
-    packed["probs"] = probabilities
+    packed["box"], packed["flip"], packed["probs"] = crops["box"], crops["flip"], probs
+    if classes is not None:
+        packed["classes"] = classes
     return packed.tobytes()
+
+
+def most_probable(
+    manifest: Manifest, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What is kept of probabilities: those of the best classes and their numbers, or all and None.
+
+    Shapes: (K, classes) -> (K, k), (K, k).
+    """
+    if manifest.keep == "full":
+        return probabilities, None
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : manifest.kept]
+    return np.take_along_axis(probabilities, best, axis=1), best
 
 
 def _check_begun_alike(folder: epath.Path, begun: Manifest, manifest: Manifest) -> None:

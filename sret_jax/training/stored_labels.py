@@ -1,0 +1,130 @@
+"""Stored soft labels in training: which fit a config, and how they become targets."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sret_jax.data.label_manifest import CropLaw, DataFacts, Manifest
+from sret_jax.data.soft_labels import SoftLabels, open_soft_labels
+from sret_jax.data.sources import Source
+from sret_jax.errors import UserError
+from sret_jax.files import absolute
+
+# What changes an image after its label was made, and what leaves it alone.
+UNCHANGED: dict[str, Any] = dict(
+    policy="", color_jitter=0.0, erasing=0.0, mixup=0.0, cutmix=0.0, repeats=1
+)
+
+
+def dense(probs: jax.Array, classes: jax.Array | None, num_classes: int) -> jax.Array:
+    """Marginal smoothing: classes that are not kept share the rest of the probability equally.
+
+    p_c = q_j where c = classes_j, elsewhere (1 - sum_j q_j) / (K - k): Shen and Xing 2022, "MS".
+
+    Shapes: probs q (B, k), classes (B, k) or None where all are kept in order -> (B, K) float32.
+    """
+    probs = jnp.asarray(probs, jnp.float32)
+    if classes is None:
+        return probs
+    rows, kept = probs.shape
+    rest = jnp.maximum(1 - probs.sum(axis=1, keepdims=True), 0) / max(num_classes - kept, 1)
+    spread = jnp.broadcast_to(rest, (rows, num_classes))
+    indices = jnp.asarray(classes, jnp.int32)
+    return jnp.put_along_axis(spread, indices, probs, axis=1, inplace=False)
+
+
+def stored_labels(config: ConfigDict) -> SoftLabels | None:
+    """The store that config.data.soft_labels names, if it fits the config; None if that is empty.
+
+    Raises:
+      UserError: one sentence on what does not fit.
+    """
+    if not config.data.soft_labels:
+        if config.data.crops_per_image != 1:
+            raise UserError(
+                f"config.data.crops_per_image={config.data.crops_per_image} is of stored soft "
+                "labels; set config.data.soft_labels, or crops_per_image=1"
+            )
+        return None
+    if config.teacher:
+        raise UserError(
+            f"config.teacher={config.teacher} and config.data.soft_labels="
+            f"{config.data.soft_labels} both give soft labels; leave one out"
+        )
+    if config.data.synthetic:
+        raise UserError(
+            "config.data.synthetic=True has no images to label; leave out config.data.soft_labels"
+        )
+    for name, unchanged in UNCHANGED.items():
+        value = config.augment[name]
+        if value != unchanged:
+            more = "; config.data.crops_per_image repeats images" if name == "repeats" else ""
+            raise UserError(
+                f"config.augment.{name}={value!r} changes what the teacher saw, so its stored "
+                f"label would be untrue; set config.augment.{name}={unchanged!r}{more}"
+            )
+    labels = open_soft_labels(absolute(config.data.soft_labels))
+    _check_settings(config, labels)
+    return labels
+
+
+def check_same_data(labels: SoftLabels, source: Source, name: str, split: str) -> None:
+    """Raises UserError where a store was made of other images."""
+    made, here = labels.manifest.data, DataFacts.of(source, name, split)
+    if (made.examples, made.classes, made.digest) != (here.examples, here.classes, here.digest):
+        same_size = (made.examples, made.classes) == (here.examples, here.classes)
+        what = "its images differ" if same_size else _size(made)
+        raise UserError(
+            f"the soft labels in {labels.folder} were made of {made.name} {made.split} ({what}), "
+            f"and this is {name} {split} ({_size(here)}); give the labels of this data set"
+        )
+
+
+def crop_law(config: ConfigDict) -> CropLaw:
+    """How a config draws the crops that are to be labelled."""
+    augment = config.augment
+    return CropLaw(
+        image_size=config.model.image_size,
+        crop_scale=tuple(augment.crop_scale),
+        crop_ratio=tuple(augment.crop_ratio),
+        flip=augment.flip,
+        seed=config.seed,
+    )
+
+
+def _check_settings(config: ConfigDict, labels: SoftLabels) -> None:
+    manifest = labels.manifest
+    pairs = [("distill.temperature", manifest.temperature, config.distill.temperature)]
+    for name, here in vars(crop_law(config)).items():
+        made = getattr(manifest.law, name)
+        if name != "seed" and made is not None:  # which draws other crops by the same law
+            section = "model" if name == "image_size" else "augment"
+            pairs.append((f"{section}.{name}", made, here))
+    for name, made, here in pairs:
+        if made != here:
+            raise UserError(
+                f"the soft labels in {labels.folder} were made with config.{name}={made}, and this "
+                f"config has {here}; set it to {made}, or make other labels"
+            )
+    if config.data.crops_per_image > manifest.crops:
+        raise UserError(
+            f"config.data.crops_per_image={config.data.crops_per_image} is more than the "
+            f"{manifest.crops} crops of each image in {labels.folder}; use {manifest.crops} or "
+            "fewer"
+        )
+
+
+def label_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """What a row of a batch holds beside its image, as name: (shape, dtype)."""
+    layout = manifest.layout
+    return {
+        name: (layout[name].shape, layout[name].base)
+        for name in ("classes", "probs")
+        if name in (layout.names or ())
+    }
+
+
+def _size(facts: DataFacts) -> str:
+    return f"{facts.examples:,} images of {facts.classes:,} classes"
