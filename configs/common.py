@@ -162,6 +162,13 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.augment.label_smoothing = 0.0
     config.augment.update(RECIPES[recipe]["augment"])
 
+    config.teacher = ""  # what sret_jax.load reads: its class probabilities are the labels
+    config.distill = ml_collections.ConfigDict()
+    config.distill.temperature = 1.0  # of teacher and student
+    config.distill.hard_weight = 0.0  # w: loss = (1 - w) soft + w hard
+    config.distill.teacher_ema = False  # the averaged weights of a run
+    config.distill.teacher_groups = config_dict.placeholder(tuple)  # published files tell none
+
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0
     config.checkpoint = ml_collections.ConfigDict()

@@ -13,6 +13,8 @@ import optax
 
 from sret_jax.errors import UserError
 
+Targets = dict[str, jax.Array]
+
 AUGMENT_STREAM = 1
 ERASE_ATTEMPTS = 10
 ERASE_AREA = (0.02, 1 / 3)  # share of the image
@@ -58,28 +60,39 @@ class Mixing:
         """Whether pairs are mixed at all."""
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
+    def hard_targets(self, labels: jax.Array, num_classes: int) -> jax.Array:
+        """One-hot labels, smoothed.
+
+        Shapes: (B,) -> (B, K).
+        """
+        return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), self.label_smoothing)
+
     def __call__(
-        self, images: jax.Array, labels: jax.Array, keys: jax.Array, num_classes: int
-    ) -> tuple[jax.Array, jax.Array]:
+        self, images: jax.Array, targets: Targets, keys: jax.Array
+    ) -> tuple[jax.Array, Targets]:
         """Erases and mixes.
 
-        Shapes: normalised images (B, H, W, 3), labels (B,), keys (B,) -> (B, H, W, 3), (B, K); B
-        is even where pairs are mixed.
+        Args:
+          images: normalised, (B, H, W, 3); B is even where pairs are mixed.
+          targets: {name: (B, K)}, all mixed as the images are.
+          keys: (B,), from `row_keys`.
+
+        Returns:
+          Images and targets of the same shapes.
         """
         erase_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         if self.erasing:
             images = jax.vmap(erase, (0, 0, None))(images, erase_keys, self.erasing)
-        one_hot = jax.nn.one_hot(labels, num_classes)
-        targets = optax.smooth_labels(one_hot, self.label_smoothing)
         if self.in_pairs:
-            pairs = (_to_pairs(images), _to_pairs(targets), mix_keys[::2])
-            images, targets = map(_from_pairs, jax.vmap(self._mix_pair)(*pairs))
+            pairs = jax.tree.map(_to_pairs, (images, targets))
+            mixed = jax.vmap(self._mix_pair)(*pairs, mix_keys[::2])
+            images, targets = jax.tree.map(_from_pairs, mixed)
         return images, targets
 
     def _mix_pair(
-        self, images: jax.Array, targets: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Shapes: (2, H, W, 3), (2, K) -> the same; each row is mixed with the other."""
+        self, images: jax.Array, targets: Targets, key: jax.Array
+    ) -> tuple[jax.Array, Targets]:
+        """Shapes: (2, H, W, 3), {name: (2, K)} -> the same; each row is mixed with the other."""
         use_key, cut_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
         mixed = jax.random.bernoulli(use_key, self.mix_prob)
         cut = self.cutmix > 0 and (
@@ -96,7 +109,8 @@ class Mixing:
         keep = jnp.where(mixed, keep, 1.0)
         blended = keep * images + (1 - keep) * images[::-1]
         pasted = jnp.where(inside[:, :, None], images[::-1], images)
-        return jnp.where(cut, pasted, blended), keep * targets + (1 - keep) * targets[::-1]
+        targets = jax.tree.map(lambda y: keep * y + (1 - keep) * y[::-1], targets)
+        return jnp.where(cut, pasted, blended), targets
 
 
 def erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:

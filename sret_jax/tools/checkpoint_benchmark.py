@@ -122,7 +122,7 @@ class Bench:
         self._experiment = experiment
         config = experiment.config
         self._targets = to_items(with_shardings(experiment.abstract_state, experiment.shardings))
-        self._train_step = experiment.make_train_step()
+        self._train_step = experiment.compile_train_step()
         self._batches = train_loader(
             experiment.train_source,
             config,

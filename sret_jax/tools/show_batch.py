@@ -91,10 +91,10 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
     batch = [samples[position] for position in range(first, first + count)]
     images, labels = (jnp.stack([sample[key] for sample in batch]) for key in ("image", "label"))
     keys = row_keys(config.seed, jnp.asarray(step), config.batch_size)[:count]
-    mix = jax.jit(mixing, static_argnums=3)
-    images, targets = mix(normalise(images), labels, keys, experiment.model.num_classes)
+    hard = mixing.hard_targets(labels, experiment.model.num_classes)
+    images, targets = jax.jit(mixing)(normalise(images), {"hard": hard}, keys)
     pixels = np.asarray(images) * IMAGENET_STD + IMAGENET_MEAN
-    return np.clip(pixels, 0, 1), np.asarray(targets), source.class_names
+    return np.clip(pixels, 0, 1), np.asarray(targets["hard"]), source.class_names
 
 
 def _label(target: Any, names: list[str]) -> str:

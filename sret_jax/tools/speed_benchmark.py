@@ -88,11 +88,10 @@ class Step:
         self._take()
 
     def _compile_training(self) -> Callable[[], None]:
-        step = self.experiment.make_train_step()
-        compiled = step.lower(self._state, next(self._batches)).compile()
+        step = self.experiment.compile_train_step()
 
         def take() -> None:
-            self._state, _ = compiled(self._state, next(self._batches))
+            self._state, _ = step(self._state, next(self._batches))
             jax.block_until_ready(self._state)
 
         return take

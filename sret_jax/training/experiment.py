@@ -25,20 +25,26 @@ from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.optimizer import make_optimizer, make_schedule
+from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import TrainState, init_state
-from sret_jax.training.step import abstract_batch, make_train_step
+from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
+from sret_jax.training.teacher import Teacher, open_teacher
+
+CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """What a training run computes, on given devices; it knows neither data nor files.
+    """What a training run computes, on given devices; it knows neither data nor workdir.
 
     Attributes:
       config: as given.
       model: with as many classes as the config or the data say.
       mixing: the augmentation on the device.
+      label_loss: what is minimised.
+      teacher: of a student; None without config.teacher.
       mesh: of all devices.
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
@@ -50,6 +56,8 @@ class Computation:
     config: ConfigDict
     model: SReT
     mixing: Mixing
+    label_loss: LabelLoss
+    teacher: Teacher | None
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
@@ -64,7 +72,7 @@ class Computation:
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
 
     def make_train_step(self) -> jax.stages.Wrapped:
-        """The jitted step (state, batch) -> (state, metrics)."""
+        """The jitted step: (state, batch) and perhaps the teacher -> (state, metrics)."""
         return make_train_step(
             self.model,
             self.optimizer,
@@ -75,12 +83,21 @@ class Computation:
             mixing=self.mixing,
             ema_decay=self.config.ema_decay,
             grad_accum=self.config.grad_accum,
+            label_loss=self.label_loss,
+            teacher=self.teacher,
         )
 
     def trace_train_step(self) -> jax.stages.Traced:
         """The step for the shapes of this run, to be counted, or lowered and compiled."""
         batch = abstract_batch(self.config.batch_size, self.model.image_size)
-        return self.make_train_step().trace(self.abstract_state, batch)
+        teacher = (self.teacher.abstract_variables,) if self.teacher else ()
+        return self.make_train_step().trace(self.abstract_state, batch, *teacher)
+
+    def compile_train_step(self) -> CompiledStep:
+        """The compiled step (state, batch) -> (state, metrics), its teacher on the devices."""
+        compiled = self.trace_train_step().lower().compile()
+        teacher = (self.teacher.place(),) if self.teacher else ()
+        return lambda state, batch: compiled(state, batch, *teacher)
 
     def init_state(self) -> TrainState:
         """The fresh state, made in place on its devices."""
@@ -165,6 +182,7 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         hosts=hosts,
     )
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
+    make_label_loss(config)
     create_from_config(config, num_classes=1)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
@@ -183,7 +201,7 @@ def build_computation(
       classes: in the data, which the model has where the config does not say.
 
     Raises:
-      UserError: the config does not fit the data.
+      UserError: the config does not fit the data, or its teacher cannot be read or does not fit.
     """
     model = build_model(config, classes)
     mixing = make_mixing(config)
@@ -200,6 +218,8 @@ def build_computation(
         config=config,
         model=model,
         mixing=mixing,
+        label_loss=make_label_loss(config),
+        teacher=open_teacher(config, mesh, model),
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -215,6 +235,11 @@ def make_mixing(config: ConfigDict) -> Mixing:
     return Mixing(
         **{field.name: config.augment[field.name] for field in dataclasses.fields(Mixing)}
     )
+
+
+def make_label_loss(config: ConfigDict) -> LabelLoss:
+    """The loss of config.distill."""
+    return LabelLoss(config.distill.temperature, config.distill.hard_weight)
 
 
 def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.Source:

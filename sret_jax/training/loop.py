@@ -22,7 +22,7 @@ from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
-from sret_jax.training.experiment import Experiment, open_experiment
+from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
@@ -186,7 +186,7 @@ class Run:
         else:
             print(f"What is known of the crash is in {path}.", flush=True)
 
-    def _take_steps(self, train_step: jax.stages.Compiled) -> None:
+    def _take_steps(self, train_step: CompiledStep) -> None:
         """Steps to the end from where the state is.
 
         Raises:
@@ -350,10 +350,10 @@ class Run:
             compare_config(self.experiment, self._reporter.say)
         self._reporter.start(step)
 
-    def _compile_step(self) -> jax.stages.Compiled:
+    def _compile_step(self) -> CompiledStep:
         start = time.perf_counter()
         self._reporter.say("Compiling the train step...")
-        compiled = self.experiment.trace_train_step().lower().compile()
+        compiled = self.experiment.compile_train_step()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 

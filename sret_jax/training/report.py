@@ -56,7 +56,8 @@ class Reporter:
         experiment = self._experiment
         with agreed():
             if is_leader():
-                save_description(experiment)
+                class_names = experiment.eval_source.class_names
+                save_description(experiment.config, class_names, experiment.workdir)
         if not is_leader():
             return
         abstract = experiment.abstract_state.variables["params"]

@@ -10,15 +10,14 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import write_json
-from sret_jax.training.experiment import Experiment
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 
 
-def save_description(experiment: Experiment) -> None:
+def save_description(config: ConfigDict, class_names: list[str], workdir: epath.Path) -> None:
     """Writes config.json and class_names.json beside the checkpoints."""
-    write_json(experiment.workdir / CONFIG_FILE, experiment.config.to_dict())
-    write_json(experiment.workdir / CLASSES_FILE, experiment.eval_source.class_names)
+    write_json(workdir / CONFIG_FILE, config.to_dict())
+    write_json(workdir / CLASSES_FILE, class_names)
 
 
 def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, str]:

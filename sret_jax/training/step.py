@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sret_jax.data.mixing import Mixing, row_keys
+from sret_jax.data.mixing import Mixing, Targets, row_keys
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
+from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import TrainState, Variables
+from sret_jax.training.teacher import Teacher
 
 MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,11 +44,17 @@ def make_train_step(
     mixing: Mixing,
     ema_decay: float,
     grad_accum: int,
+    label_loss: LabelLoss = LabelLoss(),
+    teacher: Teacher | None = None,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> (state, metrics).
 
+    With a teacher it is (state, batch, the teacher's variables) -> (state, metrics).
+
     The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
-    donated. Loss and BatchNorm statistics are those of the global batch. All randomness is a
+    donated. Soft labels p come from the teacher, which sees the very images that the student sees,
+    or are in the batch as "soft", (B, K), mixed as the images are; without either, labels are hard.
+    Loss and BatchNorm statistics are those of the global batch. All randomness is a
     function of seed and step, that of the augmentation of seed and position in the stream.
 
     With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
@@ -65,19 +73,29 @@ def make_train_step(
       mixing: erasing, mixup, cutmix and label smoothing, applied to the normalised images.
       ema_decay: d of ema <- d * ema + (1 - d) * variables, after every step.
       grad_accum: micro-batches per step; it must divide each device's rows.
+      label_loss: of the student's logits and their targets.
+      teacher: from `open_teacher`.
 
     Returns:
       The step; its metrics are scalars: loss (nats), top1 (share of the batch whose best class is
-      that of the larger part of the image), grad_norm, lr, bad_images (how many of the batch could
-      not be read), and bad_streak (as in the state: 0 where the step updated it).
+      that of the larger part of the image), with soft labels teacher_top1 (likewise of their best
+      class), grad_norm, lr, bad_images (how many of the batch could not be read), and bad_streak
+      (as in the state: 0 where the step updated it).
     """
     model = model.clone(mesh=mesh)
 
-    def loss_fn(params: Any, batch_stats: Any, batch: Batch, key: jax.Array):
+    def examples(batch: Batch, teacher_variables: Variables | None) -> tuple[jax.Array, Targets]:
+        """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
+        targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
+        if "soft" in batch:
+            targets["soft"] = batch["soft"].astype(jnp.float32)
+        images, targets = mixing(normalise(batch["image"]), targets, batch["key"])
+        if teacher is not None and teacher_variables is not None:
+            targets["soft"] = teacher.probabilities(teacher_variables, images)
+        return images, targets
+
+    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
         drop_path, permutation = jax.random.split(key)
-        images, targets = mixing(
-            normalise(batch["image"]), batch["label"], batch["key"], model.num_classes
-        )
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
@@ -85,23 +103,31 @@ def make_train_step(
             rngs={"drop_path": drop_path, "permutation": permutation},
             mutable=["batch_stats"],
         )
-        loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
-        top1 = in_top_k(logits, targets.argmax(-1), 1).mean()
-        return loss, (updates["batch_stats"], {"loss": loss, "top1": top1})
+        loss = label_loss(logits, targets)
+        main_class = targets["hard"].argmax(-1)  # (B,)
+        metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}
+        if "soft" in targets:
+            metrics["teacher_top1"] = in_top_k(targets["soft"], main_class, 1).mean()
+        return loss, (updates["batch_stats"], metrics)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
-    def gradients(variables: Variables, batch: Batch, key: jax.Array):
+    def gradients(
+        variables: Variables, batch: Batch, teacher_variables: Variables | None, key: jax.Array
+    ):
         """Mean gradient and metrics over the micro-batches, and the last BatchNorm statistics."""
-        params = variables["params"]
-        if grad_accum == 1:
-            grads, (batch_stats, metrics) = grad_fn(params, variables["batch_stats"], batch, key)
-            return grads, batch_stats, metrics
 
         def micro_step(batch_stats: Any, inputs: tuple[Batch, jax.Array]):
             micro_batch, key = inputs
-            grads, (batch_stats, metrics) = grad_fn(params, batch_stats, micro_batch, key)
+            images, targets = examples(micro_batch, teacher_variables)
+            grads, (batch_stats, metrics) = grad_fn(
+                variables["params"], batch_stats, images, targets, key
+            )
             return batch_stats, (grads, metrics)
+
+        if grad_accum == 1:
+            batch_stats, (grads, metrics) = micro_step(variables["batch_stats"], (batch, key))
+            return grads, batch_stats, metrics
 
         def accumulate(carry, inputs):
             batch_stats, total = carry
@@ -116,12 +142,14 @@ def make_train_step(
         grads, metrics = jax.tree.map(lambda x: x / grad_accum, total)
         return grads, batch_stats, metrics
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, teacher_variables: Variables | None = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), MODEL_STREAM)
         key = jax.random.fold_in(key, state.step)
         row_key = row_keys(seed, state.step, len(batch["label"]))
         batch = {**batch, "key": jax.lax.with_sharding_constraint(row_key, batch_sharding(mesh))}
-        grads, batch_stats, metrics = gradients(state.variables, batch, key)
+        grads, batch_stats, metrics = gradients(state.variables, batch, teacher_variables, key)
         params = state.variables["params"]
         direction, opt_state = optimizer.update(grads, state.opt_state, params)
         lr = schedule(state.step)
@@ -146,9 +174,10 @@ def make_train_step(
             "bad_streak": state.bad_streak,
         }
 
+    constants = (teacher.shardings,) if teacher else ()
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh)),
+        in_shardings=(shardings, batch_sharding(mesh), *constants),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

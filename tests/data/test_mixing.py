@@ -22,8 +22,9 @@ def mix(mixing, pairs=2000, side=SIDE):
     Returns the white share of every pixel of the first of each pair, and its label.
     """
     images = jnp.tile(jnp.asarray([0.0, 1.0])[:, None, None, None], (pairs, side, side, 1))
-    labels = jnp.tile(jnp.asarray([0, 1]), pairs)
-    mixed, targets = jax.jit(mixing, static_argnums=3)(images, labels, keys(2 * pairs), 2)
+    labels = {"hard": mixing.hard_targets(jnp.tile(jnp.asarray([0, 1]), pairs), 2)}
+    mixed, targets = jax.jit(mixing)(images, labels, keys(2 * pairs))
+    targets = targets["hard"]
     first, second = np.asarray(mixed[::2, ..., 0]), np.asarray(mixed[1::2, ..., 0])
     np.testing.assert_allclose(first + second, 1, atol=1e-6)  # each is mixed with the other
     np.testing.assert_allclose(targets[::2], targets[1::2, ::-1], atol=1e-6)
@@ -75,15 +76,28 @@ def test_the_switch_chooses_cutmix_and_the_probability_leaves_pairs_alone(switch
     assert not white[unmixed].any()
 
 
+def mixed_targets(mixing, images, labels):
+    """Of five classes; "soft" are other targets of the same images."""
+    hard = mixing.hard_targets(jnp.asarray(labels), 5)
+    return mixing(images, {"hard": hard, "soft": 1 - hard}, keys(len(labels)))
+
+
 def test_label_smoothing_is_applied_to_both_labels_before_they_are_mixed():
-    labels = jnp.asarray([3, 1, 0, 0])
+    labels = [3, 1, 0, 0]
     images = jnp.zeros((4, 8, 8, 3))
-    _, plain = Mixing(mixup=0.8)(images, labels, keys(4), 5)
-    _, smooth = Mixing(mixup=0.8, label_smoothing=0.1)(images, labels, keys(4), 5)
-    np.testing.assert_allclose(smooth, 0.9 * plain + 0.1 / 5, atol=1e-6)
-    np.testing.assert_allclose(smooth.sum(-1), 1, atol=1e-6)
-    _, alone = Mixing(label_smoothing=0.1)(images, labels, keys(4), 5)
-    np.testing.assert_allclose(alone[0], [0.02, 0.02, 0.02, 0.92, 0.02], atol=1e-6)
+    _, plain = mixed_targets(Mixing(mixup=0.8), images, labels)
+    _, smooth = mixed_targets(Mixing(mixup=0.8, label_smoothing=0.1), images, labels)
+    np.testing.assert_allclose(smooth["hard"], 0.9 * plain["hard"] + 0.1 / 5, atol=1e-6)
+    np.testing.assert_allclose(smooth["hard"].sum(-1), 1, atol=1e-6)
+    _, alone = mixed_targets(Mixing(label_smoothing=0.1), images, labels)
+    np.testing.assert_allclose(alone["hard"][0], [0.02, 0.02, 0.02, 0.92, 0.02], atol=1e-6)
+
+
+def test_all_targets_of_an_image_are_mixed_alike():
+    images = jnp.zeros((64, 8, 8, 3))
+    _, targets = mixed_targets(Mixing(mixup=0.8, cutmix=1.0), images, [3, 1] * 32)
+    assert 0.01 < targets["hard"][:, 3].min() and targets["hard"][:, 3].max() < 0.99
+    np.testing.assert_allclose(targets["soft"], 1 - targets["hard"], atol=1e-6)
 
 
 def timm_rectangles(count, side, rng):
@@ -123,11 +137,11 @@ def test_erasing_fills_rectangles_of_the_published_sizes_with_normal_noise():
 
 def test_what_is_off_changes_nothing():
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-    labels = jnp.asarray([3, 1, 0, 0])
+    labels = [3, 1, 0, 0]
     for off in (Mixing(), Mixing(mixup=0.8, cutmix=1.0, mix_prob=0.0)):
-        mixed, targets = off(images, labels, keys(4), 5)
+        mixed, targets = mixed_targets(off, images, labels)
         np.testing.assert_array_equal(mixed, images)
-        np.testing.assert_array_equal(targets, jax.nn.one_hot(labels, 5))
+        np.testing.assert_array_equal(targets["hard"], jax.nn.one_hot(jnp.asarray(labels), 5))
 
 
 def test_a_row_depends_on_its_position_alone_whatever_the_batch_size():

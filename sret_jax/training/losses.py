@@ -1,0 +1,73 @@
+"""The loss: cross-entropy with hard labels, or with the soft labels of a teacher."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sret_jax.data.mixing import Targets
+from sret_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelLoss:
+    """The loss of a batch: of its hard labels y, or of its soft labels p where there are any.
+
+    L = (1 - w) soft(s, p, T) + w hard(s, y), and L = hard(s, y) without soft labels; s are the
+    student's logits. SReT distils with w = 0 and T = 1: soft labels only (section 4.1).
+
+    Attributes:
+      temperature: T of student and teacher, above 0.
+      hard_weight: w in [0, 1].
+    """
+
+    temperature: float = 1.0
+    hard_weight: float = 0.0
+
+    def __post_init__(self):
+        check_temperature(self.temperature)
+        if not 0 <= self.hard_weight <= 1:
+            raise UserError(f"config.distill.hard_weight={self.hard_weight} must be in [0, 1]")
+
+    def __call__(self, logits: jax.Array, targets: Targets) -> jax.Array:
+        """Shapes: logits (B, K), {"hard": (B, K) and perhaps "soft": (B, K)} -> (), in nats."""
+        hard = hard_label_loss(logits, targets["hard"])
+        if "soft" not in targets:
+            return hard
+        soft = soft_label_loss(logits, targets["soft"], self.temperature)
+        return (1 - self.hard_weight) * soft + self.hard_weight * hard
+
+
+def soft_label_loss(
+    logits: jax.Array, probabilities: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """-mean_i sum_k p_ik log softmax(s_i / T)_k, with p_i = softmax(t_i / T) of a teacher.
+
+    There is neither a one-hot term nor a factor T^2.
+
+    Shapes: logits s (B, K), probabilities p (B, K) -> (), in nats.
+    """
+    return optax.losses.softmax_cross_entropy(logits / temperature, probabilities).mean()
+
+
+def hard_label_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-mean_i sum_k y_ik log softmax(s_i)_k; y are one-hot labels, perhaps smoothed and mixed.
+
+    Shapes: logits s (B, K), targets y (B, K) -> (), in nats.
+    """
+    return optax.losses.softmax_cross_entropy(logits, targets).mean()
+
+
+def soft_labels(logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """softmax(t / T) in float32: what a student learns of a teacher's logits t.
+
+    Shapes: (B, K) -> (B, K).
+    """
+    return jax.nn.softmax(logits.astype(jnp.float32) / temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises UserError for a temperature that is not above 0."""
+    if not temperature > 0:
+        raise UserError(f"config.distill.temperature={temperature} must be above 0")

@@ -1,0 +1,56 @@
+"""The losses of hard and soft labels, against the published numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sret_jax.errors import UserError
+from sret_jax.training.losses import LabelLoss, hard_label_loss, soft_label_loss, soft_labels
+from tests.golden import ARRAYS
+
+STUDENT, TEACHER = (jnp.asarray(ARRAYS[f"kd/{name}"]) for name in ("student", "teacher"))
+
+
+@pytest.mark.parametrize("temperature", [1, 3])
+def test_the_soft_label_loss_and_its_gradient_are_the_published_ones(temperature):
+    probabilities = soft_labels(TEACHER, temperature)
+    loss, gradient = jax.value_and_grad(soft_label_loss)(STUDENT, probabilities, temperature)
+    expected = f"kd/T{temperature}"
+    np.testing.assert_allclose(loss, ARRAYS[f"{expected}/loss"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, ARRAYS[f"{expected}/grad_student"], atol=1e-7)
+
+
+def test_soft_labels_alone_count_unless_hard_ones_have_a_weight():
+    hard = jax.nn.one_hot(jnp.asarray([1, 2, 3, 4]), 10)
+    targets = {"hard": hard, "soft": soft_labels(TEACHER, 3)}
+    soft_loss, hard_loss = (
+        soft_label_loss(STUDENT, targets["soft"], 3),
+        hard_label_loss(STUDENT, hard),
+    )
+    assert not np.isclose(soft_loss, hard_loss)
+    assert LabelLoss(temperature=3)(STUDENT, targets) == soft_loss
+    weighted = LabelLoss(temperature=3, hard_weight=0.25)(STUDENT, targets)
+    np.testing.assert_allclose(weighted, 0.75 * soft_loss + 0.25 * hard_loss, rtol=1e-6)
+
+
+def test_without_soft_labels_the_loss_is_the_cross_entropy_whatever_the_temperature():
+    labels = jnp.asarray([1, 2, 3, 4])
+    loss = LabelLoss(temperature=3)(STUDENT, {"hard": jax.nn.one_hot(labels, 10)})
+    expected = optax.losses.softmax_cross_entropy_with_integer_labels(STUDENT, labels).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (dict(temperature=0.0), "temperature=0.0 must be above 0"),
+        (dict(temperature=-1), "temperature=-1 must be above 0"),
+        (dict(hard_weight=1.5), r"hard_weight=1.5 must be in \[0, 1\]"),
+        (dict(hard_weight=-0.1), r"hard_weight=-0.1 must be in \[0, 1\]"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings, sentence):
+    with pytest.raises(UserError, match=f"config.distill.{sentence}"):
+        LabelLoss(**settings)
