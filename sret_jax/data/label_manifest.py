@@ -3,11 +3,11 @@
 A store is a folder of ArrayRecord files, SHARD_RECORDS records each but the last, and of
 manifest.json. Record i belongs to image i of the data set and is K packed structs, one a crop:
 
-    box      4 x uint16   left, top, right, bottom, in 1/65535 of the image's sides
-    flip     bool         shown mirrored
-    classes  k x uint16   the k most probable, the best first (uint32 beyond 65,536 classes)
-    probs    k x float16  their probabilities; keep "full": of all classes in their order, and
-                          no `classes`
+    box           4 x uint16   left, top, right, bottom, in 1/65535 of the image's sides
+    flip          bool         shown mirrored
+    soft_classes  k x uint16   the k most probable, the best first (uint32 beyond 65,536 classes)
+    soft          k x float16  their probabilities; keep "full": of all classes in their order,
+                               and no `soft_classes`
 
 all little-endian. Of an image that could not be read the record is empty. The classes not kept
 share the rest of the probability equally (the paper's marginal smoothing).
@@ -27,9 +27,10 @@ from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 
 FORMAT = 1
+LABELS = ("soft", "soft_classes")  # of a crop, as a row of a batch has them
 MANIFEST = "manifest.json"
 SHARD_RECORDS = 512
-SHARD_OVERHEAD = 1 << 16  # bytes at most, of a shard
+SHARD_OVERHEAD = 1 << 18  # bytes at most, of a shard: headers, and padding to whole blocks
 EXAMINED = 64  # records of a data set that its digest covers
 
 
@@ -122,8 +123,13 @@ class Manifest:
     def layout(self) -> np.dtype:
         """Of one crop."""
         classes = "<u2" if self.data.classes <= 2**16 else "<u4"
-        indices = [] if self.keep == "full" else [("classes", classes, (self.kept,))]
-        return np.dtype([*CROP.descr, *indices, ("probs", "<f2", (self.kept,))])
+        indices = [] if self.keep == "full" else [("soft_classes", classes, (self.kept,))]
+        return np.dtype([*CROP.descr, *indices, ("soft", "<f2", (self.kept,))])
+
+    @property
+    def row_labels(self) -> dict[str, np.dtype]:
+        """What a row of a batch has of a crop's label, and its type."""
+        return {name: self.layout[name] for name in LABELS if name in (self.layout.names or ())}
 
     @property
     def shards(self) -> int:
@@ -157,8 +163,9 @@ class Manifest:
             raise ValueError("another format")
         content.pop("complete")
         for name, kind in (("data", DataFacts), ("teacher", TeacherFacts), ("law", CropLaw)):
-            values = content[name].items()
-            content[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values})
+            values: dict[str, Any] = content[name]
+            ranges = {key: tuple(value) for key, value in values.items() if type(value) is list}
+            content[name] = kind(**{**values, **ranges})
         if content["shard_bytes"] is not None:
             content["shard_bytes"] = tuple(content["shard_bytes"])
         manifest = cls(**content)

@@ -10,15 +10,14 @@ from sret_jax.data.images import BadImage
 from sret_jax.data.order import Positions, Rows
 from sret_jax.data.soft_labels import SoftLabels
 
-LABEL_KEYS = ("classes", "probs")
-
 
 class LabelledCrops(Positions):
     """Shows the crops that soft labels are stored of, m of each image that is read.
 
     Element g is positions [g m, (g + 1) m): of the g-th image of the stream the crops (t m + 0 ...
     t m + m - 1) mod K, in pass t = g div N over the N images. So all K crops are shown before one
-    returns. A row also has "probs" (k,) float16 and, unless all classes are stored, "classes" (k,).
+    returns. A row also has its label: "soft" (k,) float16 and, unless all classes are stored,
+    "soft_classes" (k,).
     """
 
     def __init__(self, parent: grain.MapDataset, labels: SoftLabels, crops_per_image: int):
@@ -37,7 +36,7 @@ class LabelledCrops(Positions):
         return {
             "image": replay_views(element["image"], crops, self._size),
             "label": np.full(self.rows, element["label"], np.int32),
-            **{name: crops[name] for name in LABEL_KEYS if name in crops.dtype.names},
+            **{name: crops[name] for name in self._labels.manifest.row_labels},
         }
 
     def chunks(self, elements: int) -> grain.MapDataset:

@@ -19,8 +19,8 @@ from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
 from sret_jax.tools.label_teachers import LabelTeacher, batch_rows, label
 from sret_jax.tools.label_writing import most_probable, pack, write_store
+from sret_jax.training.losses import marginal_smoothing
 from sret_jax.training.progress import duration
-from sret_jax.training.stored_labels import dense
 
 MOST_BYTES_AHEAD = 1 << 30  # of crops drawn before the teacher sees them
 LINE_SECONDS = 1.0
@@ -44,7 +44,8 @@ def generate(
       teacher: labels them.
       manifest: of the store.
       folder: of the store.
-      hosts, host: see `write_store`.
+      hosts: see `write_store`.
+      host: likewise.
 
     Raises:
       UserError: see `write_store`.
@@ -97,17 +98,21 @@ def verify(
         except (BadImage, ValueError):
             continue
         images += 1
-        classes = stored["classes"] if "classes" in stored.dtype.names else None
-        there = np.asarray(dense(stored["probs"], classes, manifest.data.classes))
+        there = _dense(manifest, *(stored[name] for name in manifest.row_labels))
         right.extend(there.argmax(axis=1) == example["label"])
         if teacher:
             now = label(teacher, shown, batch_rows(manifest.crops))
-            now_kept = dense(*most_probable(manifest, now), manifest.data.classes)
-            differences.append(float(np.abs(there - np.asarray(now_kept)).max()))
+            differences.append(
+                np.abs(there - _dense(manifest, *most_probable(manifest, now))).max()
+            )
     if not images:
         raise UserError(f"none of {len(spread)} images of {manifest.data.name} can be read")
     result = {"images": images, "crops": len(right), "accuracy": float(np.mean(right))}
-    return {**result, "difference": max(differences)} if teacher else result
+    return {**result, "difference": float(max(differences))} if teacher else result
+
+
+def _dense(manifest: Manifest, kept: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+    return np.asarray(marginal_smoothing(kept, classes, manifest.data.classes))
 
 
 class _DrawnViews:

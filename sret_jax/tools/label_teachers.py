@@ -16,7 +16,7 @@ from sret_jax.files import absolute
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.training.losses import soft_labels
-from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD, normalise
+from sret_jax.training.step import normalise
 from sret_jax.training.teacher import open_teacher
 
 MOST_ROWS = 256  # that a teacher sees at once

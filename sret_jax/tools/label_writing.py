@@ -117,9 +117,9 @@ def pack(
     Shapes: crops (K,) with the fields of CROP, probs (K, k), classes (K, k), or None with "full".
     """
     packed = np.zeros(len(crops), manifest.layout)
-    packed["box"], packed["flip"], packed["probs"] = crops["box"], crops["flip"], probs
+    packed["box"], packed["flip"], packed["soft"] = crops["box"], crops["flip"], probs
     if classes is not None:
-        packed["classes"] = classes
+        packed["soft_classes"] = classes
     return packed.tobytes()
 
 

@@ -32,6 +32,10 @@ class Photographs:
         """See `Source`."""
         return f"photograph {index}"
 
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return ""
+
 
 def make_photographs() -> list[bytes]:
     """Cuts 1,000 JPEGs of about 500x375 out of the two photographs that scikit-learn ships."""

@@ -1,9 +1,12 @@
 """One training step: the batch's loss and gradient, the update, the moving average."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -11,7 +14,7 @@ from sret_jax.data.mixing import Mixing, Targets, row_keys
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
-from sret_jax.training.losses import LabelLoss
+from sret_jax.training.losses import LabelLoss, marginal_smoothing
 from sret_jax.training.state import TrainState, Variables
 from sret_jax.training.teacher import Teacher
 
@@ -53,7 +56,8 @@ def make_train_step(
 
     The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
     donated. Soft labels p come from the teacher, which sees the very images that the student sees,
-    or are in the batch as "soft", (B, K), mixed as the images are; without either, labels are hard.
+    or are in the batch as "soft" (B, K), or (B, k) of "soft_classes" (B, k), and are mixed as the
+    images are; without either, labels are hard.
     Loss and BatchNorm statistics are those of the global batch. All randomness is a
     function of seed and step, that of the augmentation of seed and position in the stream.
 
@@ -88,7 +92,8 @@ def make_train_step(
         """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
         targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
         if "soft" in batch:
-            targets["soft"] = batch["soft"].astype(jnp.float32)
+            stored = batch["soft"], batch.get("soft_classes")
+            targets["soft"] = marginal_smoothing(*stored, model.num_classes)
         images, targets = mixing(normalise(batch["image"]), targets, batch["key"])
         if teacher is not None and teacher_variables is not None:
             targets["soft"] = teacher.probabilities(teacher_variables, images)
@@ -183,14 +188,17 @@ def make_train_step(
     )
 
 
-def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch, for compiling ahead of the data."""
+def abstract_batch(
+    batch_size: int, image_size: int, labels: Mapping[str, np.dtype] = MappingProxyType({})
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, for compiling ahead of the data; of a row's stored labels the types."""
     shapes = {
         "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
         "label": ((batch_size,), jnp.int32),
         "bad": ((batch_size,), jnp.bool_),
         "real": ((batch_size,), jnp.bool_),
     }
+    shapes |= {name: ((batch_size, *of.shape), of.base) for name, of in labels.items()}
     return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
 
 

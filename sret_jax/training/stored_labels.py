@@ -1,12 +1,10 @@
-"""Stored soft labels in training: which fit a config, and how they become targets."""
+"""Stored soft labels in training: which fit a config."""
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sret_jax.data.label_manifest import CropLaw, DataFacts, Manifest
+from sret_jax.data.label_manifest import CropLaw, DataFacts
 from sret_jax.data.soft_labels import SoftLabels, open_soft_labels
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
@@ -16,23 +14,6 @@ from sret_jax.files import absolute
 UNCHANGED: dict[str, Any] = dict(
     policy="", color_jitter=0.0, erasing=0.0, mixup=0.0, cutmix=0.0, repeats=1
 )
-
-
-def dense(probs: jax.Array, classes: jax.Array | None, num_classes: int) -> jax.Array:
-    """Marginal smoothing: classes that are not kept share the rest of the probability equally.
-
-    p_c = q_j where c = classes_j, elsewhere (1 - sum_j q_j) / (K - k): Shen and Xing 2022, "MS".
-
-    Shapes: probs q (B, k), classes (B, k) or None where all are kept in order -> (B, K) float32.
-    """
-    probs = jnp.asarray(probs, jnp.float32)
-    if classes is None:
-        return probs
-    rows, kept = probs.shape
-    rest = jnp.maximum(1 - probs.sum(axis=1, keepdims=True), 0) / max(num_classes - kept, 1)
-    spread = jnp.broadcast_to(rest, (rows, num_classes))
-    indices = jnp.asarray(classes, jnp.int32)
-    return jnp.put_along_axis(spread, indices, probs, axis=1, inplace=False)
 
 
 def stored_labels(config: ConfigDict) -> SoftLabels | None:
@@ -70,15 +51,20 @@ def stored_labels(config: ConfigDict) -> SoftLabels | None:
     return labels
 
 
-def check_same_data(labels: SoftLabels, source: Source, name: str, split: str) -> None:
-    """Raises UserError where a store was made of other images."""
-    made, here = labels.manifest.data, DataFacts.of(source, name, split)
+def data_facts(config: ConfigDict, source: Source) -> DataFacts:
+    """Which data set a config trains on; `source` is its training split."""
+    return DataFacts.of(source, config.data.name, config.data.train_split)
+
+
+def check_same_data(labels: SoftLabels, source: Source, config: ConfigDict) -> None:
+    """Raises UserError where a store was made of other images than those of `source`."""
+    made, here = labels.manifest.data, data_facts(config, source)
     if (made.examples, made.classes, made.digest) != (here.examples, here.classes, here.digest):
         same_size = (made.examples, made.classes) == (here.examples, here.classes)
         what = "its images differ" if same_size else _size(made)
         raise UserError(
             f"the soft labels in {labels.folder} were made of {made.name} {made.split} ({what}), "
-            f"and this is {name} {split} ({_size(here)}); give the labels of this data set"
+            f"and this is {here.name} {here.split} ({_size(here)}); give the labels of these images"
         )
 
 
@@ -108,22 +94,17 @@ def _check_settings(config: ConfigDict, labels: SoftLabels) -> None:
                 f"the soft labels in {labels.folder} were made with config.{name}={made}, and this "
                 f"config has {here}; set it to {made}, or make other labels"
             )
+    if config.model.num_classes not in (None, manifest.data.classes):
+        raise UserError(
+            f"the soft labels in {labels.folder} are of {manifest.data.classes:,} classes, and "
+            f"config.model.num_classes={config.model.num_classes}; leave it out"
+        )
     if config.data.crops_per_image > manifest.crops:
         raise UserError(
             f"config.data.crops_per_image={config.data.crops_per_image} is more than the "
             f"{manifest.crops} crops of each image in {labels.folder}; use {manifest.crops} or "
             "fewer"
         )
-
-
-def label_shapes(manifest: Manifest) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """What a row of a batch holds beside its image, as name: (shape, dtype)."""
-    layout = manifest.layout
-    return {
-        name: (layout[name].shape, layout[name].base)
-        for name in ("classes", "probs")
-        if name in (layout.names or ())
-    }
 
 
 def _size(facts: DataFacts) -> str:
