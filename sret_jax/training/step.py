@@ -47,7 +47,7 @@ def make_train_step(
     mixing: Mixing,
     ema_decay: float,
     grad_accum: int,
-    label_loss: LabelLoss = LabelLoss(),
+    label_loss: LabelLoss,
     teacher: Teacher | None = None,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> (state, metrics).

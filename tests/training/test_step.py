@@ -10,6 +10,7 @@ import sret_jax
 from sret_jax.data.mixing import Mixing
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
 from sret_jax.training.accuracy import in_top_k
+from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 
@@ -20,6 +21,7 @@ SETTINGS = dict(
     mixing=Mixing(label_smoothing=0.1),
     ema_decay=0.9,
     grad_accum=1,
+    label_loss=LabelLoss(),
 )
 
 
