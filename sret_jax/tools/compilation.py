@@ -1,12 +1,14 @@
 """Compiles a train step, for devices that need not be there, and counts what it takes."""
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
 
 import jax
 
+from sret_jax.parallel.mesh import with_shardings
 from sret_jax.tools.traffic import Collective, Program
 from sret_jax.training.experiment import Computation
 from sret_jax.training.flops import jaxpr_macs
@@ -19,7 +21,7 @@ class Memory:
     """Bytes on one device; a donated argument and its result are one.
 
     Attributes:
-      arguments: the state and the batch.
+      arguments: the state, the batch and the teacher.
       results: that are no donated argument.
       temporaries: activations and gradients, above all.
       code: the program itself.
@@ -143,13 +145,13 @@ def available_memory(device: jax.Device) -> int | None:
 
 
 def state_bytes(computation: Computation) -> int:
-    """What the state takes on one device, whatever the batch: the least that a step needs."""
-    leaves = jax.tree.leaves(computation.abstract_state)
-    shardings = jax.tree.leaves(computation.shardings)
-    shapes = (s.shard_shape(x.shape) for x, s in zip(leaves, shardings, strict=True))
+    """What state and teacher take on one device, whatever the batch: the least a step needs."""
+    arrays = [with_shardings(computation.abstract_state, computation.shardings)]
+    if computation.teacher:
+        arrays.append(computation.teacher.abstract_variables)
     return sum(
-        jax.ShapeDtypeStruct(shape, leaf.dtype).size * leaf.dtype.itemsize
-        for shape, leaf in zip(shapes, leaves, strict=True)
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
     )
 
 

@@ -2,7 +2,8 @@
 
 share = 2 * P * MACs * images/s / R, with P = 3 passes in training (forward, and backward for the
 inputs and for the weights), 1 in inference, and R the FLOP/s of a 2048^3 matrix product on the
-same devices. A multiply-accumulate is two FLOPs; the model's are counted from its program.
+same devices. A multiply-accumulate is two FLOPs; the model's are counted from its program. A
+teacher's forward pass takes time and counts as no work.
 """
 
 import dataclasses

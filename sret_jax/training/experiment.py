@@ -30,7 +30,7 @@ from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
 from sret_jax.training.stored_labels import check_same_data, stored_labels
-from sret_jax.training.teacher import Teacher, open_teacher
+from sret_jax.training.teacher import Teacher, check_class_names, open_teacher
 
 CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -169,6 +169,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
         train_classes=len(train_source.class_names),
         classes=len(eval_source.class_names),
     )
+    check_class_names(config.teacher, eval_source.class_names)
     if computation.soft_labels:
         check_same_data(computation.soft_labels, train_source, config)
     check_room(workdir, computation.abstract_state)
@@ -191,6 +192,11 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     )
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
     make_label_loss(config)
+    if config.distill.required and not (config.teacher or config.data.soft_labels):
+        raise UserError(
+            "this config distils, and config.teacher is empty; give --config.teacher=PATH, the "
+            "workdir of a run or a weight file, or stored labels, --config.data.soft_labels=DIR"
+        )
     create_from_config(config, num_classes=1)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)

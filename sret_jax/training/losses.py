@@ -1,6 +1,7 @@
 """The loss: cross-entropy with hard labels, or with the soft labels of a teacher."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ class LabelLoss:
     hard_weight: float = 0.0
 
     def __post_init__(self):
-        check_temperature(self.temperature)
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"config.distill.temperature={self.temperature} must be above 0")
         if not 0 <= self.hard_weight <= 1:
             raise UserError(f"config.distill.hard_weight={self.hard_weight} must be in [0, 1]")
 
@@ -86,9 +88,3 @@ def marginal_smoothing(
     left = jnp.maximum(1 - kept.sum(axis=1, keepdims=True), 0)  # rounding may exceed 1
     others = jnp.broadcast_to(left / max(num_classes - k, 1), (rows, num_classes))
     return jnp.put_along_axis(others, jnp.asarray(classes, jnp.int32), kept, axis=1, inplace=False)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raises UserError for a temperature that is not above 0."""
-    if not temperature > 0:
-        raise UserError(f"config.distill.temperature={temperature} must be above 0")

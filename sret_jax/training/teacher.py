@@ -1,19 +1,19 @@
 """A trained model whose class probabilities a student learns, computed inside the train step."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError
+from sret_jax.files import absolute
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.training.losses import soft_labels
-from sret_jax.training.pretrained import load_on_host
+from sret_jax.training.pretrained import class_names, load_on_host
 from sret_jax.training.state import Variables
 
 
@@ -58,29 +58,46 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
     """The teacher that config.teacher names; None if that is empty.
 
     Raises:
-      UserError: nothing readable there, or other classes than the student's.
+      UserError: no model there, or one with another number of classes than the student's.
     """
-    if not config.teacher:
+    path = config.teacher
+    if not path:
         return None
-    model, variables = _load(config.teacher, config.distill, student.dtype)
+    model, variables = _load(path, config.distill)
     if model.num_classes != student.num_classes:
         raise UserError(
-            f"config.teacher={config.teacher} tells {model.num_classes:,} classes apart, and the "
-            f"student {student.num_classes:,}; give a teacher trained on the classes of "
-            f"{config.data.name}"
+            f"config.teacher={path} tells {model.num_classes:,} classes apart and the student "
+            f"{student.num_classes:,}; give a teacher that was trained on the student's classes"
         )
     return Teacher(
-        model=model.clone(mesh=mesh),
+        model=model.clone(dtype=student.dtype, mesh=mesh),
         variables=variables,
         shardings=state_shardings(variables, mesh),
         temperature=config.distill.temperature,
     )
 
 
-def _load(path: str, distill: ConfigDict, dtype: DTypeLike) -> tuple[SReT, Variables]:
+def check_class_names(path: str, names: list[str]) -> None:
+    """Raises UserError if a teacher keeps its classes' names and they are not these."""
+    known = class_names(path) if path else None
+    if known is None or known == names:
+        return
+    pairs = enumerate(itertools.zip_longest(known, names))
+    number, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    raise UserError(
+        f"config.teacher={path} was trained on other classes: number {number} is {theirs!r} there "
+        f"and {ours!r} in the data; give a teacher that was trained on the student's classes"
+    )
+
+
+def _load(path: str, distill: ConfigDict) -> tuple[SReT, Variables]:
+    if not absolute(path).exists():
+        raise UserError(
+            f"config.teacher={path} does not exist; give the workdir of a run, one of its "
+            "checkpoints, or a weight file"
+        )
     settings = {} if distill.teacher_groups is None else {"groups": distill.teacher_groups}
     try:
-        model, variables = load_on_host(path, ema=distill.teacher_ema, **settings)
+        return load_on_host(path, ema=distill.teacher_ema, **settings)
     except UserError as e:
-        raise UserError(f"config.teacher={path} cannot teach: {e}") from e
-    return model.clone(dtype=dtype), jax.tree.map(np.asarray, variables)
+        raise UserError(f"config.teacher={path}: {e}") from e
