@@ -218,6 +218,7 @@ def build_computation(
       UserError: the config does not fit the data, or its teacher or stored labels cannot be read
         or do not fit.
     """
+    soft_labels = stored_labels(config)
     model = build_model(config, classes)
     mixing = make_mixing(config)
     if mixing.in_pairs and train_classes < 2:
@@ -235,7 +236,7 @@ def build_computation(
         mixing=mixing,
         label_loss=make_label_loss(config),
         teacher=open_teacher(config, mesh, model),
-        soft_labels=stored_labels(config),
+        soft_labels=soft_labels,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,

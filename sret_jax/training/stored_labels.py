@@ -11,9 +11,7 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute
 
 # What changes an image after its label was made, and what leaves it alone.
-UNCHANGED: dict[str, Any] = dict(
-    policy="", color_jitter=0.0, erasing=0.0, mixup=0.0, cutmix=0.0, repeats=1
-)
+UNCHANGED: dict[str, Any] = dict(policy="", color_jitter=0.0, erasing=0.0, mixup=0.0, cutmix=0.0)
 
 
 def stored_labels(config: ConfigDict) -> SoftLabels | None:
@@ -41,11 +39,15 @@ def stored_labels(config: ConfigDict) -> SoftLabels | None:
     for name, unchanged in UNCHANGED.items():
         value = config.augment[name]
         if value != unchanged:
-            more = "; config.data.crops_per_image repeats images" if name == "repeats" else ""
             raise UserError(
                 f"config.augment.{name}={value!r} changes what the teacher saw, so its stored "
-                f"label would be untrue; set config.augment.{name}={unchanged!r}{more}"
+                f"label would be untrue; set config.augment.{name}={unchanged!r}"
             )
+    if config.augment.repeats != 1:
+        raise UserError(
+            f"config.augment.repeats={config.augment.repeats} repeats images as "
+            "config.data.crops_per_image does with stored soft labels; set config.augment.repeats=1"
+        )
     labels = open_soft_labels(absolute(config.data.soft_labels))
     _check_settings(config, labels)
     return labels

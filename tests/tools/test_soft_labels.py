@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from etils import epath
 
 from configs import quickstart
@@ -28,10 +29,8 @@ from sret_jax.training.experiment import open_experiment
 from sret_jax.training.losses import marginal_smoothing
 from sret_jax.training.step import normalise
 from sret_jax.training.teacher import open_teacher
-from tests.archives import encode, photographs
 from tests.conftest import ROOT, TINY_FLAGS
-
-torch = pytest.importorskip("torch")
+from tests.training.test_loop import metrics
 
 PLAIN = dict(policy="", erasing=0.0, mixup=0.0, cutmix=0.0, repeats=1)
 MODEL_FLAGS = TINY_FLAGS[:4]
@@ -69,10 +68,22 @@ def generate_args(out, teacher, digits_dir, *more):
     ]
 
 
+def command(*args):
+    """The command line, in this process."""
+    argv = [str(arg) for arg in args]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["soft_labels", *argv])  # ml_collections reads settings there
+        try:
+            soft_labels.main(argv)
+        finally:
+            for name in [name for name in flags.FLAGS if name.startswith("config")]:
+                delattr(flags.FLAGS, name)
+
+
 def fails(capsys, args):
     """The one sentence of a command that is refused."""
     with pytest.raises(SystemExit) as stopped:
-        soft_labels.main([str(arg) for arg in args])
+        command(*args)
     assert stopped.value.code == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -83,7 +94,7 @@ def fails(capsys, args):
 def store(teacher, digits_dir, tmp_path_factory):
     """Labels of all digits."""
     out = tmp_path_factory.mktemp("labels") / "store"
-    soft_labels.main(generate_args(out, teacher, digits_dir))
+    command(*generate_args(out, teacher, digits_dir))
     return out
 
 
@@ -91,6 +102,7 @@ def store(teacher, digits_dir, tmp_path_factory):
 def config(tiny_config, store):
     """Of a student that may learn them."""
     tiny_config.augment.update(PLAIN)
+    tiny_config.model.update(blocks=(1,), groups=((2,),), loops=1, heads=(2,))
     tiny_config.data.update(soft_labels=str(store), crops_per_image=2)
     return tiny_config
 
@@ -116,26 +128,23 @@ def test_a_replayed_batch_has_the_labels_the_teacher_gives_it(config, teacher, t
     np.testing.assert_allclose(kept.sum(axis=1), 1, atol=2e-3)
 
 
-def test_a_student_learns_stored_labels_and_resumes(config, tmp_path):
-    config.stop_at_step = 3
+def test_a_student_learns_stored_labels(config, tmp_path):
+    config.stop_at_step = 2
     loop.train(config, epath.Path(tmp_path))
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert len(losses) == 3 and all(np.isfinite(losses))
-    assert any("teacher_top1" in name for name in lines[0])
+    assert all(np.isfinite(metrics(tmp_path)[step]) for step in (1, 2))
+    # Untrained, the teacher is mostly wrong: the labels learnt are not the true classes.
+    assert metrics(tmp_path, "teacher_top1")[2] < 0.7
 
 
 def test_hosts_together_write_what_one_writes(store, teacher, digits_dir, tmp_path, capsys):
     out = tmp_path / "store"
-    config = quickstart.get_config()
     for host in (1, 0):
         more = ("--shards=2", f"--shard={host}")
-        soft_labels.main(generate_args(out, teacher, digits_dir, *more))
+        command(*generate_args(out, teacher, digits_dir, *more))
         if host == 1:
             assert "1 of 3 are there" in capsys.readouterr().out
             with pytest.raises(UserError, match=r"half generated \(1 of 3 shards are there\)"):
                 open_soft_labels(absolute(out))
-    del config
     assert contents(out) == contents(store)
 
 
@@ -162,18 +171,18 @@ def test_a_killed_generation_goes_on_and_its_half_store_is_not_trained_on(
     config.data.soft_labels = str(out)
     with pytest.raises(UserError, match="are half generated .* start the command that makes them"):
         open_experiment(config, absolute(tmp_path / "run"))
-    soft_labels.main(args)
+    command(*args)
     assert contents(out) == contents(store)
     assert finished == {path: path.stat().st_mtime_ns for path in finished}
 
 
 def test_inspect_and_verify_say_what_a_store_holds(store, teacher, digits_dir, capsys):
-    soft_labels.main(["inspect", str(store)])
+    command("inspect", store)
     said = capsys.readouterr().out
     for words in ("digits train, 1,438 images", "3 of 3 shards; complete", "topk4", "75 an image"):
         assert words in said
     flags = [arg for arg in generate_args("", teacher, digits_dir) if arg.startswith("--config")]
-    soft_labels.main(["verify", str(store), "--images=20", *flags])
+    command("verify", store, "--images=20", *flags)
     said = capsys.readouterr().out
     assert "Compared 60 crops of 20 images" in said and "the true one" in said
     difference = float(said.split("Largest difference of a probability: ")[1].split()[0])
@@ -193,7 +202,7 @@ def test_verify_notices_another_teacher(store, digits_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model.image_size": 24}, "made with config.model.image_size=16, and this config has 24"),
+        ({"model.image_size": 32}, "made with config.model.image_size=16, and this config has 32"),
         ({"distill.temperature": 2.0}, "config.distill.temperature=1.0, and this config has 2.0"),
         ({"augment.crop_scale": (0.5, 1.0)}, r"crop_scale=\(0.6, 1.0\), and this config has"),
         ({"augment.flip": 0.5}, "augment.flip=0.0, and this config has 0.5"),
@@ -201,8 +210,8 @@ def test_verify_notices_another_teacher(store, digits_dir, tmp_path, capsys):
         ({"augment.mixup": 0.8}, "mixup=0.8 changes .* set config.augment.mixup=0.0"),
         ({"augment.cutmix": 1.0}, "cutmix=1.0 changes"),
         ({"augment.erasing": 0.25}, "erasing=0.25 changes"),
-        ({"augment.repeats": 3}, "repeats=3 .* crops_per_image repeats images"),
-        ({"data.train_split": "train[:90%]"}, "1,438 images of 10 classes.* 1,294 images"),
+        ({"augment.repeats": 3}, "repeats=3 repeats images as config.data.crops_per_image does"),
+        ({"data.train_split": "train[:90%]"}, r"\(1,438 images of 10 classes\).*\(1,294 images"),
         ({"data.train_split": "train[1:]+test[:1]"}, r"train \(its images differ\), and this is"),
         ({"data.crops_per_image": 4}, "crops_per_image=4 is more than the 3 crops"),
         ({"data.crops_per_image": 0}, "crops_per_image=0 must be above 0"),
@@ -230,7 +239,7 @@ def test_labels_that_do_not_fit_the_config_are_refused(changes, sentence, config
         (["--keep=topk11"], "--keep=topk11 is more than the 10 classes"),
         (["--shards=2", "--shard=2"], "--shard=2 of --shards=2 does not exist"),
         (["--config.distill.temperature=0"], "temperature=0.0 must be above 0"),
-        (["--teacher=/nowhere"], "cannot teach"),
+        (["--teacher=/nowhere"], "teacher=/nowhere does not exist"),
         (["--teacher=onnx:/nowhere.onnx"], "onnx:/nowhere.onnx cannot be read"),
         (["--config.augment.flip=0.5"], "begun with law.flip=0.0, and this command has law.flip"),
         (["--crops=4"], "begun with crops=3, and this command has crops=4; give the same"),
@@ -251,7 +260,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(teacher, digits_dir, t
 
 
 def test_a_teacher_of_other_classes_is_refused(digits_dir, tmp_path, capsys):
-    other = write_teacher(tmp_path / "other", classes=12) if (tmp_path / "other").mkdir() else None
-    other = other or write_teacher(tmp_path / "other", classes=12)
+    (tmp_path / "other").mkdir()
+    other = write_teacher(tmp_path / "other", classes=12)
     error = fails(capsys, generate_args(tmp_path / "store", other, digits_dir))
-    assert "tells 12 classes apart, and the student 10" in error
+    assert "tells 12 classes apart and the student 10" in error
