@@ -50,8 +50,10 @@ class FkdFolder:
 
     def __init__(self, folder: epath.Path, source: Source):
         found: dict[str, list[epath.Path]] = {}
-        paths = sorted(p for p in folder.glob("**/*") if p.suffix in SUFFIXES)
+        paths = (place / name for place, _, names in folder.walk() for name in names)
         for path in paths:
+            if path.suffix not in SUFFIXES:
+                continue
             for key in (path.stem, f"{path.parent.name}/{path.stem}"):
                 found.setdefault(key, []).append(path)
         if not found:

@@ -32,6 +32,7 @@ from sret_jax.training.teacher import open_teacher
 from tests.conftest import ROOT, TINY_FLAGS
 from tests.training.test_loop import metrics
 
+NEW = pathlib.Path(tempfile.gettempdir()) / "sret_jax_no_room"
 PLAIN = dict(policy="", erasing=0.0, mixup=0.0, cutmix=0.0, repeats=1)
 MODEL_FLAGS = TINY_FLAGS[:4]
 
@@ -239,6 +240,7 @@ def test_labels_that_do_not_fit_the_config_are_refused(changes, sentence, config
         (["--keep=topk11"], "--keep=topk11 is more than the 10 classes"),
         (["--shards=2", "--shard=2"], "--shard=2 of --shards=2 does not exist"),
         (["--config.distill.temperature=0"], "temperature=0.0 must be above 0"),
+        (["--crops=1000000000", f"--out={NEW}"], "MB left, and the soft labels take"),
         (["--teacher=/nowhere"], "teacher=/nowhere does not exist"),
         (["--teacher=onnx:/nowhere.onnx"], "onnx:/nowhere.onnx cannot be read"),
         (["--config.augment.flip=0.5"], "begun with law.flip=0.0, and this command has law.flip"),
@@ -250,6 +252,7 @@ def test_what_cannot_be_generated_is_refused(more, sentence, store, teacher, dig
     before = contents(store)
     assert sentence in fails(capsys, generate_args(store, teacher, digits_dir, *more))
     assert contents(store) == before
+    shutil.rmtree(NEW, ignore_errors=True)
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(teacher, digits_dir, tmp_path, capsys):
