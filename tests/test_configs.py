@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import common, deep_digits, sret_deep
+from configs import common, deep_digits, distill_digits, sret_deep
 from sret_jax.models.sret import abstract_variables
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.flops import model_macs
@@ -41,6 +41,25 @@ def test_deep_models_have_their_applications_and_13_to_15_million_parameters(dep
     assert model_macs(model) / 1e9 == pytest.approx(gmacs, rel=0.005)
 
 
+@pytest.mark.parametrize("name", ["sret_t", "sret_lt"])
+def test_distilling_is_the_published_recipe_and_wants_a_teacher(name):
+    config = importlib.import_module(f"configs.{name}").get_config("distill,unsliced")
+    assert config.distill.required and not config.teacher
+    assert (config.distill.temperature, config.distill.hard_weight) == (1.0, 0.0)
+    assert config.augment.mixup == common.DEIT_AUGMENT["mixup"]
+    assert not common.get_variant(name, "").distill.required
+
+
+def test_the_digits_students_differ_in_their_labels_alone():
+    hard, soft = (distill_digits.get_config(labels) for labels in ("hard", "soft"))
+    assert soft.teacher and not hard.teacher
+    soft.update(teacher="", distill={"required": False})
+    assert hard == soft
+    for arg in ("", "hard,soft"):
+        with pytest.raises(ValueError, match=f"argument '{arg}' must be hard, soft or stored"):
+            distill_digits.get_config(arg)
+
+
 @pytest.mark.parametrize("arg", ["", "10", "res=384", "1000 "])
 def test_another_depth_is_refused_with_those_there_are(arg):
     for module in (sret_deep, deep_digits):
@@ -49,7 +68,8 @@ def test_another_depth_is_refused_with_those_there_are(arg):
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits"]
+    "name",
+    ["quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits", "distill_digits"],
 )
 def test_a_config_opens_with_what_it_trains_costs_and_reaches_and_the_command(name):
     doc = importlib.import_module(f"configs.{name}").__doc__

@@ -52,14 +52,13 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> (state, metrics).
 
-    With a teacher it is (state, batch, the teacher's variables) -> (state, metrics).
-
     The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
-    donated. Soft labels p come from the teacher, which sees the very images that the student sees,
-    or are in the batch as "soft" (B, K), or (B, k) of "soft_classes" (B, k), and are mixed as the
-    images are; without either, labels are hard.
-    Loss and BatchNorm statistics are those of the global batch. All randomness is a
+    donated. Loss and BatchNorm statistics are those of the global batch. All randomness is a
     function of seed and step, that of the augmentation of seed and position in the stream.
+
+    With a teacher, its variables are the step's third argument, and it labels the very images that
+    the student sees. A batch may hold soft labels of its own, "soft" (B, K), or (B, k) of the
+    "soft_classes" (B, k), which are mixed as the images are. With neither, labels are hard.
 
     With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
     a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
@@ -88,14 +87,14 @@ def make_train_step(
     """
     model = model.clone(mesh=mesh)
 
-    def examples(batch: Batch, teacher_variables: Variables | None) -> tuple[jax.Array, Targets]:
+    def examples(batch: Batch, teacher_variables: Any) -> tuple[jax.Array, Targets]:
         """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
         targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
         if "soft" in batch:
             stored = batch["soft"], batch.get("soft_classes")
             targets["soft"] = marginal_smoothing(*stored, model.num_classes)
         images, targets = mixing(normalise(batch["image"]), targets, batch["key"])
-        if teacher is not None and teacher_variables is not None:
+        if teacher:
             targets["soft"] = teacher.probabilities(teacher_variables, images)
         return images, targets
 
@@ -117,9 +116,7 @@ def make_train_step(
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
-    def gradients(
-        variables: Variables, batch: Batch, teacher_variables: Variables | None, key: jax.Array
-    ):
+    def gradients(variables: Variables, batch: Batch, teacher_variables: Any, key: jax.Array):
         """Mean gradient and metrics over the micro-batches, and the last BatchNorm statistics."""
 
         def micro_step(batch_stats: Any, inputs: tuple[Batch, jax.Array]):
@@ -148,7 +145,7 @@ def make_train_step(
         return grads, batch_stats, metrics
 
     def train_step(
-        state: TrainState, batch: Batch, teacher_variables: Variables | None = None
+        state: TrainState, batch: Batch, teacher_variables: Any = None
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), MODEL_STREAM)
         key = jax.random.fold_in(key, state.step)

@@ -15,8 +15,11 @@ from sret_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from sret_jax.data.mixing import Mixing, row_keys
 from sret_jax.errors import UserError
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
+from sret_jax.tools.compilation import state_bytes
 from sret_jax.training import loop
 from sret_jax.training.config_model import create_from_config
+from sret_jax.training.experiment import build_computation
+from sret_jax.training.flops import jaxpr_macs, model_macs
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
@@ -168,9 +171,24 @@ def test_the_teacher_is_evaluated_in_the_student_s_dtype_with_groups_of_choice(c
     teacher = open_teacher(config, make_mesh(), create_from_config(config, num_classes=10))
     assert teacher.model.groups == ((2,),) and teacher.model.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(teacher.variables)} == {np.dtype(np.float32)}
-    probabilities = teacher.probabilities(teacher.variables, jnp.zeros((2, 16, 16, 3)))
+    label = jax.jit(teacher.probabilities)
+    probabilities = label(teacher.variables, jnp.zeros((2, 16, 16, 3)))
     assert probabilities.dtype == jnp.float32
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+
+
+def test_a_plan_counts_the_teacher_s_forward_pass_and_weights(config):
+    sizes = {"images": 1438, "train_classes": 10, "classes": 10}
+    taught = build_computation(config, make_mesh(), **sizes)
+    config.teacher = ""
+    alone = build_computation(config, make_mesh(), **sizes)
+    steps, needed = (
+        [count(computation) for computation in (taught, alone)]
+        for count in (lambda c: jaxpr_macs(c.trace_train_step().jaxpr.jaxpr), state_bytes)
+    )
+    assert steps[0] - steps[1] == 64 * model_macs(taught.teacher.model)
+    weights = jax.tree.leaves(taught.teacher.variables)
+    assert needed[0] - needed[1] == sum(x.nbytes for x in weights)
 
 
 @pytest.mark.parametrize(

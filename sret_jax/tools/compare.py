@@ -1,0 +1,130 @@
+"""Compares groups of finished runs that differ in their seeds: a table, and a picture of curves.
+
+python -m sret_jax.tools.compare --runs hard runs/hard-* --runs soft runs/soft-* --picture=FILE.png
+
+The spread is the standard deviation over the runs of a group, with n - 1.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+
+from etils import epath
+
+from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.errors import UserError
+from sret_jax.files import absolute
+from sret_jax.training.metrics_file import read_metrics
+from sret_jax.training.report import RESULT_FILE
+
+CURVE = "eval/top1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Finished runs of one kind.
+
+    Attributes:
+      name: of the kind.
+      top1, ema_top1: test accuracies at the end of each run, in percent.
+      curves: of each run, {step: test accuracy in percent}.
+    """
+
+    name: str
+    top1: list[float]
+    ema_top1: list[float]
+    curves: list[dict[int, float]]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--runs",
+        metavar=("NAME", "WORKDIR"),
+        nargs="+",
+        action="append",
+        required=True,
+        help="the finished runs of one kind",
+    )
+    parser.add_argument("--picture", type=absolute, help="where to draw the curves")
+    args = parser.parse_args(argv)
+    quiet_libraries()
+    with clear_errors():
+        groups = [read_group(name, workdirs) for name, *workdirs in args.runs]
+        print(table(groups))
+        if args.picture:
+            draw(groups, args.picture)
+            print(f"Written: {args.picture}")
+
+
+def read_group(name: str, workdirs: list[epath.PathLike]) -> Group:
+    """Reads the runs of one kind.
+
+    Raises:
+      UserError: there are none, or one has not finished.
+    """
+    if not workdirs:
+        raise UserError(f"--runs {name} names no workdir; write --runs NAME WORKDIR...")
+    results = [_result(workdir) for workdir in map(absolute, workdirs)]
+    top1, ema_top1 = (
+        [100 * result[weights]["top1"] for result in results] for weights in ("eval", "eval_ema")
+    )
+    curves = [
+        {line["step"]: 100 * line[CURVE] for line in read_metrics(workdir) if CURVE in line}
+        for workdir in map(absolute, workdirs)
+    ]
+    return Group(name, top1, ema_top1, curves)
+
+
+def table(groups: list[Group]) -> str:
+    """The accuracies in Markdown, a row for each group."""
+    rows = ["| | runs | test top-1 (%) | least to largest | EMA |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {group.name} | {len(group.top1)} | {_spread(group.top1)} | "
+        f"{min(group.top1):.2f} to {max(group.top1):.2f} | {_spread(group.ema_top1)} |"
+        for group in groups
+    ]
+    return "\n".join(rows)
+
+
+def draw(groups: list[Group], path: epath.Path) -> None:
+    """Draws the mean test accuracy of each group by step, in a band from least to largest."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for group in groups:
+        steps = sorted(set.intersection(*(set(curve) for curve in group.curves)))
+        values = [[curve[step] for curve in group.curves] for step in steps]
+        axes.plot(steps, list(map(statistics.mean, values)), marker=".", label=group.name)
+        axes.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.2)
+    axes.set_xlabel("step")
+    axes.set_ylabel("test top-1 (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    with path.open("wb") as f:
+        figure.savefig(f, format="png", dpi=110)
+
+
+def _result(workdir: epath.Path) -> dict:
+    try:
+        return json.loads((workdir / RESULT_FILE).read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{workdir} holds no finished run ({e}); let it end first") from e
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
