@@ -173,7 +173,7 @@ def label(teacher: LabelTeacher, images: np.ndarray, rows: int) -> np.ndarray:
     Shapes: (B, S, S, 3) uint8 -> (B, K) float32.
     """
     parts = []
-    for first in range(0, len(images), rows):
+    for first in range(0, max(len(images), 1), rows):  # once for none, which has a shape, too
         part = images[first : first + rows]
         padded = np.pad(part, [(0, rows - len(part)), (0, 0), (0, 0), (0, 0)])
         parts.append(teacher(padded)[: len(part)])  # one shape, compiled once
