@@ -84,8 +84,8 @@ class Mixing:
         if self.erasing:
             images = jax.vmap(erase, (0, 0, None))(images, erase_keys, self.erasing)
         if self.in_pairs:
-            pairs = jax.tree.map(_to_pairs, (images, targets))
-            mixed = jax.vmap(self._mix_pair)(*pairs, mix_keys[::2])
+            image_pairs, target_pairs = jax.tree.map(_to_pairs, (images, targets))
+            mixed = jax.vmap(self._mix_pair)(image_pairs, target_pairs, mix_keys[::2])
             images, targets = jax.tree.map(_from_pairs, mixed)
         return images, targets
 

@@ -34,7 +34,7 @@ class Group:
     name: str
     top1: list[float]
     ema_top1: list[float]
-    curves: list[dict[int, float]]
+    curves: list[dict[float, float]]
 
 
 def main(argv: list[str] | None = None) -> None:

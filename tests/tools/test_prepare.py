@@ -50,7 +50,7 @@ def test_every_image_of_the_archives_is_there_and_decodes(imagenet):
     assert labels == {s: train.class_names.index(s) for s in archives.SYNSETS}
 
 
-def train_and_evaluate(imagenet, workdir, config):
+def train_and_evaluate(imagenet, workdir, config, *flags):
     common = (
         f"--config={config}",
         f"--workdir={workdir}",
@@ -58,6 +58,7 @@ def train_and_evaluate(imagenet, workdir, config):
         "--config.model.dtype=float32",
         "--config.eval_batch_size=4",
         "--config.data.workers=1",
+        *flags,
     )
     done = run_python(
         "main.py",
@@ -76,13 +77,15 @@ def train_and_evaluate(imagenet, workdir, config):
     assert report["eval"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-5)
 
 
-def test_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):
-    train_and_evaluate(imagenet, tmp_path, "configs/sret_t.py")
+def test_a_shallow_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):
+    train_and_evaluate(imagenet, tmp_path, "configs/sret_t.py", "--config.model.blocks=(1,1,1)")
 
 
 @pytest.mark.slow  # each compiles a whole model twice
-@pytest.mark.parametrize("config", ["sret_lt.py:groups=16-14-1", "sret_s.py", "sret_s.py:unsliced"])
-def test_the_other_imagenet_configs_train_and_evaluate_too(imagenet, tmp_path, config):
+@pytest.mark.parametrize(
+    "config", ["sret_t.py", "sret_lt.py:groups=16-14-1", "sret_s.py", "sret_s.py:unsliced"]
+)
+def test_the_whole_imagenet_configs_train_and_evaluate_too(imagenet, tmp_path, config):
     train_and_evaluate(imagenet, tmp_path, f"configs/{config}")
 
 
