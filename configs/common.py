@@ -111,6 +111,9 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
     config.fsdp = 1  # devices that share one copy of the parameters
     config.ema_decay = 0.99996
+    # Trained weights to start from: a run, one of its steps, a converted checkpoint, or a file.
+    config.init_from = ""
+    config.init_ema = False  # takes that run's averaged weights
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "sret_s"
@@ -139,6 +142,14 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.optim.min_lr = 1e-5
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 0.0  # 0: no clipping
+    # For fine-tuning:
+    config.optim.layer_decay = 1.0  # factor on the learning rate per block, from the head down
+    config.optim.backbone_lr = 1.0  # factor on the learning rate of all but the head
+    config.optim.freeze_backbone = False  # trains the head alone
+
+    config.mixed_depth = ml_collections.ConfigDict()
+    config.mixed_depth.loops = 0  # of a shallow path trained along; 0: none
+    config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"  # of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg

@@ -25,7 +25,7 @@ from sret_jax.data.loader import train_loader
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.mesh import batch_sharding, replicated
-from sret_jax.training.evaluation import EvalMetrics, make_eval_step
+from sret_jax.training.evaluation import empty_totals, make_eval_step
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
@@ -100,7 +100,7 @@ class Step:
     def _compile_inference(self) -> Callable[[], None]:
         mesh, shardings = self.experiment.mesh, self.experiment.shardings
         step = make_eval_step(self.experiment.model, mesh, shardings.variables)
-        empty = jax.device_put(EvalMetrics.empty(), replicated(mesh))
+        empty = jax.device_put(empty_totals(self.experiment.model.num_classes), replicated(mesh))
         arguments = (self._state.variables, next(self._batches), empty)
         compiled = step.lower(*arguments).compile()
         return lambda: jax.block_until_ready(compiled(*arguments))

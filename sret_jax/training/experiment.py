@@ -26,6 +26,7 @@ from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.losses import LabelLoss
+from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
@@ -89,6 +90,8 @@ class Computation:
             grad_accum=self.config.grad_accum,
             label_loss=self.label_loss,
             teacher=self.teacher,
+            mixed_depth=MixedDepth(**self.config.mixed_depth),
+            head_only=self.config.optim.freeze_backbone,
         )
 
     def trace_train_step(self) -> jax.stages.Traced:
@@ -197,7 +200,8 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
             "this config distils, and config.teacher is empty; give --config.teacher=PATH, the "
             "workdir of a run or a weight file, or stored labels, --config.data.soft_labels=DIR"
         )
-    create_from_config(config, num_classes=1)
+    model = create_from_config(config, num_classes=1)
+    MixedDepth(**config.mixed_depth).check(model)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
 
@@ -211,7 +215,7 @@ def build_computation(
       config: as configs/common.py makes it.
       mesh: from `make_mesh`; its devices need not be there.
       images: in the training split.
-      train_classes: in the training split, which mixing needs two of.
+      train_classes: in the training split, at least two.
       classes: in the data, which the model has where the config does not say.
 
     Raises:
@@ -221,10 +225,10 @@ def build_computation(
     soft_labels = stored_labels(config)
     model = build_model(config, classes)
     mixing = make_mixing(config)
-    if mixing.in_pairs and train_classes < 2:
+    if train_classes < 2:
         raise UserError(
-            f"{config.data.name} has {train_classes} class, and mixing needs two; "
-            "set config.augment.mixup=0 and config.augment.cutmix=0"
+            f"{config.data.name} has {train_classes} class, which leaves nothing to tell apart; "
+            "give data of two classes or more, one folder for each where they are folders"
         )
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))

@@ -11,10 +11,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sret_jax.data.mixing import Mixing, Targets, row_keys
+from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.losses import LabelLoss, marginal_smoothing
+from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.state import TrainState, Variables
 from sret_jax.training.teacher import Teacher
 
@@ -49,6 +51,8 @@ def make_train_step(
     grad_accum: int,
     label_loss: LabelLoss,
     teacher: Teacher | None = None,
+    mixed_depth: MixedDepth = DEEP_ONLY,
+    head_only: bool = False,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> (state, metrics).
 
@@ -78,6 +82,9 @@ def make_train_step(
       grad_accum: micro-batches per step; it must divide each device's rows.
       label_loss: of the student's logits and their targets.
       teacher: from `open_teacher`.
+      mixed_depth: adds the loss of a path with fewer loops.
+      head_only: all but the head is a constant and, as in evaluation, drops no paths, permutes
+        alike and normalises by BatchNorm's running statistics, which stay.
 
     Returns:
       The step; its metrics are scalars: loss (nats), top1 (share of the batch whose best class is
@@ -98,16 +105,26 @@ def make_train_step(
             targets["soft"] = teacher.probabilities(teacher_variables, images)
         return images, targets
 
-    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
+    def forward(model: SReT, variables: Variables, images: jax.Array, key: jax.Array):
         drop_path, permutation = jax.random.split(key)
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+        return model.apply(
+            variables,
             images,
-            train=True,
+            train=not head_only,
             rngs={"drop_path": drop_path, "permutation": permutation},
             mutable=["batch_stats"],
         )
+
+    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
+        if head_only:
+            params = {**jax.lax.stop_gradient(params), "head": params["head"]}
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updates = forward(model, variables, images, key)
         loss = label_loss(logits, targets)
+        if mixed_depth.loops:
+            shallow = with_loops(model, variables, mixed_depth.loops)
+            shallow_logits, _ = forward(*shallow, images, key)
+            loss += mixed_depth.weight * label_loss(shallow_logits, targets)
         main_class = targets["hard"].argmax(-1)  # (B,)
         metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}
         if "soft" in targets:
