@@ -24,8 +24,11 @@ DEIT_AUGMENT = dict(
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "deit": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment=DEIT_AUGMENT),
     "sret_long_warmup": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=30.0), augment=DEIT_AUGMENT),
+    # Stored labels are true of crops and flips alone (FKD, Shen and Xing 2022, table 11).
+    "fkd": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=5.0), augment={}),
     "none": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment={}),
 }
+FKD_CROPS = 4  # of an image in one batch
 
 
 def parse_arg(arg: str, **defaults: Any) -> ml_collections.FrozenConfigDict:
@@ -67,15 +70,18 @@ def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
 
     Args:
       name: of the model.
-      arg: any of "unsliced", "distill" (with soft labels alone; needs config.teacher), "res=N"
-        (image size), "groups=16-14-1" (the first loop's groups by stage, the other loops plain),
-        "recipe=NAME".
+      arg: any of "unsliced", "distill" (with soft labels alone; needs config.teacher), "fkd"
+        (with stored ones; needs config.data.soft_labels), "res=N" (image size), "groups=16-14-1"
+        (the first loop's groups by stage, the other loops plain), "recipe=NAME".
     """
-    args = parse_arg(arg, unsliced=False, distill=False, res=224, groups="", recipe="deit")
-    config = get_config(args.recipe)
+    args = parse_arg(arg, unsliced=False, distill=False, fkd=False, res=224, groups="", recipe="")
+    if args.fkd and (args.distill or args.recipe):
+        raise ValueError("fkd is a recipe of its own; leave out distill and recipe")
+    config = get_config("fkd" if args.fkd else args.recipe or "deit")
     config.model.name = name
     config.model.image_size = args.res
-    config.distill.required = args.distill
+    config.distill.required = args.distill or args.fkd
+    config.data.crops_per_image = FKD_CROPS if args.fkd else 1
     if args.unsliced and args.groups:
         raise ValueError(f"unsliced and groups={args.groups!r} exclude each other; give one")
     if args.unsliced:
@@ -91,8 +97,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     """The settings of a 300-epoch ImageNet run.
 
     Args:
-      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; or "none", which
-        leaves only random crops and flips of the augmentation.
+      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; "fkd", of stored
+        soft labels; or "none". The last two leave only random crops and flips of the augmentation.
     """
     if recipe not in RECIPES:
         raise ValueError(did_you_mean("recipe", recipe, RECIPES))
@@ -156,6 +162,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     # and evaluation have as many each.
     config.data.prefetch = 2
     config.data.max_bad_fraction = 0.001  # of the images; more that are unreadable end the run
+    config.data.soft_labels = ""  # folder of stored soft labels (sret_jax.tools.soft_labels)
+    config.data.crops_per_image = 1  # of stored soft labels, in one batch
     config.data.synthetic = False  # noise that is already on the devices: the speed without data
 
     config.augment = ml_collections.ConfigDict()  # what is 0 or "" is off

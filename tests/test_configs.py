@@ -9,6 +9,7 @@ from configs import common, deep_digits, distill_digits, finetune, sret_deep
 from sret_jax.models.sret import abstract_variables
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.flops import model_macs
+from sret_jax.training.stored_labels import UNCHANGED
 
 VARIANTS = [
     ("sret_t", "", 224, 1.112),
@@ -50,13 +51,27 @@ def test_distilling_is_the_published_recipe_and_wants_a_teacher(name):
     assert not common.get_variant(name, "").distill.required
 
 
+@pytest.mark.parametrize("name", ["sret_t", "sret_lt", "sret_s"])
+def test_stored_labels_are_learnt_of_several_crops_and_nothing_that_makes_them_untrue(name):
+    config = importlib.import_module(f"configs.{name}").get_config("fkd,unsliced")
+    assert config.distill.required and config.data.crops_per_image == 4
+    assert config.optim.lr_per_512 == 1e-3
+    assert {key: config.augment[key] for key in UNCHANGED} == UNCHANGED
+    assert config.augment.repeats == 1
+    for arg in ("fkd,distill", "fkd,recipe=deit"):
+        with pytest.raises(ValueError, match="fkd is a recipe of its own; leave out"):
+            common.get_variant(name, arg)
+
+
 def test_the_digits_students_differ_in_their_labels_alone():
-    hard, soft = (distill_digits.get_config(labels) for labels in ("hard", "soft"))
-    assert soft.teacher and not hard.teacher
+    names = ("hard", "soft", "stored")
+    hard, soft, stored = (distill_digits.get_config(labels) for labels in names)
+    assert soft.teacher and stored.data.soft_labels and not hard.teacher
     soft.update(teacher="", distill={"required": False})
-    assert hard == soft
+    stored.data.update(soft_labels="", crops_per_image=1)
+    assert hard == soft == stored
     for arg in ("", "hard,soft"):
-        with pytest.raises(ValueError, match=f"argument '{arg}' must be hard or soft"):
+        with pytest.raises(ValueError, match=f"argument '{arg}' must be hard, soft or stored"):
             distill_digits.get_config(arg)
 
 

@@ -44,6 +44,10 @@ class Source(Protocol):
         """What a person calls record `index`: a file name, or the split and number."""
         ...
 
+    def file_name(self, index: int) -> str:
+        """The name or path of the file that record `index` was; "" where that is not known."""
+        ...
+
 
 class TfdsSource:
     """A split of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
@@ -80,8 +84,11 @@ class TfdsSource:
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        file_name = _text(self._record(index).get("file_name", b""))
-        return f"{self._title} record {index} {file_name}".rstrip()
+        return f"{self._title} record {index} {self.file_name(index)}".rstrip()
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return _text(self._record(index).get("file_name", b""))
 
     def _record(self, index: int) -> dict[str, Any]:
         try:
@@ -133,6 +140,10 @@ class FolderSource:
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
+        return self.file_name(index)
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
         return name_of_file(self._files[index][0])
 
 
@@ -152,6 +163,10 @@ class SyntheticSource:
     def record_name(self, index: int) -> str:
         """See `Source`."""
         return f"synthetic record {index}"
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return ""
 
 
 def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:

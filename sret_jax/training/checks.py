@@ -32,6 +32,7 @@ def check_numbers(config: ConfigDict) -> None:
         "watchdog.least_seconds",
         "watchdog.stop_seconds",
         "data.prefetch",
+        "data.crops_per_image",
     )
     for name in positive:
         value = _number(config, name)

@@ -1,9 +1,12 @@
 """One training step: the batch's loss and gradient, the update, the moving average."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -12,7 +15,7 @@ from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
-from sret_jax.training.losses import LabelLoss
+from sret_jax.training.losses import LabelLoss, marginal_smoothing
 from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.state import TrainState, Variables
 from sret_jax.training.teacher import Teacher
@@ -58,8 +61,8 @@ def make_train_step(
     function of seed and step, that of the augmentation of seed and position in the stream.
 
     With a teacher, its variables are the step's third argument, and it labels the very images that
-    the student sees. A batch may hold soft labels of its own, "soft" (B, K), which are mixed as the
-    images are. With neither, labels are hard.
+    the student sees. A batch may hold soft labels of its own, "soft" (B, K), or (B, k) of the
+    "soft_classes" (B, k), which are mixed as the images are. With neither, labels are hard.
 
     With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
     a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
@@ -95,7 +98,8 @@ def make_train_step(
         """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
         targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
         if "soft" in batch:
-            targets["soft"] = batch["soft"].astype(jnp.float32)
+            stored = batch["soft"], batch.get("soft_classes")
+            targets["soft"] = marginal_smoothing(*stored, model.num_classes)
         images, targets = mixing(normalise(batch["image"]), targets, batch["key"])
         if teacher:
             targets["soft"] = teacher.probabilities(teacher_variables, images)
@@ -198,14 +202,17 @@ def make_train_step(
     )
 
 
-def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch, for compiling ahead of the data."""
+def abstract_batch(
+    batch_size: int, image_size: int, labels: Mapping[str, np.dtype] = MappingProxyType({})
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, for compiling ahead of the data; of a row's stored labels the types."""
     shapes = {
         "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
         "label": ((batch_size,), jnp.int32),
         "bad": ((batch_size,), jnp.bool_),
         "real": ((batch_size,), jnp.bool_),
     }
+    shapes |= {name: ((batch_size, *of.shape), of.base) for name, of in labels.items()}
     return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
 
 

@@ -8,6 +8,7 @@ from etils import epath
 from configs import quickstart
 from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
+from sret_jax.tools.label_benchmark import benchmark_labels
 from sret_jax.tools.remat_benchmark import benchmark_remat
 from sret_jax.tools.slicing_benchmark import benchmark_slicing
 from sret_jax.tools.speed_benchmark import (
@@ -72,6 +73,19 @@ def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(c
     assert report["share_of_peak"]["largest"] == pytest.approx(ratio * 8)
     assert report["images_per_second"]["largest"] == 64
     assert report["cpu_seconds"]["median"] == 0.75
+
+
+@pytest.mark.slow  # compiles three steps and decodes thousands of photographs
+def test_stored_labels_are_compared_with_hard_ones(config, tmp_path, capsys):
+    file = epath.Path(tmp_path) / "figures.json"
+    config.data.crops_per_image = 4
+    config.batch_size = 32
+    report = benchmark_labels(config, rounds=2, steps=1, samples=64, json_file=file)
+    assert json.loads(file.read_text()) == json.loads(json.dumps(report))
+    hard, one, four = report["variants"].values()
+    assert hard["step_ratio"] == hard["loader_ratio"] == 1
+    assert one["step_ratio"] > 0 and four["loader_ratio"] > 0
+    assert "stored labels, 4 of an image" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # compiles four steps
