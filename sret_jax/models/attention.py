@@ -60,28 +60,26 @@ class SlicedAttention(nn.Module):
         self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
     ) -> jax.Array:
         channels = x.shape[-1]
-        if permutation is not None:
-            x = _take_tokens(x, permutation)
         qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)  # (B, N, 3C)
-        out = self._attend(qkv, groups)  # (B, N, C)
-        if permutation is not None:
-            out = _take_tokens(out, jnp.argsort(permutation))
+        out = self._attend(qkv, permutation, groups)  # (B, N, C)
         return linear(channels, channels, dtype=self.dtype, name="proj")(out)
 
-    def _attend(self, qkv: jax.Array, groups: int) -> jax.Array:
-        plain = partial(plain_attention, heads=self.heads, groups=groups)
+    def _attend(self, qkv: jax.Array, permutation: jax.Array | None, groups: int) -> jax.Array:
+        static = dict(heads=self.heads, groups=groups)
+        plain = partial(plain_attention, **static)
         if self.is_initializing():
-            return plain(qkv)
-
-        def kernel(qkv: jax.Array, interpret: bool) -> jax.Array:
-            return fused_attention(qkv, self.heads, groups, interpret)
-
+            return plain(qkv, permutation)
+        kernel = partial(fused_attention, **static)
         attend = self.kernels.choose(self.kernels.attention, kernel, plain, images=1)
-        return attend(qkv)
+        return attend(qkv, permutation)
 
 
-def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
+def plain_attention(
+    qkv: jax.Array, permutation: jax.Array | None, heads: int, groups: int
+) -> jax.Array:
     """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
+
+    The slices are those of the permuted tokens; what comes out is in the order of what went in.
 
     Heads come before tokens, so that every matrix product finds its operands contiguous, which
     CPUs need. The softmax is float32 for every dtype.
@@ -90,6 +88,8 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
     """
     batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head_dim = channels // heads
+    if permutation is not None:
+        qkv = _take_tokens(qkv, permutation)
     qkv = qkv.reshape(batch, groups, tokens // groups, 3, heads, head_dim)
     q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # (B, G, heads, N/G, d): contiguous matrices
 
@@ -97,7 +97,8 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
     scores *= head_dim**-0.5
     weights = nn.softmax(scores).astype(v.dtype)  # (B, G, heads, N/G, N/G)
     out = jnp.einsum("bghnm,bghmd->bghnd", weights, v)
-    return out.swapaxes(2, 3).reshape(batch, tokens, channels)
+    out = out.swapaxes(2, 3).reshape(batch, tokens, channels)
+    return out if permutation is None else _take_tokens(out, jnp.argsort(permutation))
 
 
 def _take_tokens(x: jax.Array, order: jax.Array) -> jax.Array:
