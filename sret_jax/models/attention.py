@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_attention import fused_attention
+from sret_jax.models.fused_attention import can_permute, fused_attention
 from sret_jax.models.kernels import Kernels
 from sret_jax.models.layers import linear
 
@@ -65,21 +65,36 @@ class SlicedAttention(nn.Module):
         return linear(channels, channels, dtype=self.dtype, name="proj")(out)
 
     def _attend(self, qkv: jax.Array, permutation: jax.Array | None, groups: int) -> jax.Array:
-        static = dict(heads=self.heads, groups=groups)
-        plain = partial(plain_attention, **static)
+        plain = permuted(partial(plain_attention, heads=self.heads, groups=groups))
         if self.is_initializing():
             return plain(qkv, permutation)
-        kernel = partial(fused_attention, **static)
+
+        def kernel(qkv: jax.Array, permutation: jax.Array | None, interpret: bool) -> jax.Array:
+            static = dict(heads=self.heads, groups=groups, interpret=interpret)
+            if can_permute(qkv):
+                return fused_attention(qkv, permutation, **static)
+            return permuted(partial(fused_attention, permutation=None, **static))(qkv, permutation)
+
         attend = self.kernels.choose(self.kernels.attention, kernel, plain, images=1)
         return attend(qkv, permutation)
 
 
-def plain_attention(
-    qkv: jax.Array, permutation: jax.Array | None, heads: int, groups: int
-) -> jax.Array:
-    """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
+def permuted(
+    attend: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
+    """`attend` on permuted tokens; what comes out is in the order of what went in."""
 
-    The slices are those of the permuted tokens; what comes out is in the order of what went in.
+    def run(qkv: jax.Array, permutation: jax.Array | None) -> jax.Array:
+        if permutation is None:
+            return attend(qkv)
+        out = attend(_take_tokens(qkv, permutation))
+        return _take_tokens(out, jnp.argsort(permutation))
+
+    return run
+
+
+def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
+    """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
 
     Heads come before tokens, so that every matrix product finds its operands contiguous, which
     CPUs need. The softmax is float32 for every dtype.
@@ -88,8 +103,6 @@ def plain_attention(
     """
     batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head_dim = channels // heads
-    if permutation is not None:
-        qkv = _take_tokens(qkv, permutation)
     qkv = qkv.reshape(batch, groups, tokens // groups, 3, heads, head_dim)
     q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # (B, G, heads, N/G, d): contiguous matrices
 
@@ -97,8 +110,7 @@ def plain_attention(
     scores *= head_dim**-0.5
     weights = nn.softmax(scores).astype(v.dtype)  # (B, G, heads, N/G, N/G)
     out = jnp.einsum("bghnm,bghmd->bghnd", weights, v)
-    out = out.swapaxes(2, 3).reshape(batch, tokens, channels)
-    return out if permutation is None else _take_tokens(out, jnp.argsort(permutation))
+    return out.swapaxes(2, 3).reshape(batch, tokens, channels)
 
 
 def _take_tokens(x: jax.Array, order: jax.Array) -> jax.Array:

@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import cost, dot
+from sret_jax.models.kernels import LANES, cost, dot
 from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
 MOST_SCORES = 1 << 19  # of one head that are in fast memory at once
+MOST_BYTES = 12 << 20  # of all else there, where chips let a kernel have 16 MiB
 
 Shape = jax.Array | jax.ShapeDtypeStruct
 Residuals = tuple[jax.Array, jax.Array | None]
@@ -39,7 +40,8 @@ def fused_attention(
 
     Args:
       qkv: (B, N, 3 * heads * d): queries, keys and values, each with its heads side by side.
-      permutation: (N,): the slices' i-th token is permutation[i] of qkv; None: it is the i-th.
+      permutation: (N,): the slices' i-th token is permutation[i] of qkv; None: it is the i-th. It
+        needs an array that `can_permute` takes.
       heads: that share the channels.
       groups: slices; they must divide N.
       interpret: runs the kernel step by step on any device.
@@ -48,6 +50,13 @@ def fused_attention(
       (B, N, heads * d) in qkv's dtype and order of tokens; scores and softmax are float32.
     """
     return _forward(qkv, permutation, heads, groups, interpret)[0]
+
+
+def can_permute(qkv: Shape) -> bool:
+    """Whether fast memory holds the operands (twice, for the next image) and what permutes them."""
+    tokens, columns = qkv.shape[1], pl.cdiv(qkv.shape[2], LANES) * LANES
+    operands_and_copies, planes = 6 * qkv.dtype.itemsize, 2 * 4  # bytes for each element of qkv
+    return tokens * columns * (operands_and_copies + planes) <= MOST_BYTES
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))

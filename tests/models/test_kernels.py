@@ -11,8 +11,14 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sret_jax.models.attention import fixed_permutation, plain_attention, random_permutation
-from sret_jax.models.fused_attention import fused_attention
+from sret_jax.models.attention import (
+    SlicedAttention,
+    fixed_permutation,
+    permuted,
+    plain_attention,
+    random_permutation,
+)
+from sret_jax.models.fused_attention import can_permute, fused_attention
 from sret_jax.models.kernels import Kernels, tiled_bytes
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.sret import create_model
@@ -65,12 +71,29 @@ def assert_attention_is_plain(qkv, permutation, d_out, heads, groups):
     """The kernel on `qkv` has the values and gradients of `plain_attention`."""
     static = dict(heads=heads, groups=groups)
     ours, theirs = (
-        jax.jit(functools.partial(value_and_gradients, functools.partial(f, **static)))(
+        jax.jit(lambda d_out, qkv, p, f=f: value_and_gradients(lambda x: f(x, p), d_out, qkv))(
             d_out, qkv, permutation
         )
-        for f in (functools.partial(fused_attention, interpret=True), plain_attention)
+        for f in (
+            functools.partial(fused_attention, **static, interpret=True),
+            permuted(functools.partial(plain_attention, **static)),
+        )
     )
-    assert_close((ours[0], ours[1][0]), (theirs[0], theirs[1][0]))
+    assert_close(ours, theirs)
+
+
+def test_tokens_that_overfill_the_fast_memory_are_permuted_outside_the_kernel():
+    assert can_permute(jax.ShapeDtypeStruct((1, 784, 378), jnp.float32))
+    x = normal(0, 1, 3136, 8)
+    assert not can_permute(jax.ShapeDtypeStruct((1, 3136, 24), x.dtype))
+    plain = SlicedAttention(heads=1, kernels=Kernels(attention="xla"))
+    settings = dict(groups=2, permutation=fixed_permutation(None, 3136))
+    variables = plain.init(jax.random.key(0), x, **settings)
+    fused = plain.clone(kernels=Kernels(attention="pallas"))
+    ours, theirs = (
+        jax.jit(functools.partial(m.apply, **settings))(variables, x) for m in (fused, plain)
+    )
+    assert_close(ours, theirs)
 
 
 def mlp_arguments(batch, tokens, channels, hidden, dtype=jnp.float32):
