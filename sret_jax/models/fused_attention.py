@@ -96,7 +96,8 @@ def _kernel_call(
     batch, tokens, channels = operands[0].shape
     scores = batch * heads * tokens * (tokens // groups)
     kernel = functools.partial(kernel, heads=heads, groups=groups)
-    order, scratch = (), []
+    order: tuple[jax.Array, ...] = ()
+    scratch: list[Any] = []
     if permutation is not None:
         order = (permutation.astype(jnp.int32)[None],)
         kernel = functools.partial(_in_slices, kernel)

@@ -207,11 +207,11 @@ class Cycle:
     draw: PermutationFn
     remat: Callable[[Callable], Callable]
 
-    def apply(self, block: SharedBlock, x: jax.Array, inputs: Inputs) -> tuple[jax.Array, None]:
+    def apply(self, block: Any, x: jax.Array, inputs: Inputs) -> tuple[jax.Array, None]:
         """The cycle, or as many of its first applications as there are inputs for.
 
         Args:
-          block: F.
+          block: F, a `SharedBlock`.
           x: (B, N, C).
           inputs: of each application and of each NLL.
         """
@@ -229,12 +229,13 @@ class Cycle:
         turn = i % len(self.groups)
         groups = self.groups[turn]
         permutes = turn > 0 and groups > 1
-        permutation = self.draw(own["permutation"], x.shape[1]) if permutes else None
+        permutation: Any = self.draw(own["permutation"], x.shape[1]) if permutes else None
         return block(x, groups=groups, permutation=permutation, key=own["drop_path"])
 
     def _apply_nll(self, block: SharedBlock, x: jax.Array, params: dict) -> jax.Array:
         del block  # of which `remat` takes one
-        return self.nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
+        out: Any = self.nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
+        return out
 
 
 @jax.custom_vjp
