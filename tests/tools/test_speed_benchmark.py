@@ -8,6 +8,8 @@ from etils import epath
 from configs import quickstart
 from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
+from sret_jax.tools import bytes_plot
+from sret_jax.tools.compiled_bytes import benchmark_bytes
 from sret_jax.tools.label_benchmark import benchmark_labels
 from sret_jax.tools.remat_benchmark import benchmark_remat
 from sret_jax.tools.slicing_benchmark import benchmark_slicing
@@ -106,6 +108,23 @@ def test_slicing_is_compared_as_it_is_compiled(config):
     saved = row["unsliced_gigabytes_per_image"] - row["gigabytes_per_image"]
     assert row["bytes_saved"] == pytest.approx(saved / row["unsliced_gigabytes_per_image"])
     assert 0 < row["macs_saved"] < 1
+
+
+@pytest.mark.slow  # compiles two train steps
+def test_the_bytes_of_compiled_steps_are_drawn(config, tmp_path):
+    files = [tmp_path / "auto.json", tmp_path / "xla.json"]
+    for file in files:
+        config.model.mlp = file.stem
+        benchmark_bytes(config, "local", json_file=epath.Path(file))
+    bytes_plot.main([*map(str, files), f"--plot={tmp_path / 'bytes.png'}"])
+    assert (tmp_path / "bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_without_bytes_is_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(SystemExit, match="2"):
+        bytes_plot.main([str(tmp_path / "a.json"), f"--plot={tmp_path / 'bytes.png'}"])
+    assert "a.json holds no bytes of a train step; write it with" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # compiles four train steps
