@@ -6,9 +6,11 @@
 
 Costs: 0.08M parameters and 1.3 MMACs per image, and the teacher's 5 with :soft; half a minute on 2
 cores.
-Should reach: see docs/distillation.md, which compares the two over three seeds.
+Should reach: 89.5% with the labels of the data, 96.2% with the teacher's (means of three seeds; see
+docs/distillation.md).
 
-The teacher has seen all 1,438 digits, the student sees 144 of them. All else is equal.
+The teacher has seen all 1,438 digits, the student sees 144 of them, mixed by mixup and CutMix as in
+DeiT's recipe. All else is equal.
 """
 
 import ml_collections
@@ -25,6 +27,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.epochs = 150.0
     config.model.dim = 8
     config.data.train_split = "train[:10%]"
+    config.augment.update(mixup=0.8, cutmix=1.0)
     config.eval_every_epochs = 15.0
     config.checkpoint.every_epochs = 150.0
     if args.soft:

@@ -178,6 +178,7 @@ def test_the_teacher_is_evaluated_in_the_student_s_dtype_with_groups_of_choice(c
 
 
 def test_a_plan_counts_the_teacher_s_forward_pass_and_weights(config):
+    config.model.image_size = 32  # the teacher's, for resizing takes matrix products too
     sizes = {"images": 1438, "train_classes": 10, "classes": 10}
     taught = build_computation(config, make_mesh(), **sizes)
     config.teacher = ""
