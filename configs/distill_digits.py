@@ -4,8 +4,8 @@
     python main.py --config=configs/distill_digits.py:hard
     python main.py --config=configs/distill_digits.py:soft
 
-Costs: 0.08M parameters and 1.3 MMACs per image, and the teacher's 5 with :soft; half a minute on 2
-cores.
+Costs: 0.08M parameters and 1.3 MMACs per image, and the teacher's 5 with :soft; a minute or two on 2
+busy cores.
 Should reach: 89.5% with the labels of the data, 96.2% with the teacher's (means of three seeds; see
 docs/distillation.md).
 
