@@ -24,8 +24,11 @@ DEIT_AUGMENT = dict(
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "deit": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment=DEIT_AUGMENT),
     "sret_long_warmup": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=30.0), augment=DEIT_AUGMENT),
+    # Stored labels are true of crops and flips alone (FKD, Shen and Xing 2022, table 11).
+    "fkd": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=5.0), augment={}),
     "none": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment={}),
 }
+FKD_CROPS = 4  # of an image in one batch
 
 
 def parse_arg(arg: str, **defaults: Any) -> ml_collections.FrozenConfigDict:
@@ -67,15 +70,18 @@ def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
 
     Args:
       name: of the model.
-      arg: any of "unsliced", "distill" (with soft labels alone; needs config.teacher), "res=N"
-        (image size), "groups=16-14-1" (the first loop's groups by stage, the other loops plain),
-        "recipe=NAME".
+      arg: any of "unsliced", "distill" (with soft labels alone; needs config.teacher), "fkd"
+        (with stored ones; needs config.data.soft_labels), "res=N" (image size), "groups=16-14-1"
+        (the first loop's groups by stage, the other loops plain), "recipe=NAME".
     """
-    args = parse_arg(arg, unsliced=False, distill=False, res=224, groups="", recipe="deit")
-    config = get_config(args.recipe)
+    args = parse_arg(arg, unsliced=False, distill=False, fkd=False, res=224, groups="", recipe="")
+    if args.fkd and (args.distill or args.recipe):
+        raise ValueError("fkd is a recipe of its own; leave out distill and recipe")
+    config = get_config("fkd" if args.fkd else args.recipe or "deit")
     config.model.name = name
     config.model.image_size = args.res
-    config.distill.required = args.distill
+    config.distill.required = args.distill or args.fkd
+    config.data.crops_per_image = FKD_CROPS if args.fkd else 1
     if args.unsliced and args.groups:
         raise ValueError(f"unsliced and groups={args.groups!r} exclude each other; give one")
     if args.unsliced:
@@ -91,8 +97,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     """The settings of a 300-epoch ImageNet run.
 
     Args:
-      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; or "none", which
-        leaves only random crops and flips of the augmentation.
+      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; "fkd", of stored
+        soft labels; or "none". The last two leave only random crops and flips of the augmentation.
     """
     if recipe not in RECIPES:
         raise ValueError(did_you_mean("recipe", recipe, RECIPES))
@@ -105,6 +111,9 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
     config.fsdp = 1  # devices that share one copy of the parameters
     config.ema_decay = 0.99996
+    # Trained weights to start from: a run, one of its steps, a converted checkpoint, or a file.
+    config.init_from = ""
+    config.init_ema = False  # takes that run's averaged weights
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "sret_s"
@@ -133,6 +142,14 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.optim.min_lr = 1e-5
     config.optim.weight_decay = 0.05
     config.optim.clip_norm = 0.0  # 0: no clipping
+    # For fine-tuning:
+    config.optim.layer_decay = 1.0  # factor on the learning rate per block, from the head down
+    config.optim.backbone_lr = 1.0  # factor on the learning rate of all but the head
+    config.optim.freeze_backbone = False  # trains the head alone
+
+    config.mixed_depth = ml_collections.ConfigDict()
+    config.mixed_depth.loops = 0  # of a shallow path trained along; 0: none
+    config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "imagenet2012"  # of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg
@@ -145,6 +162,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     # and evaluation have as many each.
     config.data.prefetch = 2
     config.data.max_bad_fraction = 0.001  # of the images; more that are unreadable end the run
+    config.data.soft_labels = ""  # folder of stored soft labels (sret_jax.tools.soft_labels)
+    config.data.crops_per_image = 1  # of stored soft labels, in one batch
     config.data.synthetic = False  # noise that is already on the devices: the speed without data
 
     config.augment = ml_collections.ConfigDict()  # what is 0 or "" is off

@@ -15,5 +15,5 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """Arguments: unsliced, distill, res=N, groups=A-B-C, recipe=deit|sret_long_warmup|none."""
+    """Arguments: unsliced, distill, fkd, res=N, groups=A-B-C, recipe=deit|sret_long_warmup|none."""
     return common.get_variant("sret_s", arg)

@@ -1,7 +1,9 @@
 """Small files and paths, local or in a bucket."""
 
+import contextlib
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from etils import epath
 
@@ -18,18 +20,30 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
-def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all.
+@contextlib.contextmanager
+def written_whole(path: epath.Path, mode: str = "w") -> Iterator[IO]:
+    """A new file that takes its place once it is whole; what is raised leaves the old one.
 
     Raises:
       UserError: the storage does not take it.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text)
+        with temporary.open(mode) as file:  # text is UTF-8
+            yield file
         temporary.replace(path)
     except OSError as e:
         raise UserError(f"{path} cannot be written ({e.strerror or e}); mend the storage") from e
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      UserError: the storage does not take it.
+    """
+    with written_whole(path) as file:
+        file.write(text)
 
 
 def write_json(path: epath.Path, content: Any) -> None:

@@ -18,15 +18,22 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
 
+import contextlib
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import pytest
 from etils import epath
 from hypothesis import settings
 
 from configs import common, quickstart
+from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data import sources
+from sret_jax.training.config_model import create_from_config
 
 # `pytest --hypothesis-profile=long` looks far longer, and elsewhere each time.
 settings.register_profile("default", derandomize=True, deadline=None, database=None)
@@ -58,6 +65,23 @@ def tiny_config(digits_dir):
     return config
 
 
+@pytest.fixture(scope="session")
+def saved_run(tmp_path_factory) -> epath.Path:
+    """A workdir as a run leaves it: weights as they start, half of each as their average."""
+    config = quickstart.get_config()
+    config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
+    config.data.test_crop = 0.8
+    workdir = epath.Path(tmp_path_factory.mktemp("saved"))
+    model = create_from_config(config, num_classes=10)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    average = jax.tree.map(lambda x: x / 2, variables)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(7, {"model": variables, "ema": average}, {"top1": 0.5})
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    (workdir / "class_names.json").write_text(json.dumps([f"digit {i}" for i in range(10)]))
+    return workdir
+
+
 TINY_FLAGS = (
     "--config.model.image_size=16",
     "--config.model.groups=((2,2),(1,1))",
@@ -67,6 +91,16 @@ TINY_FLAGS = (
     "--config.log_every_steps=1",
     *(f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items()),
 )
+
+
+def refusal(capsys, main: Callable[[list[str]], None], *args: object) -> str:
+    """The one sentence with which a command ends, at exit status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("Error: ") and "\n" not in error
+    return error
 
 
 def run_python(

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import common, deep_digits, distill_digits, sret_deep
+from configs import common, deep_digits, distill_digits, finetune, sret_deep
 from sret_jax.models.sret import abstract_variables
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.flops import model_macs
+from sret_jax.training.stored_labels import UNCHANGED
 
 VARIANTS = [
     ("sret_t", "", 224, 1.112),
@@ -50,13 +51,29 @@ def test_distilling_is_the_published_recipe_and_wants_a_teacher(name):
     assert not common.get_variant(name, "").distill.required
 
 
+@pytest.mark.parametrize("name", ["sret_t", "sret_lt", "sret_s"])
+def test_stored_labels_are_learnt_of_several_crops_and_nothing_that_makes_them_untrue(name):
+    config = importlib.import_module(f"configs.{name}").get_config("fkd,unsliced")
+    assert config.distill.required and config.data.crops_per_image == 4
+    assert config.optim.lr_per_512 == 1e-3
+    assert {key: config.augment[key] for key in UNCHANGED} == UNCHANGED
+    assert config.augment.repeats == 1
+    for arg in ("fkd,distill", "fkd,recipe=deit"):
+        with pytest.raises(ValueError, match="fkd is a recipe of its own; leave out"):
+            common.get_variant(name, arg)
+
+
 def test_the_digits_students_differ_in_their_labels_alone():
-    hard, soft = (distill_digits.get_config(labels) for labels in ("hard", "soft"))
-    assert soft.teacher and not hard.teacher
+    names = ("hard", "soft", "stored")
+    hard, soft, stored = (distill_digits.get_config(labels) for labels in names)
+    assert soft.teacher and stored.data.soft_labels and not hard.teacher
     soft.update(teacher="", distill={"required": False})
     assert hard == soft
+    stored.data.update(soft_labels="", crops_per_image=1)
+    stored.augment.update(mixup=hard.augment.mixup, cutmix=hard.augment.cutmix)  # cannot be stored
+    assert hard == stored
     for arg in ("", "hard,soft"):
-        with pytest.raises(ValueError, match=f"argument '{arg}' must be hard or soft"):
+        with pytest.raises(ValueError, match=f"argument '{arg}' must be hard, soft or stored"):
             distill_digits.get_config(arg)
 
 
@@ -69,12 +86,34 @@ def test_another_depth_is_refused_with_those_there_are(arg):
 
 @pytest.mark.parametrize(
     "name",
-    ["quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits", "distill_digits"],
+    [
+        *("quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits"),
+        *("distill_digits", "finetune", "finetune_digits"),
+    ],
 )
 def test_a_config_opens_with_what_it_trains_costs_and_reaches_and_the_command(name):
     doc = importlib.import_module(f"configs.{name}").__doc__
     for part in ("Costs:", "Should reach:", f"python main.py --config=configs/{name}.py"):
         assert part in doc
+
+
+@pytest.mark.parametrize(
+    ("arg", "name", "size"),
+    [("384", "sret_s", 384), ("512", "sret_s", 512), ("384,model=sret_t", "sret_t", 384)],
+)
+def test_imagenet_is_fine_tuned_as_published(arg, name, size):
+    config = finetune.get_config(arg)
+    published = common.get_variant(name, f"unsliced,res={size}")
+    assert create_from_config(config, 1000) == create_from_config(published, 1000)
+    optim = config.optim
+    assert optim.lr_per_512 * config.batch_size / 512 == optim.min_lr == 5e-6
+
+
+def test_a_folder_is_fine_tuned_at_any_size_sliced_or_not():
+    config = finetune.get_config("model=sret_lt,sliced,res=256")
+    assert (config.model.name, config.model.image_size) == ("sret_lt", 256)
+    assert config.model.groups is None
+    assert config.data.name.startswith("/") and config.model.num_classes is None
 
 
 def test_unknown_arguments_are_named_with_the_nearest():

@@ -7,7 +7,7 @@ from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sret_jax.errors import UserError
-from sret_jax.files import absolute, is_remote, write_json, write_text
+from sret_jax.files import absolute, is_remote, write_json, write_text, written_whole
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.lock import OWNER_FILE, Note
 from sret_jax.training.metrics_file import JsonlWriter, read_metrics
@@ -79,3 +79,12 @@ def test_a_file_that_cannot_be_written_is_a_sentence_and_leaves_the_old_one(tmp_
     path = epath.Path(tmp_path / "there" / "x.json")
     with pytest.raises(UserError, match=r"x.json cannot be written \(No such file or directory\)"):
         write_text(path, "text")
+
+
+def test_a_file_that_is_not_written_whole_leaves_the_old_one(tmp_path):
+    path = epath.Path(tmp_path / "x.json")
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"

@@ -287,12 +287,12 @@ class Checkpoints:
                     f"{self._workdir} holds weights but no {name!r} item at step {step} (converted "
                     "weights cannot be resumed); train in another --workdir"
                 )
-            differences = _differences(self.shapes(step, name), _shapes(target))
-            if differences:
+            problems = differences(self.shapes(step, name), _shapes(target))
+            if problems:
                 raise UserError(
                     f"the checkpoint of step {step} in {self._workdir} is of another architecture "
-                    f"or optimizer; use its own config or another --workdir. {len(differences)} "
-                    f"arrays of {name!r} differ: {few(differences)}"
+                    f"or optimizer; use its own config or another --workdir. {len(problems)} "
+                    f"arrays of {name!r} differ: {few(problems)}"
                 )
 
 
@@ -358,7 +358,7 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
       UserError: there are none.
     """
     if not (workdir / CHECKPOINTS).is_dir():
-        raise UserError(f"{workdir} holds no checkpoints/; give the --workdir of a run")
+        raise UserError(f"{workdir} holds no checkpoints/; give the folder of a run")
     return Checkpoints(workdir, create=False)
 
 
@@ -373,8 +373,8 @@ def _best_metric(metrics: Mapping[str, float]) -> float:
     return float(metrics[BEST_METRIC])
 
 
-def _differences(old: dict[str, tuple], new: dict[str, tuple]) -> list[str]:
-    """Sentences on the arrays that only one side has or whose shapes differ."""
+def differences(old: Mapping[str, tuple], new: Mapping[str, tuple]) -> list[str]:
+    """Sentences on the arrays that only one side has or whose shapes differ; shapes by path."""
     return [
         f"{path} is {old.get(path, 'missing')} there, {new.get(path, 'missing')} here"
         for path in sorted(old.keys() | new.keys())

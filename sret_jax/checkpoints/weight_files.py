@@ -57,7 +57,8 @@ def read_torch(path: epath.Path) -> Any:
     torch = import_torch()
     try:
         # DeiT-style training checkpoints carry their command line.
-        with path.open("rb") as f, torch.serialization.safe_globals([argparse.Namespace]):
+        allowed = [argparse.Namespace, *_array_types()]
+        with path.open("rb") as f, torch.serialization.safe_globals(allowed):
             return torch.load(f, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file raises almost anything
         reason = (str(e) or repr(e)).splitlines()[0]
@@ -77,6 +78,15 @@ def import_torch() -> Any:
             ".safetensors file"
         ) from e
     return torch
+
+
+def _array_types() -> list[Any]:
+    """What torch must know of NumPy to load arrays of numbers, and no more than that."""
+    from numpy._core.multiarray import _reconstruct
+
+    kinds = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+    by_numpy_1 = (_reconstruct, "numpy.core.multiarray._reconstruct")
+    return [_reconstruct, by_numpy_1, np.ndarray, np.dtype, *kinds]
 
 
 def _read(path: epath.Path) -> Any:

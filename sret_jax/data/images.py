@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -60,29 +60,37 @@ def decode(data: bytes) -> Image.Image:
 
 
 def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -> np.ndarray:
-    """Decodes a part of an image, fast where it is a plain JPEG (see `jpeg.decode_part`).
+    """Decodes one part of an image; see `decode_crops`."""
+    return decode_crops(data, lambda width, height: [choose_box(width, height)], size)[0]
+
+
+def decode_crops(
+    data: bytes, choose_boxes: Callable[[int, int], Sequence[Box]], size: int
+) -> list[np.ndarray]:
+    """Decodes parts of an image, fast where it is a plain JPEG (see `jpeg.decode_parts`).
 
     Args:
       data: the bytes of the file.
-      choose_box: (width, height) of the image -> the part.
-      size: how many pixels a side of the part are enough.
+      choose_boxes: (width, height) of the image -> the parts.
+      size: how many pixels a side of a part are enough.
 
     Returns:
-      The part, (H, W, 3) uint8.
+      The parts, (H, W, 3) uint8 each.
 
     Raises:
       BadImage: unreadable or truncated bytes.
     """
     whole = jpeg.plain_size(data)
     if whole:
-        box = choose_box(*whole)
+        boxes = choose_boxes(*whole)
         try:
-            return jpeg.decode_part(data, whole, box, size)
+            return jpeg.decode_parts(data, whole, boxes, size)
         except ValueError as e:
             raise BadImage(str(e)) from e
     image = decode(data)
-    left, top, right, bottom = choose_box(*image.size)
-    return np.asarray(image)[top:bottom, left:right]
+    boxes = choose_boxes(*image.size)
+    pixels = np.asarray(image)
+    return [pixels[top:bottom, left:right] for left, top, right, bottom in boxes]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Decoding the wanted part of a JPEG, and little more of it."""
+"""Decoding the wanted parts of a JPEG, and little more of it."""
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import simplejpeg
@@ -41,33 +42,36 @@ def orientation(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def decode_part(data: bytes, size: tuple[int, int], box: Box, least: int) -> np.ndarray:
-    """Decodes one part of a plain JPEG.
+def decode_parts(
+    data: bytes, size: tuple[int, int], boxes: Sequence[Box], least: int
+) -> list[np.ndarray]:
+    """Decodes parts of a plain JPEG; each comes out the same whatever the others are.
 
-    What lies below the part is not decoded, and of a large image only a lower resolution is, at
-    which the part still has `least` pixels a side; the box is then widened to whole pixels of it.
+    What lies below the parts is not decoded, and of a large image only a lower resolution is, at
+    which a part still has `least` pixels a side; its box is then widened to whole pixels of it.
 
     Args:
       data: the bytes of the file.
       size: from `plain_size`.
-      box: of the part, in pixels of the image.
+      boxes: of the parts, in pixels of the image.
       least: pixels a side that are enough.
 
     Returns:
-      The part, (H, W, 3) uint8.
+      The parts, (H, W, 3) uint8 each.
 
     Raises:
       ValueError: damaged data.
     """
-    scale = scale_for(box, least)
-    left, top, right, bottom = (side // scale for side in widened(box, scale))
-    width, height = size
-    if box[3] + ROWS_BELOW < height:
-        data, height = _cut_below(data, box[3] + ROWS_BELOW, height)
-    pixels = simplejpeg.decode_jpeg(
-        data, "RGB", min_width=-(-width // scale), min_height=-(-height // scale), strict=False
-    )
-    return pixels[top:bottom, left:right]
+    scales = [scale_for(box, least) for box in boxes]
+    pixels = {}
+    for scale in set(scales):  # nearly always one
+        bottom = max(box[3] for box, of in zip(boxes, scales, strict=True) if of == scale)
+        pixels[scale] = _decode_above(data, size, bottom, scale)
+    parts = []
+    for box, scale in zip(boxes, scales, strict=True):
+        left, top, right, bottom = (side // scale for side in widened(box, scale))
+        parts.append(pixels[scale][top:bottom, left:right])
+    return parts
 
 
 def scale_for(box: Box, least: int) -> int:
@@ -85,6 +89,16 @@ def widened(box: Box, scale: int) -> Box:
         top // scale * scale,
         -(-right // scale) * scale,
         -(-bottom // scale) * scale,
+    )
+
+
+def _decode_above(data: bytes, size: tuple[int, int], bottom: int, scale: int) -> np.ndarray:
+    """The rows above `bottom`, and perhaps more, at 1 / scale of the resolution."""
+    width, height = size
+    if bottom + ROWS_BELOW < height:
+        data, height = _cut_below(data, bottom + ROWS_BELOW, height)
+    return simplejpeg.decode_jpeg(
+        data, "RGB", min_width=-(-width // scale), min_height=-(-height // scale), strict=False
     )
 
 

@@ -1,29 +1,32 @@
 """Batches on devices: each host reads the chunks its own devices hold, ahead of the step."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
 from sret_jax.data import order
 from sret_jax.data.images import EvalTransform
+from sret_jax.data.labelled_crops import LabelledCrops
 from sret_jax.data.read_ahead import ReadAhead
+from sret_jax.data.soft_labels import open_soft_labels
 from sret_jax.data.sources import Source
 from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
+from sret_jax.files import absolute
 
 Batch = dict[str, jax.Array]
-BATCH_KEYS = ("image", "label", "bad", "real")
+RECORD = "record"  # of samples, which no device needs
 
 
 class Loader:
     """An iterator over global batches, from a given step on.
 
     A batch is {"image": (B, S, S, 3) uint8, "label": (B,) int32, "bad": (B,) bool,
-    "real": (B,) bool}, sharded as `sharding` says.
+    "real": (B,) bool}, and the stored soft labels if there are any, sharded as `sharding` says.
 
     Attributes:
       bad_records: numbers of the unreadable records this host has met since last asked.
@@ -32,7 +35,7 @@ class Loader:
 
     def __init__(
         self,
-        samples: grain.MapDataset,
+        samples: order.Positions,
         batch_size: int,
         sharding: jax.sharding.Sharding,
         *,
@@ -55,18 +58,19 @@ class Loader:
         self.bad_records: list[int] = []
         self.recent_records: deque[list[int]] = deque(maxlen=2)
 
-        rows = batch_size // sharding.num_devices
+        elements = batch_size // sharding.num_devices // samples.rows  # of a device
         self._devices = _first_rows_by_device(sharding, batch_size)
-        plan = ReadAhead.plan(rows, prefetch * rows * len(self._devices), workers)
-        self._chunks_per_device = rows // plan.chunk
+        plan = ReadAhead.plan(elements, prefetch * elements * len(self._devices), workers)
+        self._chunks_per_device = elements // plan.chunk
+        chunk_rows = plan.chunk * samples.rows
         chunks = order.HostChunks(
-            samples.batch(plan.chunk, drop_remainder=True),
+            samples.chunks(plan.chunk),
             chunks=[
-                first // plan.chunk + i
+                first // chunk_rows + i
                 for first in self._devices.values()
                 for i in range(self._chunks_per_device)
             ],
-            per_step=batch_size // plan.chunk,
+            per_step=batch_size // chunk_rows,
         )
         chunks = chunks[start_step * len(self._devices) * self._chunks_per_device :]
         self._iterator = iter(plan.read(chunks))
@@ -80,7 +84,8 @@ class Loader:
         self.recent_records.append(records.tolist())
         for part in parts.values():
             self.bad_records.extend(part["record"][part["bad"]].tolist())
-        return {key: self._to_devices(parts, key) for key in BATCH_KEYS}
+        names = next(iter(parts.values()))
+        return {name: self._to_devices(parts, name) for name in names if name != RECORD}
 
     def next_parts(self) -> dict[jax.Device, dict[str, np.ndarray]]:
         """What each device of this host holds of the next batch."""
@@ -150,7 +155,9 @@ def train_loader(
     Raises:
       UserError: a batch that the devices do not divide, or a bad data setting.
     """
-    check_batch_size("batch_size", batch_size, sharding.num_devices)
+    check_batch_size(
+        "batch_size", batch_size, sharding.num_devices, crops=config.data.crops_per_image
+    )
     if config.data.synthetic:
         return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
     return Loader(
@@ -163,9 +170,12 @@ def train_loader(
     )
 
 
-def train_samples(source: Source, config: Any, image_size: int) -> order.Samples:
+def train_samples(source: Source, config: Any, image_size: int) -> order.Positions:
     """What stands at each position of the training stream; args are those of `train_loader`."""
     stream = order.shuffled(source, config.seed)
+    if config.data.soft_labels:
+        labels = open_soft_labels(absolute(config.data.soft_labels))
+        return LabelledCrops(stream, labels, config.data.crops_per_image)
     if config.augment.repeats > 1:
         stream = order.Repeated(stream, config.augment.repeats)
     transform = train_transform(config.augment, image_size)
@@ -224,24 +234,29 @@ def check_batch_size(
     grad_accum: int = 1,
     *,
     in_pairs: bool = False,
+    crops: int = 1,
     hosts: int | None = None,
 ) -> None:
-    """Raises UserError unless each device gets equally many images, or pairs, a micro-batch."""
-    parts = batch_unit(devices, grad_accum, in_pairs=in_pairs)
+    """Raises UserError unless each device gets whole micro-batches, pairs and images' crops."""
+    parts = batch_unit(devices, grad_accum, in_pairs=in_pairs, crops=crops)
     hosts = jax.process_count() if hosts is None else hosts
     if batch_size < 1 or batch_size % parts:
         nearest = max(1, round(batch_size / parts)) * parts
         micro = f" times config.grad_accum={grad_accum}" if grad_accum > 1 else ""
-        pairs = ", each of which mixes pairs of images (config.augment.mixup, cutmix)"
+        why = ""
+        if in_pairs:
+            why = ", each of which mixes pairs of images (config.augment.mixup, cutmix)"
+        elif crops > 1:
+            why = f", each of which takes config.data.crops_per_image={crops} of every image"
         raise UserError(
             f"config.{field}={batch_size} is not divisible by the {devices} devices "
-            f"({hosts} hosts){micro}{pairs if in_pairs else ''}; use {nearest}"
+            f"({hosts} hosts){micro}{why}; use {nearest}"
         )
 
 
-def batch_unit(devices: int, grad_accum: int = 1, *, in_pairs: bool = False) -> int:
+def batch_unit(devices: int, grad_accum: int = 1, *, in_pairs: bool = False, crops: int = 1) -> int:
     """What a global batch must be a multiple of."""
-    return devices * grad_accum * (2 if in_pairs else 1)
+    return devices * math.lcm(grad_accum * (2 if in_pairs else 1), crops)
 
 
 def _first_rows_by_device(

@@ -18,6 +18,7 @@ from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 
 Transform = Callable[[bytes, np.random.Generator], np.ndarray]
+Rows = dict[str, Any]  # arrays by name
 
 SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
 MAX_BAD_RUN = 100
@@ -60,25 +61,26 @@ class Repeated(grain.MapDataset):
         return self._parent[group * REPEAT_GROUP + (place + turn) % REPEAT_GROUP]
 
 
-class Samples(grain.MapDataset):
-    """Applies `transform` to every position, its randomness a function of (seed, position).
+class Positions(grain.MapDataset):
+    """What a subclass makes of every element of `parent`; a bad image keeps its place.
 
-    A sample is {"image": (S, S, 3) uint8, "label", "bad", "record", "real"}. A position whose
-    image cannot be read keeps its place: with `replace`, it shows the next readable image of the
-    stream, otherwise a black one; its "bad" is 1 and "record" still numbers the unreadable record.
-    Padding has "real" 0.
+    An element is one row of a batch, or several that belong together: {"image": (S, S, 3) uint8,
+    "label", "bad", "record", "real"}, and what else a subclass adds. Where an image cannot be
+    read, with `replace` the next readable one of the stream is shown, otherwise a black one; its
+    "bad" is 1 and "record" still numbers the unreadable record. Padding has "real" 0.
+
+    Attributes:
+      rows: of a batch, that an element is.
 
     Raises (when read):
       UserError: a hundred unreadable images in a row.
     """
 
-    def __init__(
-        self, parent: grain.MapDataset, transform: Transform, size: int, *, seed: int, replace: bool
-    ):
+    rows = 1
+
+    def __init__(self, parent: grain.MapDataset, size: int, *, replace: bool):
         super().__init__(parent)
-        self._transform = transform
         self._blank = np.zeros((size, size, 3), np.uint8)
-        self._seed = seed
         self._replace = replace
 
     def __len__(self) -> int:
@@ -89,33 +91,59 @@ class Samples(grain.MapDataset):
             return self.slice(index)
         element = self._parent[index]
         if element is None:
-            return _sample(self._blank, label=0, bad=False, record=-1, real=False)
-        record = element["record"]
+            return self._sample(self._unseen(0), bad=False, record=-1, real=False)
         try:
-            image, label = self._image_at(index, element), element["label"]
-            bad = False
+            seen, bad = self.show(index, element), False
         except BadImage:
-            image, label = self._instead_of(index, element)
-            bad = True
-        return _sample(image, label=label, bad=bad, record=record, real=True)
+            seen, bad = self._instead_of(index, element), True
+        return self._sample(seen, bad=bad, record=element["record"], real=True)
 
-    def _image_at(self, position: int, element: dict[str, Any]) -> np.ndarray:
-        rng = np.random.default_rng([self._seed, AUGMENT_STREAM, position])
-        return self._transform(element["image"], rng)
+    def show(self, index: int, element: dict[str, Any]) -> Rows:
+        """What position `index` shows of an element; raises BadImage."""
+        raise NotImplementedError
 
-    def _instead_of(self, position: int, element: dict[str, Any]) -> tuple[np.ndarray, int]:
+    def chunks(self, elements: int) -> grain.MapDataset:
+        """The rows of so many elements at a time, stacked."""
+        return self.batch(elements, drop_remainder=True)
+
+    def _unseen(self, label: int) -> Rows:
+        return {"image": self._blank, "label": np.int32(label)}
+
+    def _instead_of(self, index: int, element: dict[str, Any]) -> Rows:
         if not self._replace:
-            return self._blank, element["label"]
-        for ahead in range(position + 1, position + 1 + MAX_BAD_RUN):
+            return self._unseen(element["label"])
+        for ahead in range(index + 1, index + 1 + MAX_BAD_RUN):
             element = self._parent[ahead]
             try:
-                return self._image_at(position, element), element["label"]
+                return self.show(index, element)
             except BadImage:
                 continue
         raise UserError(
             f"{MAX_BAD_RUN} images in a row cannot be read, the last one record "
             f"{element['record']}; check the data set"
         )
+
+    def _sample(self, seen: Rows, *, bad: bool, record: int, real: bool) -> Rows:
+        shape = np.shape(seen["label"])
+        facts = {"bad": np.bool_(bad), "record": np.int64(record), "real": np.bool_(real)}
+        return {**seen, **{name: np.full(shape, value)[()] for name, value in facts.items()}}
+
+
+class Samples(Positions):
+    """Applies `transform` to every position, its randomness a function of (seed, position)."""
+
+    def __init__(
+        self, parent: grain.MapDataset, transform: Transform, size: int, *, seed: int, replace: bool
+    ):
+        super().__init__(parent, size, replace=replace)
+        self._transform = transform
+        self._seed = seed
+
+    def show(self, index: int, element: dict[str, Any]) -> Rows:
+        """See `Positions`."""
+        rng = np.random.default_rng([self._seed, AUGMENT_STREAM, index])
+        image = self._transform(element["image"], rng)
+        return {"image": image, "label": np.int32(element["label"])}
 
 
 class HostChunks(grain.MapDataset):
@@ -174,13 +202,3 @@ class _Padded(grain.MapDataset):
             return self.slice(index)
         index %= self._length
         return self._parent[index] if index < len(self._parent) else None
-
-
-def _sample(image: np.ndarray, *, label: int, bad: bool, record: int, real: bool) -> dict[str, Any]:
-    return {
-        "image": image,
-        "label": np.int32(label),
-        "bad": np.bool_(bad),
-        "record": np.int64(record),
-        "real": np.bool_(real),
-    }

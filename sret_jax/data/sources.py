@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict
@@ -43,6 +44,10 @@ class Source(Protocol):
         """What a person calls record `index`: a file name, or the split and number."""
         ...
 
+    def file_name(self, index: int) -> str:
+        """The name or path of the file that record `index` was; "" where that is not known."""
+        ...
+
 
 class TfdsSource:
     """A split of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
@@ -79,8 +84,11 @@ class TfdsSource:
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        file_name = _text(self._record(index).get("file_name", b""))
-        return f"{self._title} record {index} {file_name}".rstrip()
+        return f"{self._title} record {index} {self.file_name(index)}".rstrip()
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return _text(self._record(index).get("file_name", b""))
 
     def _record(self, index: int) -> dict[str, Any]:
         try:
@@ -100,18 +108,14 @@ class FolderSource:
     that cannot be read holds no bytes, and so counts as an unreadable image.
 
     Raises:
-      UserError: no images at all, or none of some class in any split; a folder that cannot be
-        listed, or that a class holds twice.
+      UserError: no images at all, or none of some class in any split; a split that is not there;
+        a folder that cannot be listed, or that a class holds twice.
     """
 
     def __init__(self, root: epath.Path, split: str):
-        try:
+        with _listing(root):
             classes, files = _list_images(root)
-        except OSError as e:
-            raise UserError(
-                f"{e.filename or root} cannot be listed ({e.strerror or e}); mend or remove it"
-            ) from e
-        self.class_names = [_text(os.fsencode(name)) for name in classes]
+        self.class_names = [name_of_file(name) for name in classes]
         if not any(files.values()):
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
@@ -124,6 +128,7 @@ class FolderSource:
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) of the class "
                 f"{few([repr(name) for name in empty])}; add some or remove the folder"
             )
+        _check_folders(root, split, files)
         self._files = [file for part in _parts(split, files) for file in part]
 
     def __len__(self) -> int:
@@ -135,7 +140,11 @@ class FolderSource:
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
-        return _text(os.fsencode(self._files[index][0]))
+        return self.file_name(index)
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return name_of_file(self._files[index][0])
 
 
 class SyntheticSource:
@@ -154,6 +163,10 @@ class SyntheticSource:
     def record_name(self, index: int) -> str:
         """See `Source`."""
         return f"synthetic record {index}"
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return ""
 
 
 def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
@@ -258,6 +271,33 @@ def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
             builder.download_and_prepare()
 
 
+def images_in(folder: epath.Path) -> list[str]:
+    """The paths of the images of a folder and of those below it, sorted.
+
+    Hidden files and folders, and files that are no images, are passed over.
+
+    Raises:
+      UserError: a folder that cannot be listed, or that leads back to one it lies in.
+    """
+    with _listing(folder):
+        return [os.fspath(path) for path in _images_in(folder, set(_place(folder).parents))]
+
+
+def name_of_file(path: str) -> str:
+    """A path as text that can be printed and stored, whatever bytes are in it."""
+    return _text(os.fsencode(path))
+
+
+@contextlib.contextmanager
+def _listing(root: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"{e.filename or root} cannot be listed ({e.strerror or e}); mend or remove it"
+        ) from e
+
+
 def _class_names(label: tfds.features.ClassLabel) -> list[str]:
     return list(label.names or map(str, range(label.num_classes)))
 
@@ -276,6 +316,18 @@ def _parts(split: str, files: Files) -> list[list[tuple[str, int]]]:
             f"the folders there are: {', '.join(files)}"
         ) from e
     return [files[part.splitname][part.from_ : part.to] for part in parts]
+
+
+def _check_folders(root: epath.Path, split: str, files: Files) -> None:
+    """Raises UserError for a split, e.g. "train[:99%]+val", of a folder that is not there."""
+    for part in split.split("+"):
+        name = part.partition("[")[0].strip()
+        if re.fullmatch(r"[\w-]+", name) and name not in (*files, "all"):
+            raise UserError(
+                f"{root} has no folder {name!r} but {', '.join(map(repr, files))}; set "
+                "config.data.train_split and config.data.eval_split to two of them, or make "
+                f"{root / name} with a folder of images for each class"
+            )
 
 
 def _list_images(root: epath.Path) -> tuple[list[str], Files]:

@@ -7,9 +7,12 @@ python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folde
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --against=torch --json=FILE
+python -m sret_jax.tools.benchmark plot FILE FILE --plot=FILE.png
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark remat --config=configs/sret_t.py --plot=FILE.png
+python -m sret_jax.tools.benchmark soft_labels --config=configs/sret_lt.py:fkd
 """
 
 import argparse
@@ -62,11 +65,18 @@ def main(argv: list[str] | None = None) -> None:
         step.add_argument("--rounds", type=int, default=9, help="of which the median counts")
         step.add_argument("--steps", type=int, default=3, help="of a round, at least")
         step.add_argument("--json", type=epath.Path, help="also write the figures here")
+        step.add_argument(
+            "--against", choices=["torch"], help="measure this too: eager and compiled"
+        )
         step.set_defaults(run=run_step)
         if name == "train":
             step.add_argument(
                 "--topology", help="compile for v5e:1x1, say, and count bytes; measures nothing"
             )
+    plot = what.add_parser("plot", help="draws what train and infer wrote")
+    plot.add_argument("files", nargs="+", type=epath.Path, help="their --json files")
+    plot.add_argument("--plot", type=epath.Path, required=True, help="a PNG")
+    plot.set_defaults(run=run_plot)
     slicing = what.add_parser(
         "slicing",
         help="what slicing saves: multiply-accumulates and time",
@@ -89,6 +99,17 @@ def main(argv: list[str] | None = None) -> None:
     remat.add_argument("--json", type=epath.Path, help="also write the figures here")
     remat.add_argument("--plot", type=epath.Path, help="also draw them in this PNG")
     remat.set_defaults(run=run_remat)
+    labels = what.add_parser(
+        "soft_labels",
+        help="what stored soft labels cost the train step and the loader",
+        epilog=CONFIG_FLAGS,
+        allow_abbrev=False,
+    )
+    labels.add_argument("--rounds", type=int, default=9, help="of which the median counts")
+    labels.add_argument("--steps", type=int, default=3, help="of a round, at least")
+    labels.add_argument("--samples", type=int, default=2000, help="images a loader and round")
+    labels.add_argument("--json", type=epath.Path, help="also write the figures here")
+    labels.set_defaults(run=run_soft_labels)
     args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -143,8 +164,18 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
         train=args.what == "train",
         rounds=args.rounds,
         steps=args.steps,
+        against=args.against,
         json_file=args.json,
     )
+
+
+def run_plot(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Draws the shares that earlier runs wrote."""
+    from sret_jax.tools.speed_plot import plot_shares
+
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    plot_shares(args.files, args.plot)
 
 
 def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
@@ -170,6 +201,22 @@ def run_remat(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: l
     from sret_jax.tools.remat_benchmark import benchmark_remat
 
     benchmark_remat(flags.FLAGS.config, args.topology, json_file=args.json, plot=args.plot)
+
+
+def run_soft_labels(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
+) -> None:
+    """Measures stored soft labels; `rest` names the config."""
+    parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.tools.label_benchmark import benchmark_labels
+
+    benchmark_labels(
+        flags.FLAGS.config,
+        rounds=args.rounds,
+        steps=args.steps,
+        samples=args.samples,
+        json_file=args.json,
+    )
 
 
 def _need_no_devices(topology: str | None) -> None:

@@ -18,20 +18,12 @@ from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.data.loader import train_loader
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
+from sret_jax.models.inspection import block_names, residual_coefficients
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.saved_config import CONFIG_FILE, load_config
 from sret_jax.training.step import normalise
-
-COEFFICIENTS = {  # name: (module, parameter) of a recursive block
-    "attention, skip": ("block", "attn_residual", "skip"),
-    "attention, branch": ("block", "attn_residual", "branch"),
-    "MLP, skip": ("block", "mlp_residual", "skip"),
-    "MLP, branch": ("block", "mlp_residual", "branch"),
-    "NLL, skip": ("nll", "residual", "skip"),
-    "NLL, branch": ("nll", "residual", "branch"),
-}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,7 +83,7 @@ def measure_depth(workdir: epath.Path) -> dict[str, Any]:
         "blocks": sum(model.blocks),
         "loops": model.loops,
         "gradient_norm": norms,
-        "coefficients": _coefficients(model, weights["eval"]["params"]),
+        "coefficients": residual_coefficients(model, weights["eval"]),
     }
 
 
@@ -105,13 +97,9 @@ def _first_batch(experiment: Experiment) -> dict[str, jax.Array]:
         return next(loader)
 
 
-def _block_names(model: SReT) -> list[str]:
-    return [f"stage{s}_block{b}" for s, blocks in enumerate(model.blocks) for b in range(blocks)]
-
-
 def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """Norms by depth; shape (applications,)."""
-    names = _block_names(model)
+    names = block_names(model)
 
     def loss_fn(probes: jax.Array) -> jax.Array:
         collection = {name: {"gradient_norm": probes[i]} for i, name in enumerate(names)}
@@ -126,22 +114,6 @@ def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) ->
         return losses.mean()
 
     return jax.grad(loss_fn)(jnp.zeros((len(names), model.loops))).ravel()
-
-
-def _coefficients(model: SReT, params: Any) -> dict[str, list[float | None]]:
-    """Residual coefficients by name, one per application."""
-    every = model.nll_every
-    values: dict[str, list[float | None]] = {name: [] for name in COEFFICIENTS}
-    for block in _block_names(model):
-        for name, (part, residual, key) in COEFFICIENTS.items():
-            leaf = np.asarray(params[block][part][residual][key])
-            values[name] += [
-                float(leaf)
-                if leaf.ndim == 0
-                else (None if (loop + 1) % every else float(leaf[loop // every]))
-                for loop in range(model.loops)
-            ]
-    return values
 
 
 def draw(figures: dict[str, Any], path: epath.Path) -> None:

@@ -16,21 +16,25 @@ JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 
 class Photographs:
-    """JPEG files in memory, as a `Source`."""
+    """JPEG files in memory, as a `Source`; image i is of class i mod `classes`."""
 
-    def __init__(self, images: list[bytes]):
-        self.class_names = ["photograph"]
+    def __init__(self, images: list[bytes], classes: int = 1):
+        self.class_names = [f"photograph {label}" for label in range(classes)]
         self._images = images
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Record:
-        return {"image": self._images[index], "label": 0}
+        return {"image": self._images[index], "label": index % len(self.class_names)}
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
         return f"photograph {index}"
+
+    def file_name(self, index: int) -> str:
+        """See `Source`."""
+        return ""
 
 
 def make_photographs() -> list[bytes]:

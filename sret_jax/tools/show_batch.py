@@ -82,19 +82,25 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
     from sret_jax.data.loader import train_samples
     from sret_jax.data.mixing import row_keys
     from sret_jax.training.experiment import open_experiment
+    from sret_jax.training.losses import marginal_smoothing
     from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD, normalise
 
     experiment = open_experiment(config, workdir)
     source, mixing = experiment.train_source, experiment.mixing
     samples = train_samples(source, config, config.model.image_size)
     first = step * config.batch_size
-    batch = [samples[position] for position in range(first, first + count)]
-    images, labels = (jnp.stack([sample[key] for sample in batch]) for key in ("image", "label"))
+    elements = range(first // samples.rows, -(-(first + count) // samples.rows))
+    chunks = [samples.chunks(1)[element] for element in elements]
+    rows = {name: jnp.concatenate([c[name] for c in chunks])[:count] for name in chunks[0]}
     keys = row_keys(config.seed, jnp.asarray(step), config.batch_size)[:count]
-    hard = mixing.hard_targets(labels, experiment.model.num_classes)
-    images, targets = jax.jit(mixing)(normalise(images), {"hard": hard}, keys)
+    if experiment.soft_labels:
+        stored = rows["soft"], rows.get("soft_classes")
+        labels = marginal_smoothing(*stored, experiment.model.num_classes)
+    else:
+        labels = mixing.hard_targets(rows["label"], experiment.model.num_classes)
+    images, targets = jax.jit(mixing)(normalise(rows["image"]), {"shown": labels}, keys)
     pixels = np.asarray(images) * IMAGENET_STD + IMAGENET_MEAN
-    return np.clip(pixels, 0, 1), np.asarray(targets["hard"]), source.class_names
+    return np.clip(pixels, 0, 1), np.asarray(targets["shown"]), source.class_names
 
 
 def _label(target: Any, names: list[str]) -> str:

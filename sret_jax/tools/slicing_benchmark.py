@@ -63,7 +63,7 @@ def compare(config: ConfigDict, name: str, rounds: int, steps: int) -> dict[str,
         row |= describe(sliced)
         row["unsliced_gmacs_per_image"] = describe(unsliced)["gmacs_per_image"]
         times = zip(*measure([sliced, unsliced], rounds, steps), strict=True)
-        saved = [1 - ours / theirs for ours, theirs in times]
+        saved = [1 - ours.seconds / theirs.seconds for ours, theirs in times]
         row[f"{mode}_time_saved"] = statistics.median(saved)
         row[f"{mode}_time_saved_range"] = [min(saved), max(saved)]
     row["macs_saved"] = 1 - row["gmacs_per_image"] / row["unsliced_gmacs_per_image"]

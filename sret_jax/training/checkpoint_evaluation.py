@@ -1,6 +1,7 @@
 """Evaluation of a saved checkpoint: python main.py --mode=eval."""
 
 import contextlib
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,28 +14,47 @@ from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size
 from sret_jax.data.sources import Source
 from sret_jax.files import write_json
-from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.parallel.preemption import Preemption
+from sret_jax.training.adaptation import adapt, as_saved, changes
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
-from sret_jax.training.evaluation import Evaluator, table
+from sret_jax.training.confusion import Confusion, write_confusions
+from sret_jax.training.evaluation import Evaluator, Results, table
 from sret_jax.training.experiment import open_split
 
 EVAL_FILE = "eval.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of saved weights found.
+
+    Attributes:
+      model: as evaluated.
+      source: the images.
+      step: of the weights.
+      results: by name of the weights.
+      confusions: likewise; empty for many classes.
+    """
+
+    model: SReT
+    source: Source
+    step: int
+    results: Results
+    confusions: dict[str, Confusion]
+
+
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
 
-    Weights that were trained with other loops are fitted to the config's by `with_loops`.
-
     Args:
       config: of the model and the data.
-      workdir: holds checkpoints/; eval.json is written there.
+      workdir: holds checkpoints/; eval.json is written there, and, of up to 200 classes,
+        per_class.json and confusion.png.
 
     Returns:
       What eval.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}}.
@@ -43,43 +63,43 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
       UserError: whatever the user can mend; before any compilation.
       Preempted: SIGTERM or Ctrl-C came.
     """
+    found = evaluate_weights(config, workdir)
+    report = {"step": found.step, **found.results}
+    if is_leader():
+        print(
+            f"{workdir} at step {found.step:,}, {len(found.source):,} images of "
+            f"{config.data.name}:\n{table(found.results)}"
+        )
+        write_json(workdir / EVAL_FILE, report)
+        print(f"Written: {workdir / EVAL_FILE}")
+        if found.confusions:
+            print(found.confusions["eval"].worst())
+            write_confusions(workdir, found.step, found.confusions)
+    return report
+
+
+def evaluate_weights(config: ConfigDict, workdir: epath.Path) -> Evaluation:
+    """Evaluates the newest weights of a workdir or converted checkpoint, and writes nothing.
+
+    Weights that were trained with other loops or another image size are fitted to the config's by
+    `with_loops` and `with_image_size`. Raises as `evaluate_checkpoint` does.
+    """
     with agreed():
         model, source, mesh = _open(config, workdir)
-        trained = _as_trained(model, workdir)
+        trained = as_saved(model, saved_shapes(workdir)).clone(num_classes=model.num_classes)
     abstract = abstract_variables(trained)
     shardings = state_shardings(abstract, mesh)
     step, weights = read_weights(workdir, with_shardings(abstract, shardings))
-    if trained != model:
-        _say(
-            f"Evaluating with {model.loops} loops, trained with {trained.loops}: "
-            + (
-                "later loops repeat the last NLL."
-                if model.loops > trained.loops
-                else "the first NLLs stay."
-            )
-        )
+    if changed := changes(trained, model):
+        _say(f"Evaluating with {' and '.join(changed)}.")
         shardings = state_shardings(abstract_variables(model), mesh)
-        fit = jax.jit(lambda v: with_loops(trained, v, model.loops)[1], out_shardings=shardings)
+        fit = jax.jit(lambda variables: adapt(trained, variables, model), out_shardings=shardings)
         weights = {name: fit(variables) for name, variables in weights.items()}
     evaluator = Evaluator(model, config, source, mesh, shardings)
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
         results = evaluator.evaluate(weights, preemption.check)
     BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
-    report = {"step": step, **results}
-    if is_leader():
-        print(f"{workdir} at step {step:,}, {len(source):,} images of {config.data.name}:")
-        print(table(results))
-        write_json(workdir / EVAL_FILE, report)
-        print(f"Written: {workdir / EVAL_FILE}")
-    return report
-
-
-def _as_trained(model: SReT, workdir: epath.Path) -> SReT:
-    """The model with as many loops as the weights on disk have NLLs for."""
-    nlls = saved_shapes(workdir).get("params/stage0_block0/nll/residual/skip", ())
-    if len(nlls) != 1 or nlls[0] == model.loops // model.nll_every:
-        return model
-    return model.clone(loops=nlls[0] * model.nll_every)
+    return Evaluation(model, source, step, results, evaluator.confusions)
 
 
 def _say(message: str) -> None:

@@ -32,6 +32,7 @@ def check_numbers(config: ConfigDict) -> None:
         "watchdog.least_seconds",
         "watchdog.stop_seconds",
         "data.prefetch",
+        "data.crops_per_image",
     )
     for name in positive:
         value = _number(config, name)
@@ -52,6 +53,14 @@ def check_numbers(config: ConfigDict) -> None:
     for name in ("stop_at_step", "model.num_classes"):
         if _get(config, name) is not None and _number(config, name) < 1:
             raise UserError(f"config.{name}={_get(config, name)} must be at least 1, or left out")
+    for name in ("optim.layer_decay", "optim.backbone_lr"):
+        if not 0 < _number(config, name) <= 1:
+            raise UserError(f"config.{name}={_get(config, name)} must be in (0, 1]")
+    if config.optim.freeze_backbone and not config.init_from:
+        raise UserError(
+            "config.optim.freeze_backbone=True leaves the rest of the model as it was initialised; "
+            "give trained weights with config.init_from=PATH"
+        )
     for name in ("ema_decay", "data.max_bad_fraction"):
         if not 0 <= _number(config, name) < 1:
             raise UserError(f"config.{name}={_get(config, name)} must be in [0, 1)")

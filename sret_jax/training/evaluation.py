@@ -6,6 +6,7 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import optax
 from clu import metrics
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from sret_jax.data.sources import Source
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
+from sret_jax.training.confusion import MOST_CLASSES, Confusion, count
 from sret_jax.training.state import Variables
 from sret_jax.training.step import Batch, normalise
 
@@ -33,11 +35,29 @@ class EvalMetrics(metrics.Collection):
     )
 
 
+@flax.struct.dataclass
+class Totals:
+    """What a pass has added up: metrics, and counts (K, K + 1) where classes are few."""
+
+    metrics: EvalMetrics
+    counts: jax.Array | None
+
+
+def empty_totals(classes: int) -> Totals:
+    """Those before the first batch."""
+    few = classes <= MOST_CLASSES
+    return Totals(
+        EvalMetrics.empty(), jnp.zeros((classes, classes + 1), jnp.int32) if few else None
+    )
+
+
 class Evaluator:
     """Evaluates weights of one model on the whole of one source.
 
     Attributes:
       loader: the batches; its `bad_records` tell what could not be read.
+      confusions: what the last pass took for what, by the name of the weights; empty for more than
+        MOST_CLASSES classes.
     """
 
     def __init__(
@@ -53,7 +73,10 @@ class Evaluator:
           shardings: of the weights.
         """
         self._steps = steps_per_pass(source, config.eval_batch_size)
-        self._empty = jax.device_put(EvalMetrics.empty(), replicated(mesh))
+        self._empty = jax.device_put(empty_totals(model.num_classes), replicated(mesh))
+        unnamed = map(str, range(len(source.class_names), model.num_classes))
+        self._class_names = [*source.class_names, *unnamed]
+        self.confusions: dict[str, Confusion] = {}
         self._step = make_eval_step(model, mesh, shardings)
         self.loader = eval_loader(
             source, config, model.image_size, config.eval_batch_size, batch_sharding(mesh)
@@ -76,20 +99,26 @@ class Evaluator:
             totals = {name: self._step(weights[name], batch, totals[name]) for name in weights}
             jax.block_until_ready(totals)  # keeps one batch on the device at a time
             between_batches()
+        totals = jax.device_get(totals)
+        self.confusions = {
+            name: Confusion(total.counts, self._class_names)
+            for name, total in totals.items()
+            if total.counts is not None
+        }
         return {
-            name: {key: float(value) for key, value in jax.device_get(total).compute().items()}
+            name: {key: float(value) for key, value in total.metrics.compute().items()}
             for name, total in totals.items()
         }
 
 
 def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:
-    """Builds the jitted step (variables, batch, metrics so far) -> metrics.
+    """Builds the jitted step (variables, batch, totals so far) -> totals.
 
     Padding is masked. An unreadable image counts as wrong and has no loss.
     """
     model = model.clone(mesh=mesh)
 
-    def eval_step(variables: Variables, batch: Batch, so_far: EvalMetrics) -> EvalMetrics:
+    def eval_step(variables: Variables, batch: Batch, so_far: Totals) -> Totals:
         rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
         logits: Any = model.apply(variables, normalise(batch["image"]), train=False, rngs=rngs)
         labels, real = batch["label"], batch["real"]
@@ -101,7 +130,10 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
             mask=real,
             readable=readable,
         )
-        return so_far.merge(new)
+        counts = so_far.counts
+        if counts is not None:
+            counts += count(logits, labels, real, readable)
+        return Totals(so_far.metrics.merge(new), counts)
 
     return jax.jit(
         eval_step,

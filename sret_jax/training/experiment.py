@@ -18,6 +18,7 @@ from sret_jax.data import sources
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
+from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.distributed import agreed, is_leader
@@ -25,9 +26,11 @@ from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.losses import LabelLoss
+from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer, make_schedule
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
+from sret_jax.training.stored_labels import check_same_data, stored_labels
 from sret_jax.training.teacher import Teacher, check_class_names, open_teacher
 
 CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -45,6 +48,7 @@ class Computation:
       mixing: the augmentation on the device.
       label_loss: what is minimised.
       teacher: of a student; None without config.teacher.
+      soft_labels: a teacher's, stored; None without config.data.soft_labels.
       mesh: of all devices.
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
@@ -58,6 +62,7 @@ class Computation:
     mixing: Mixing
     label_loss: LabelLoss
     teacher: Teacher | None
+    soft_labels: SoftLabels | None
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
@@ -85,11 +90,14 @@ class Computation:
             grad_accum=self.config.grad_accum,
             label_loss=self.label_loss,
             teacher=self.teacher,
+            mixed_depth=MixedDepth(**self.config.mixed_depth),
+            head_only=self.config.optim.freeze_backbone,
         )
 
     def trace_train_step(self) -> jax.stages.Traced:
         """The step for the shapes of this run, to be counted, or lowered and compiled."""
-        batch = abstract_batch(self.config.batch_size, self.model.image_size)
+        labels = self.soft_labels.manifest.row_labels if self.soft_labels else {}
+        batch = abstract_batch(self.config.batch_size, self.model.image_size, labels)
         teacher = (self.teacher.abstract_variables,) if self.teacher else ()
         return self.make_train_step().trace(self.abstract_state, batch, *teacher)
 
@@ -165,6 +173,8 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
         classes=len(eval_source.class_names),
     )
     check_class_names(config.teacher, eval_source.class_names)
+    if computation.soft_labels:
+        check_same_data(computation.soft_labels, train_source, config)
     check_room(workdir, computation.abstract_state)
     return Experiment(
         **vars(computation), workdir=workdir, train_source=train_source, eval_source=eval_source
@@ -180,16 +190,18 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         mesh.size,
         config.grad_accum,
         in_pairs=mixing.in_pairs,
+        crops=config.data.crops_per_image,
         hosts=hosts,
     )
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
     make_label_loss(config)
-    if config.distill.required and not config.teacher:
+    if config.distill.required and not (config.teacher or config.data.soft_labels):
         raise UserError(
             "this config distils, and config.teacher is empty; give --config.teacher=PATH, the "
-            "workdir of a run or a weight file"
+            "workdir of a run or a weight file, or stored labels, --config.data.soft_labels=DIR"
         )
-    create_from_config(config, num_classes=1)
+    model = create_from_config(config, num_classes=1)
+    MixedDepth(**config.mixed_depth).check(model)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
 
@@ -203,18 +215,20 @@ def build_computation(
       config: as configs/common.py makes it.
       mesh: from `make_mesh`; its devices need not be there.
       images: in the training split.
-      train_classes: in the training split, which mixing needs two of.
+      train_classes: in the training split, at least two.
       classes: in the data, which the model has where the config does not say.
 
     Raises:
-      UserError: the config does not fit the data, or its teacher cannot be read or does not fit.
+      UserError: the config does not fit the data, or its teacher or stored labels cannot be read
+        or do not fit.
     """
+    soft_labels = stored_labels(config)
     model = build_model(config, classes)
     mixing = make_mixing(config)
-    if mixing.in_pairs and train_classes < 2:
+    if train_classes < 2:
         raise UserError(
-            f"{config.data.name} has {train_classes} class, and mixing needs two; "
-            "set config.augment.mixup=0 and config.augment.cutmix=0"
+            f"{config.data.name} has {train_classes} class, which leaves nothing to tell apart; "
+            "give data of two classes or more, one folder for each where they are folders"
         )
     steps_per_epoch = images / config.batch_size
     total_steps = max(1, round(config.epochs * steps_per_epoch))
@@ -226,6 +240,7 @@ def build_computation(
         mixing=mixing,
         label_loss=make_label_loss(config),
         teacher=open_teacher(config, mesh, model),
+        soft_labels=soft_labels,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,

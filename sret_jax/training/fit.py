@@ -22,13 +22,15 @@ def fit(
       workdir: where everything is written.
       callbacks: each is called as callback(step, figures) whenever figures are reported: every
         config.log_every_steps with "loss", "top1", "lr", ..., and after evaluations with
-        "eval/top1", "eval_ema/top1", .... What they raise ends the run; what is saved stays.
+        "eval/top1", "eval_ema/top1", .... The figures are in metrics.jsonl by then, so that
+        `draw_curves(workdir)` draws them. What they raise ends the run; what is saved stays.
 
     Returns:
       What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}, ...}.
 
     Raises:
-      Preempted: the run was interrupted (in a notebook: its stop button), and is saved.
+      Preempted: the run was interrupted (in a notebook: its stop button), and is saved; the same
+        call again resumes it.
       UserError: whatever the user can mend, in one sentence.
     """
     workdir = absolute(workdir)

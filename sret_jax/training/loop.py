@@ -23,6 +23,7 @@ from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
 from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment
+from sret_jax.training.initial_weights import initial_state
 from sret_jax.training.lock import Lock, locked
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
@@ -41,8 +42,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
-    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png and
-    result.json there; rollbacks.json where losses were not finite, and crash/ after a crash.
+    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png,
+    result.json, and of up to 200 classes per_class.json and confusion.png there; rollbacks.json
+    where losses were not finite, and crash/ after a crash.
 
     Args:
       config: as configs/common.py makes it.
@@ -252,7 +254,7 @@ class Run:
         if not math.isfinite(results["eval"]["loss"]):
             raise Diverged("the evaluation's loss is not finite", self.step, self.step - 1)
         self._results = results
-        self._reporter.evaluation(self.step, results)
+        self._reporter.evaluation(self.step, results, self._evaluator.confusions)
         if self._is_save_due(self.step):
             self._save(results["eval"])
         self._watchdog.beat()
@@ -329,11 +331,13 @@ class Run:
         self._results = {}
 
     def _restore(self) -> int:
-        """Takes the newest checkpoint or the fresh state; returns the step whose weights it has."""
+        """Takes the newest checkpoint or the first state; returns the step whose weights it has."""
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
         restored = self._checkpoints.restore_newest(to_items(target))
         step, items = restored or (0, {})
-        self.state = from_items(items) if items else self.experiment.init_state()
+        self.state = (
+            from_items(items) if items else initial_state(self.experiment, self._reporter.say)
+        )
         self.step = self._rollbacks.goes_on_at(step)
         if self.step != step:
             self.state = self.state.replace(

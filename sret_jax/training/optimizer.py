@@ -1,5 +1,9 @@
-"""AdamW, its learning-rate schedule and which parameters decay."""
+"""AdamW, its learning-rate schedule, which parameters decay, and which learn how fast."""
 
+import functools
+import re
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -35,19 +39,25 @@ def make_schedule(optim: Any, batch_size: int, steps_per_epoch: float, total_ste
 def make_optimizer(optim: Any) -> optax.GradientTransformation:
     """AdamW's direction d, of which the train step takes params <- params - lr(step) * d.
 
-    d = m / (sqrt(v) + eps) + weight_decay * params, the decay on kernels only (Loshchilov and
-    Hutter, equation 12); m and v are the bias-corrected moments of the gradient, clipped before
-    by its global norm if clip_norm is not 0.
+    d = f * (m / (sqrt(v) + eps) + weight_decay * params), the decay on kernels only (Loshchilov
+    and Hutter, equation 12); m and v are the bias-corrected moments of the gradient, clipped before
+    by its global norm if clip_norm is not 0; f is `layer_factor`, 1 but for fine-tuning. With
+    freeze_backbone, d is 0 for all but the head, and Adam keeps the head's moments alone.
 
     Args:
       optim: the section config.optim.
     """
-    clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
+    steps = [
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
         optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
-    )
+    ]
+    if optim.layer_decay != 1 or optim.backbone_lr != 1:
+        steps.append(_scale_by_layer(optim.layer_decay, optim.backbone_lr))
+    optimizer = optax.chain(*steps)
+    if optim.freeze_backbone:
+        return optax.partition({True: optimizer, False: optax.set_to_zero()}, _is_head)
+    return optimizer
 
 
 def decay_mask(params: Any) -> Any:
@@ -56,3 +66,48 @@ def decay_mask(params: Any) -> Any:
     It goes by name, for the NLLs' biases and scales are 2-D, stacked over loops.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def layer_factor(
+    part: str, parts: Iterable[str], *, layer_decay: float = 1.0, backbone_lr: float = 1.0
+) -> float:
+    """The factor f on the learning rate of one part of the model.
+
+    f = layer_decay^k, with k the layers between the part and the head, as in BEiT (Bao et al.,
+    2022), times backbone_lr for all but the head. A unique block with its NLLs is a layer, a
+    pooling is in the layer of the block after it, the stem and the position array are the lowest
+    layer, and the last norm is in the layer of the head.
+
+    Args:
+      part: its name, e.g. "stage0_block1".
+      parts: the names of all parts of the model.
+      layer_decay: in (0, 1].
+      backbone_lr: in (0, 1].
+    """
+    layers = sorted({_layer(name) for name in parts})
+    factor = layer_decay ** (len(layers) - 1 - layers.index(_layer(part)))
+    return factor if part == "head" else factor * backbone_lr
+
+
+def _layer(part: str) -> tuple[int, int]:
+    """A part's place in the order of layers: stage1_block2 -> (1, 2), pool1 -> (1, 0)."""
+    if part in ("norm", "head"):
+        return (sys.maxsize, 0)
+    match = re.match(r"(?:stage|pool)(\d+)(?:_block(\d+))?", part)
+    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
+
+
+def _scale_by_layer(layer_decay: float, backbone_lr: float) -> optax.GradientTransformation:
+    def scale(direction: Any, params: Any) -> Any:
+        del params
+        factor = functools.partial(layer_factor, layer_decay=layer_decay, backbone_lr=backbone_lr)
+        return {
+            name: optax.tree.scale(factor(name, direction), part)
+            for name, part in direction.items()
+        }
+
+    return optax.stateless(scale)
+
+
+def _is_head(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "head", params)

@@ -15,11 +15,14 @@ from sret_jax.checkpoints.weight_files import SUFFIXES, read_state_dict
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
 from sret_jax.models.loops import with_loops
+from sret_jax.models.position import with_image_size
 from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
 from sret_jax.models.variants import list_models
 from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
+
+PUBLISHED_TEST_CROP = 0.875
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,8 +39,9 @@ def load(
       name: of the published variant; default: as a run's config.json says, or the one that the
         arrays fit.
       **settings: of the model, where they are not to be those of the run, e.g. loops=3 (see
-        `with_loops`), permutation="random". Published weights do not tell how attention was
-        sliced: they get the variant's own groups, or groups=None for none.
+        `with_loops`), image_size=384 (see `with_image_size`), permutation="random". Published
+        weights do not tell how attention was sliced: they get the variant's own groups, or
+        groups=None for none.
 
     Returns:
       (model, variables), for `model.apply(variables, images, train=False)` or `predict`.
@@ -54,17 +58,18 @@ def load_on_host(
 ) -> tuple[SReT, dict[str, Any]]:
     """As `load`, with NumPy arrays, to be laid on any devices."""
     place = absolute(path)
-    loops = settings.pop("loops", None)
+    loops, image_size = (settings.pop(key, None) for key in ("loops", "image_size"))
     if place.suffix in SUFFIXES:
         if ema:
             raise UserError(f"{place} holds one set of weights; leave out ema")
         model, variables = _load_file(place, name, settings)
     else:
         model, variables = _load_folder(place, name, ema, settings)
-    if loops in (None, model.loops):
-        return model, variables
     try:
-        model, variables = with_loops(model, variables, loops)
+        if image_size not in (None, model.image_size):
+            model, variables = with_image_size(model, variables, image_size)
+        if loops not in (None, model.loops):
+            model, variables = with_loops(model, variables, loops)
     except ValueError as e:
         raise UserError(f"{place}: {e}") from e
     return model, jax.tree.map(np.asarray, variables)
@@ -83,6 +88,26 @@ def class_names(path: epath.PathLike) -> list[str] | None:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file} holds no list of names; mend it or move it away")
     return names
+
+
+def test_crop(path: epath.PathLike) -> float:
+    """The share of the shorter side that a run saw in evaluation, its config.data.test_crop.
+
+    Where no config is kept it is 0.875, as published.
+
+    Raises:
+      UserError: a damaged config.json.
+    """
+    workdir, _ = split_step(absolute(path))
+    config = load_config(workdir)
+    if config is None:
+        return PUBLISHED_TEST_CROP
+    try:
+        return float(config.data.test_crop)
+    except (AttributeError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{workdir / CONFIG_FILE} tells no data.test_crop ({e}); mend it, or move it away"
+        ) from e
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
@@ -192,7 +217,7 @@ def _variant_with(shapes: Shapes, settings: Mapping[str, Any], folder: epath.Pat
     """The published variant whose arrays have these shapes."""
     for name in list_models():
         model = create(name, settings)
-        if _shapes(model) == shapes:
+        if model_shapes(model) == shapes:
             return model
     raise UserError(
         f"{folder} has no config.json, and its arrays fit none of {', '.join(list_models())}; put "
@@ -200,7 +225,8 @@ def _variant_with(shapes: Shapes, settings: Mapping[str, Any], folder: epath.Pat
     )
 
 
-def _shapes(model: SReT) -> dict[str, tuple[int, ...]]:
+def model_shapes(model: SReT) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's weights, by path such as "params/head/bias"."""
     leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(model))
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return {keystr(path): leaf.shape for path, leaf in leaves}

@@ -9,6 +9,7 @@ from clu import metric_writers, parameter_overview
 
 from sret_jax.files import write_json
 from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Results, percent
 from sret_jax.training.experiment import Experiment
@@ -81,8 +82,8 @@ class Reporter:
         left = (self._experiment.last_step - step) * batch_size
         self._progress.show(step, report, left / report["images_per_second"])
 
-    def evaluation(self, step: int, results: Results) -> None:
-        """Reports an evaluation of the raw weights and their average."""
+    def evaluation(self, step: int, results: Results, confusions: dict[str, Confusion]) -> None:
+        """Reports an evaluation of the raw weights and their average, in all and by class."""
         self._write(step, {f"{n}/{key}": v for n, r in results.items() for key, v in r.items()})
         epoch = step / self._experiment.steps_per_epoch
         raw, ema = results["eval"], results["eval_ema"]
@@ -91,6 +92,10 @@ class Reporter:
             f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
             f"EMA top-1 {percent(ema['top1'])}"
         )
+        if confusions and is_leader():
+            self.say(confusions["eval"].worst())
+            with self._storage_may_fail():
+                write_confusions(self._experiment.workdir, step, confusions)
 
     def result(self, step: int, results: Results) -> dict[str, Any]:
         """Writes result.json and curves.png, and says where; returns what result.json holds."""

@@ -1,17 +1,22 @@
 """One training step: the batch's loss and gradient, the update, the moving average."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sret_jax.data.mixing import Mixing, Targets, row_keys
+from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
-from sret_jax.training.losses import LabelLoss
+from sret_jax.training.losses import LabelLoss, marginal_smoothing
+from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.state import TrainState, Variables
 from sret_jax.training.teacher import Teacher
 
@@ -46,6 +51,8 @@ def make_train_step(
     grad_accum: int,
     label_loss: LabelLoss,
     teacher: Teacher | None = None,
+    mixed_depth: MixedDepth = DEEP_ONLY,
+    head_only: bool = False,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> (state, metrics).
 
@@ -54,8 +61,8 @@ def make_train_step(
     function of seed and step, that of the augmentation of seed and position in the stream.
 
     With a teacher, its variables are the step's third argument, and it labels the very images that
-    the student sees. A batch may hold soft labels of its own, "soft" (B, K), which are mixed as the
-    images are. With neither, labels are hard.
+    the student sees. A batch may hold soft labels of its own, "soft" (B, K), or (B, k) of the
+    "soft_classes" (B, k), which are mixed as the images are. With neither, labels are hard.
 
     With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
     a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
@@ -75,6 +82,9 @@ def make_train_step(
       grad_accum: micro-batches per step; it must divide each device's rows.
       label_loss: of the student's logits and their targets.
       teacher: from `open_teacher`.
+      mixed_depth: adds the loss of a path with fewer loops.
+      head_only: all but the head is a constant and, as in evaluation, drops no paths, permutes
+        alike and normalises by BatchNorm's running statistics, which stay.
 
     Returns:
       The step; its metrics are scalars: loss (nats), top1 (share of the batch whose best class is
@@ -88,22 +98,33 @@ def make_train_step(
         """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
         targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
         if "soft" in batch:
-            targets["soft"] = batch["soft"].astype(jnp.float32)
+            stored = batch["soft"], batch.get("soft_classes")
+            targets["soft"] = marginal_smoothing(*stored, model.num_classes)
         images, targets = mixing(normalise(batch["image"]), targets, batch["key"])
         if teacher:
             targets["soft"] = teacher.probabilities(teacher_variables, images)
         return images, targets
 
-    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
+    def forward(model: SReT, variables: Variables, images: jax.Array, key: jax.Array):
         drop_path, permutation = jax.random.split(key)
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+        return model.apply(
+            variables,
             images,
-            train=True,
+            train=not head_only,
             rngs={"drop_path": drop_path, "permutation": permutation},
             mutable=["batch_stats"],
         )
+
+    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
+        if head_only:
+            params = {**jax.lax.stop_gradient(params), "head": params["head"]}
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updates = forward(model, variables, images, key)
         loss = label_loss(logits, targets)
+        if mixed_depth.loops:
+            shallow = with_loops(model, variables, mixed_depth.loops)
+            shallow_logits, _ = forward(*shallow, images, key)
+            loss += mixed_depth.weight * label_loss(shallow_logits, targets)
         main_class = targets["hard"].argmax(-1)  # (B,)
         metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}
         if "soft" in targets:
@@ -181,14 +202,17 @@ def make_train_step(
     )
 
 
-def abstract_batch(batch_size: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch, for compiling ahead of the data."""
+def abstract_batch(
+    batch_size: int, image_size: int, labels: Mapping[str, np.dtype] = MappingProxyType({})
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch, for compiling ahead of the data; of a row's stored labels the types."""
     shapes = {
         "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
         "label": ((batch_size,), jnp.int32),
         "bad": ((batch_size,), jnp.bool_),
         "real": ((batch_size,), jnp.bool_),
     }
+    shapes |= {name: ((batch_size, *of.shape), of.base) for name, of in labels.items()}
     return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
 
 

@@ -34,14 +34,24 @@ def whole(data):
 def test_a_part_is_exactly_that_part_of_the_whole(form, box):
     data = encode(**FORMS[form])
     left, top, right, bottom = box
-    part = jpeg.decode_part(data, jpeg.plain_size(data), box, least=224)
+    (part,) = jpeg.decode_parts(data, jpeg.plain_size(data), [box], least=224)
     np.testing.assert_array_equal(part, whole(data)[top:bottom, left:right])
+
+
+def test_parts_come_out_the_same_together_as_alone():
+    data, size = encode(), PHOTO.size
+    rng = np.random.default_rng(0)
+    corners = [np.sort(rng.choice(290, (2, 2), replace=False), axis=0) for _ in range(20)]
+    boxes = [(*map(int, first), *map(int, last)) for first, last in corners]
+    assert len({jpeg.scale_for(box, 30) for box in boxes}) > 1
+    for box, part in zip(boxes, jpeg.decode_parts(data, size, boxes, 30), strict=True):
+        np.testing.assert_array_equal(part, jpeg.decode_parts(data, size, [box], 30)[0])
 
 
 def test_greyscale_becomes_rgb():
     data = encode(PHOTO.convert("L"))
     assert jpeg.plain_size(data) == PHOTO.size
-    part = jpeg.decode_part(data, PHOTO.size, (3, 4, 60, 50), least=224)
+    (part,) = jpeg.decode_parts(data, PHOTO.size, [(3, 4, 60, 50)], least=224)
     np.testing.assert_array_equal(part, whole(data)[4:50, 3:60])
 
 
@@ -49,7 +59,7 @@ def test_greyscale_becomes_rgb():
 def test_of_a_large_image_the_smallest_sufficient_resolution_is_decoded(least, scale):
     data = encode()
     box = (8, 16, 8 + 144, 16 + 160)
-    part = jpeg.decode_part(data, PHOTO.size, box, least)
+    (part,) = jpeg.decode_parts(data, PHOTO.size, [box], least)
     assert part.shape == (160 // scale, 144 // scale, 3)
     # Means of scale x scale pixels, as the low frequencies of each block give them.
     exact = whole(data)[16:176, 8:152].astype(float)

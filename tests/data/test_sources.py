@@ -113,7 +113,7 @@ def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
         (("/no/such/folder", "train", None), "the data folder /no/such/folder does not exist"),
         (
             (str(folder), "test", None),
-            "the split 'test'.* folders there are: train, val",
+            "has no folder 'test' but 'train', 'val'; set config.data.train_split and .* or make",
         ),
         (("digits/big", "train", digits_dir), "TFDS cannot open 'digits/big'"),
         (("digits", "train[5:3]", digits_dir), "has no split"),

@@ -20,7 +20,7 @@ from sret_jax.checkpoints.torch_names import from_torch
 from sret_jax.errors import UserError
 from sret_jax.tools import convert
 from tests import golden
-from tests.conftest import run_python
+from tests.conftest import refusal, run_python
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,7 @@ def run(*args):
 
 
 def fails(capsys, *args):
-    """The one sentence with which the command ends, at exit status 2."""
-    with pytest.raises(SystemExit) as stop:
-        run(*args)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("Error: ") and "\n" not in error
-    return error
+    return refusal(capsys, convert.main, *args)
 
 
 def test_safetensors_to_a_checkpoint_and_back_changes_nothing(state_dict, tmp_path):

@@ -99,6 +99,10 @@ def test_evaluation_is_the_plain_count(model, weights, tiny_config, digits_dir, 
                 results = evaluator.evaluate({"eval": placed, "again": placed}, lambda: None)
             assert results["eval"] == results["again"]
             plain.check(results["eval"], source)
+            counts = evaluator.confusions["eval"].counts
+            assert counts.sum() == len(source)
+            assert np.trace(counts) == round(results["eval"]["top1"] * len(source))
+            assert counts[:, -1].sum() == (4 if bad else 0)
 
 
 def test_weights_are_evaluated_with_other_loops_than_they_were_trained_with(
@@ -109,8 +113,9 @@ def test_weights_are_evaluated_with_other_loops_than_they_were_trained_with(
         checkpoints.save(1, {"model": weights})
     tiny_config.model.loops = 3
     report = evaluate_checkpoint(tiny_config, workdir)
+    assert (workdir / "confusion.png").exists()
     said = capsys.readouterr().out
-    assert "Evaluating with 3 loops, trained with 2: later loops repeat the last NLL." in said
+    assert "Evaluating with 3 loops instead of 2 (later loops repeat the last NLL)." in said
     longer, fitted = with_loops(model, weights, 3)
     source = sources.open_source("digits", "test", digits_dir)
     PlainCount(longer, fitted, tiny_config).check(report["eval"], source)

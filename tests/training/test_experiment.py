@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from configs import common, quickstart
 from sret_jax.errors import UserError
+from sret_jax.parallel.mesh import make_mesh
 from sret_jax.training.checks import check_numbers
+from sret_jax.training.experiment import check_settings
 from sret_jax.training.saved_config import CONFIG_FILE, load_config
 
 LIKE = quickstart.get_config()
@@ -110,10 +112,29 @@ def test_whatever_config_json_holds_is_a_config_or_a_sentence(workdir, content):
         ("epochs", float("inf"), "config.epochs=inf must be a number"),
         ("batch_size", None, "config.batch_size=None must be a number"),
         ("profile", ("a", 2), r"config.profile=\('a', 2\) must be \(\) or \(first, last\)"),
+        ("optim.layer_decay", 0.0, r"config.optim.layer_decay=0.0 must be in \(0, 1\]"),
+        ("optim.layer_decay", 1.1, r"config.optim.layer_decay=1.1 must be in \(0, 1\]"),
+        ("optim.backbone_lr", 0.0, r"config.optim.backbone_lr=0.0 must be in \(0, 1\]"),
+        ("optim.freeze_backbone", True, "freeze_backbone=True leaves .* give .*config.init_from"),
     ],
 )
 def test_a_number_that_is_none_is_named(name, value, sentence):
     config = copy.deepcopy(LIKE)
-    config[name] = value
+    config.update_from_flattened_dict({name: value})
     with pytest.raises(UserError, match=sentence):
         check_numbers(config)
+
+
+@pytest.mark.parametrize(
+    ("loops", "weight", "sentence"),
+    [
+        (2, 1.0, "mixed_depth.loops=2 must be a whole number below the 2 loops of the model"),
+        (-1, 1.0, "mixed_depth.loops=-1 must be"),
+        (1, 0.0, "mixed_depth.weight=0.0 must be above 0"),
+    ],
+)
+def test_a_shallow_path_that_is_none_is_named(loops, weight, sentence):
+    config = copy.deepcopy(LIKE)
+    config.mixed_depth.update(loops=loops, weight=weight)
+    with pytest.raises(UserError, match=sentence):
+        check_settings(config, make_mesh())

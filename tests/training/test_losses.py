@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from sret_jax.errors import UserError
-from sret_jax.training.losses import LabelLoss, hard_label_loss, soft_label_loss, soft_labels
+from sret_jax.training.losses import (
+    LabelLoss,
+    hard_label_loss,
+    marginal_smoothing,
+    soft_label_loss,
+    soft_labels,
+)
 from tests.golden import ARRAYS
 
 STUDENT, TEACHER = (jnp.asarray(ARRAYS[f"kd/{name}"]) for name in ("student", "teacher"))
@@ -33,6 +39,20 @@ def test_soft_labels_alone_count_unless_hard_ones_have_a_weight():
     assert LabelLoss(temperature=3)(STUDENT, targets) == soft_loss
     weighted = LabelLoss(temperature=3, hard_weight=0.25)(STUDENT, targets)
     np.testing.assert_allclose(weighted, 0.75 * soft_loss + 0.25 * hard_loss, rtol=1e-6)
+
+
+def test_classes_that_are_not_kept_share_the_rest_equally():
+    kept = jnp.asarray([[0.5, 0.2], [0.75, 0.25], [0.9, 0.2]], jnp.float16)
+    classes = jnp.asarray([[3, 0], [1, 2], [4, 3]], jnp.uint16)
+    expected = [
+        [0.2, 0.1, 0.1, 0.5, 0.1],
+        [0, 0.75, 0.25, 0, 0],
+        [0, 0, 0, 0.2, 0.9],  # rounding may exceed 1
+    ]
+    np.testing.assert_allclose(marginal_smoothing(kept, classes, 5), expected, atol=3e-4)
+    np.testing.assert_array_equal(marginal_smoothing(kept, None, 2), kept.astype(jnp.float32))
+    everything = marginal_smoothing(kept[:1], jnp.asarray([[1, 0]]), 2)
+    np.testing.assert_allclose(everything, [[0.2, 0.5]], atol=3e-4)
 
 
 def test_without_soft_labels_the_loss_is_the_cross_entropy_whatever_the_temperature():

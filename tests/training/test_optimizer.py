@@ -5,7 +5,7 @@ import pytest
 
 import sret_jax
 from configs import common
-from sret_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from sret_jax.training.optimizer import decay_mask, layer_factor, make_optimizer, make_schedule
 
 
 def test_the_rate_warms_up_from_1e_6_and_follows_a_cosine_to_1e_5():
@@ -65,3 +65,41 @@ def test_clipping_bounds_the_global_norm_before_adam_sees_it():
 
 def _has_mu(state):
     return hasattr(state, "mu")
+
+
+def test_rates_fall_by_unique_block_from_the_head_down():
+    parts = ["head", "norm", "pool1", "pos_embed", "stem"]
+    parts += ["stage0_block0", "stage0_block1", *(f"stage1_block{b}" for b in range(11))]
+    depth = {"head": 0, "norm": 0, "stage1_block10": 1, "stage1_block9": 2, "stage1_block0": 11}
+    depth |= {"pool1": 11, "stage0_block1": 12, "stage0_block0": 13, "stem": 14, "pos_embed": 14}
+    for part, k in depth.items():
+        assert layer_factor(part, parts, layer_decay=0.5) == 0.5**k
+        backbone = 1.0 if part == "head" else 0.1
+        assert layer_factor(part, parts, layer_decay=0.5, backbone_lr=0.1) == 0.5**k * backbone
+
+
+WEIGHTS = {part: {"kernel": jnp.ones(3)} for part in ("stem", "stage0_block0", "norm", "head")}
+
+
+def first_direction(**changes):
+    """Where WEIGHTS, whose gradient is 0.01, go in the first step; and Adam's state."""
+    optim = common.get_config().optim
+    optim.update(changes)
+    optimizer = make_optimizer(optim)
+    gradient = jax.tree.map(lambda p: 0.01 * p, WEIGHTS)
+    return optimizer.update(gradient, optimizer.init(WEIGHTS), WEIGHTS)
+
+
+def test_factors_multiply_the_direction_and_its_weight_decay():
+    plain, _ = first_direction()
+    scaled, _ = first_direction(layer_decay=0.9, backbone_lr=0.5)
+    for part, factor in {"stem": 0.405, "stage0_block0": 0.45, "norm": 0.5, "head": 1.0}.items():
+        expected = factor * plain[part]["kernel"]
+        np.testing.assert_allclose(scaled[part]["kernel"], expected, rtol=1e-5)
+
+
+def test_a_frozen_backbone_has_no_moments_and_no_direction():
+    direction, state = first_direction(freeze_backbone=True)
+    assert sum(x.size for x in jax.tree.leaves(state)) == 3 + 3 + 1  # m, v and the count
+    np.testing.assert_allclose(direction.pop("head")["kernel"], 1.05, rtol=1e-5)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(direction))

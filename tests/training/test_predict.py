@@ -11,7 +11,7 @@ from PIL import Image
 import sret_jax
 from sret_jax.data.images import EvalTransform
 from sret_jax.errors import UserError
-from sret_jax.training.predict import BATCH
+from sret_jax.training.predict import BATCH, UnreadableImage, predict_each
 from sret_jax.training.step import normalise
 
 
@@ -50,7 +50,42 @@ def test_rows_keep_their_order_beyond_one_batch_and_no_image_gives_no_row(model_
     assert sret_jax.predict(model, variables, []).shape == (0, 5)
 
 
-@pytest.mark.parametrize("picture", [b"no image", "missing.png", 3, np.zeros((2, 2), np.float64)])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        b"no image",
+        "missing.png",
+        3,
+        np.zeros((2, 2, 3), np.float64),
+        np.zeros((32, 3), np.uint8),  # a row of an image that was not put into a list
+    ],
+)
 def test_what_is_no_picture_is_said_in_a_sentence(picture, model_and_variables):
     with pytest.raises(UserError, match=r"^image .* cannot be read .*; give a path, bytes"):
         sret_jax.predict(*model_and_variables, [picture])
+
+
+def test_one_image_that_is_no_list_is_refused(model_and_variables):
+    for image in ("image.png", b"bytes", Image.new("RGB", (4, 4))):
+        with pytest.raises(UserError, match=r"one image, not several; give a list"):
+            sret_jax.predict(*model_and_variables, image)
+
+
+def test_images_are_read_as_they_are_asked_for_and_unreadable_ones_keep_their_place(
+    model_and_variables,
+):
+    asked = 0
+
+    def images():
+        nonlocal asked
+        for i in range(3 * BATCH):
+            asked += 1
+            yield b"no image" if i == 1 else np.full((32, 32, 3), i, np.uint8)
+
+    rows = predict_each(*model_and_variables, images(), test_crop=1.0)
+    first, second = next(rows), next(rows)
+    assert first.shape == (5,) and isinstance(second, UnreadableImage)
+    assert "number 1" in str(second) and asked == BATCH
+    third = sret_jax.predict(*model_and_variables, [np.full((32, 32, 3), 2, np.uint8)])
+    np.testing.assert_allclose(next(rows), third[0], atol=1e-6)
+    assert len(list(rows)) == 3 * BATCH - 3

@@ -7,10 +7,14 @@ import optax
 import pytest
 
 import sret_jax
+from configs import common
 from sret_jax.data.mixing import Mixing
+from sret_jax.models.loops import with_loops
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
 from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.losses import LabelLoss
+from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
+from sret_jax.training.optimizer import make_optimizer
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 
@@ -90,6 +94,51 @@ def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
     state.variables["params"]["head"]["bias"] = bias  # of before: mended
     state, metrics = step(state, data)
     assert (int(state.step), int(state.bad_streak)) == (3, 0)
+
+
+def test_only_the_head_moves_where_the_backbone_is_frozen(model):
+    optim = common.get_config().optim
+    optim.update(freeze_backbone=True, layer_decay=0.5)
+    state, step, data = start(model, make_optimizer(optim), head_only=True, fsdp=2)
+    before = jax.device_get(state.variables)
+    for _ in range(2):
+        state, metrics = step(state, data)
+    after = jax.device_get(state.variables)
+    for variables in (before, after):
+        head = variables["params"].pop("head")
+        variables["kernel"] = head["kernel"]
+    assert float(metrics["grad_norm"]) > 0
+    assert not np.allclose(before.pop("kernel"), after.pop("kernel"))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
+    """For SGD, the step of deep + w shallow is the sum of the steps of the two models alone."""
+    deep_model = model.clone(blocks=(1,), groups=((2, 2),), heads=(2,))
+    fresh = jax.device_get(start(deep_model, SGD)[0].variables)
+
+    def stepped(model, mixed_depth=DEEP_ONLY):
+        state, step, data = start(model, SGD, mixed_depth=mixed_depth)
+        weights = with_loops(deep_model, fresh, model.loops)[1]
+        variables = jax.tree.map(
+            lambda w, x: jax.device_put(w, x.sharding), weights, state.variables
+        )
+        state, metrics = step(state.replace(variables=variables), data)
+        moved = jax.tree.map(jnp.subtract, state.variables["params"], weights["params"])
+        return moved, state.variables["batch_stats"], float(metrics["loss"])
+
+    deep, statistics, deep_loss = stepped(deep_model)
+    shallow, _, shallow_loss = stepped(deep_model.clone(loops=1))
+    mixed, mixed_statistics, mixed_loss = stepped(deep_model, MixedDepth(loops=1, weight=0.5))
+    assert mixed_loss == pytest.approx(deep_loss + 0.5 * shallow_loss, rel=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, mixed_statistics, statistics)
+
+    def check(path, mixed, deep, shallow):
+        if "nll" in jax.tree_util.keystr(path):  # the shallow path has only the first
+            shallow = np.concatenate([shallow, np.zeros_like(deep[1:])])
+        np.testing.assert_allclose(mixed, deep + 0.5 * shallow, rtol=1e-3, atol=1e-6)
+
+    jax.tree_util.tree_map_with_path(check, mixed, deep, shallow)
 
 
 def test_batch_statistics_are_those_of_the_global_batch(model):

@@ -93,7 +93,6 @@ def plain_loss(variables, student, teacher, label_loss, data):
 @pytest.mark.parametrize(
     ("source", "fsdp", "grad_accum", "label_loss"),
     [
-        ("teacher", 1, 1, LabelLoss()),
         ("teacher", 4, 2, LabelLoss(temperature=3.0, hard_weight=0.3)),
         ("batch", 1, 1, LabelLoss(temperature=3.0)),
     ],

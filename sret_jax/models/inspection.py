@@ -1,0 +1,85 @@
+"""What can be read off a model: which tokens attend together, and its residual coefficients."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from sret_jax.models.attention import PERMUTATIONS
+from sret_jax.models.sret import STEM_STRIDE, SReT
+
+COEFFICIENTS = {  # name: (module, parameter) of a recursive block
+    "attention, skip": ("block", "attn_residual", "skip"),
+    "attention, branch": ("block", "attn_residual", "branch"),
+    "MLP, skip": ("block", "mlp_residual", "skip"),
+    "MLP, branch": ("block", "mlp_residual", "branch"),
+    "NLL, skip": ("nll", "residual", "skip"),
+    "NLL, branch": ("nll", "residual", "branch"),
+}
+
+
+def attention_groups(
+    model: SReT, stage: int, loop: int, key: jax.Array | None = None
+) -> np.ndarray:
+    """Which tokens attend together: those with the same number (SReT section 3.4).
+
+    Loop l of a block slices its N tokens into g = groups[l mod len(groups)] runs of N / g: in
+    raster order where l mod len(groups) is 0, else after a permutation.
+
+    Args:
+      model: from `create_model` or `load`.
+      stage: 0 for that of stride 8, 1 for stride 16, ....
+      loop: 0 for the first application of a block.
+      key: of a random permutation, as training draws one per application; default: the model's
+        own in evaluation.
+
+    Returns:
+      The group of each token, 0 .. g-1; shape (H, W) of the stage.
+
+    Raises:
+      IndexError: the model has no such stage or loop.
+    """
+    if not 0 <= loop < model.loops:
+        raise IndexError(f"loop={loop} is none of 0 .. {model.loops - 1}")
+    cycle = model.groups[stage]
+    side = model.image_size // (STEM_STRIDE * 2**stage)
+    tokens = side * side
+    groups = cycle[loop % len(cycle)]
+    order = np.arange(tokens)
+    if groups > 1 and loop % len(cycle) > 0:
+        choice = "random" if key is not None else model.permutation or "fixed"
+        draw = PERMUTATIONS[choice] if isinstance(choice, str) else choice
+        order = np.asarray(draw(jax.random.key(0) if key is None else key, tokens))
+    group = np.empty(tokens, int)
+    group[order] = np.arange(tokens) // (tokens // groups)  # slot i holds token order[i]
+    return group.reshape(side, side)
+
+
+def block_names(model: SReT) -> list[str]:
+    """Names of the unique blocks among the parameters, from first to last."""
+    return [f"stage{s}_block{b}" for s, blocks in enumerate(model.blocks) for b in range(blocks)]
+
+
+def residual_coefficients(model: SReT, variables: dict[str, Any]) -> dict[str, list[float | None]]:
+    """The learned scalars c and d of x <- c1 x + c2 F(x) and x <- d1 x + d2 NLL(x), over depth.
+
+    Args:
+      model: from `load` or `create_model`.
+      variables: its weights, {"params", ...}.
+
+    Returns:
+      {name of `COEFFICIENTS`: one value per application, from first to last}; None where an
+      application has no NLL.
+    """
+    every = model.nll_every
+    values: dict[str, list[float | None]] = {name: [] for name in COEFFICIENTS}
+    for block in block_names(model):
+        for name, (part, residual, key) in COEFFICIENTS.items():
+            leaf = np.asarray(variables["params"][block][part][residual][key])
+            values[name] += [
+                float(leaf)
+                if leaf.ndim == 0
+                else (None if (loop + 1) % every else float(leaf[loop // every]))
+                for loop in range(model.loops)
+            ]
+    return values

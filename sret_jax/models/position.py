@@ -1,0 +1,72 @@
+"""Another image size for weights that are trained already: the position array resized."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sret_jax.models.sret import STEM_STRIDE, SReT, check_model
+
+CUBIC = -0.75  # the a of torch and OpenCV; jax.image and Pillow take -0.5
+
+
+def with_image_size(
+    model: SReT, variables: Mapping[str, Any], image_size: int
+) -> tuple[SReT, dict[str, Any]]:
+    """The model for images of another size and the weights it then has, without training.
+
+    Args:
+      model: that of the weights.
+      variables: {"params": ..., "batch_stats": ...}.
+      image_size: of the new model, pixels.
+
+    Returns:
+      (model, variables) of that size; only the position array is another.
+
+    Raises:
+      ValueError: a size that the model cannot have.
+    """
+    new = model.clone(image_size=image_size)
+    check_model(new)
+    params = variables["params"]
+    position = resize_position(params["pos_embed"], image_size // STEM_STRIDE)
+    return new, {**variables, "params": {**params, "pos_embed": position}}
+
+
+def resize_position(position: jax.Array, side: int) -> jax.Array:
+    """Resizes a position array bicubically, as fine-tuning at another resolution does (DeiT).
+
+    Equal to torch's F.interpolate(mode="bicubic", align_corners=False): no antialiasing, the
+    border repeated.
+
+    Shapes: (1, H, W, C) -> (1, side, side, C).
+    """
+    _, height, width, _ = position.shape
+    if (height, width) == (side, side):
+        return position
+    rows, columns = (jnp.asarray(_cubic_weights(n, side)) for n in (height, width))
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, position, precision=exact)
+
+
+def _cubic_weights(old: int, new: int) -> np.ndarray:
+    """W of y = W x, y_i = sum_j k(s_i - j) x_j at s_i = (i + 1/2) old / new - 1/2.
+
+    k is Keys' kernel ("Cubic convolution interpolation for digital image processing", 1981,
+    equation 4) with a = CUBIC, and x_j the nearest of the border beyond it.
+
+    Shapes: (new, old), float32.
+    """
+    source = (np.arange(new) + 0.5) * (old / new) - 0.5
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        j = np.floor(source) + tap
+        x, a = np.abs(source - j), CUBIC
+        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+        kernel = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+        columns = np.clip(j, 0, old - 1).astype(int)
+        np.add.at(weights, (np.arange(new), columns), kernel)
+    return weights.astype(np.float32)

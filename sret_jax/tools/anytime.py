@@ -1,0 +1,122 @@
+"""Evaluates runs with other loops than they were trained with: accuracy against cost.
+
+python -m sret_jax.tools.anytime RUN... --loops=1,2,3 --json=FILE.json --picture=FILE.png
+
+Runs whose names differ in a last number only (mixed-0, mixed-1) share a row for each number of
+loops: their mean and standard deviation.
+"""
+
+import argparse
+import re
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.errors import UserError
+from sret_jax.files import absolute, write_json
+from sret_jax.training.checkpoint_evaluation import evaluate_weights
+from sret_jax.training.flops import model_macs
+from sret_jax.training.saved_config import CONFIG_FILE, load_config
+
+Row = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.anytime",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdirs", metavar="RUN", type=absolute, nargs="+", help="a workdir")
+    parser.add_argument("--loops", required=True, help="those to evaluate, e.g. 1,2,3")
+    parser.add_argument("--json", type=absolute, help="writes the rows to this file")
+    parser.add_argument("--picture", type=absolute, help="draws accuracy against GMACs to this PNG")
+    args = parser.parse_args(argv)
+    quiet_libraries()
+    with clear_errors():
+        rows = measure(args.workdirs, parse_loops(args.loops))
+        print(table(rows))
+        if args.json:
+            write_json(args.json, rows)
+        if args.picture:
+            draw(rows, args.picture)
+
+
+def parse_loops(text: str) -> list[int]:
+    """Reads "1,2,3".
+
+    Raises:
+      UserError: it does not read so.
+    """
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
+        raise UserError(f"--loops={text} should read like --loops=1,2,3")
+    return sorted({int(number) for number in text.split(",")})
+
+
+def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
+    """Accuracies of the averaged weights (raw ones where there are no others), group by group.
+
+    Returns:
+      [{"run": name of the group, "loops", "gmacs": per image, "top1": one share for each run}].
+
+    Raises:
+      UserError: no trained run, or loops that its model cannot have.
+    """
+    rows: dict[tuple[str, int], Row] = {}
+    for workdir in workdirs:
+        group = re.sub(r"[-_.]?\d+$", "", workdir.name) or workdir.name
+        config = load_config(workdir)
+        if config is None:
+            raise UserError(f"{workdir} holds no {CONFIG_FILE}; give the workdir of a run")
+        for number in loops:
+            config.model.loops = number
+            found = evaluate_weights(config, workdir)
+            gmacs = model_macs(found.model) / 1e9
+            row: Row = {"run": group, "loops": number, "gmacs": gmacs, "top1": []}
+            results = found.results.get("eval_ema", found.results["eval"])
+            rows.setdefault((group, number), row)["top1"].append(results["top1"])
+    return list(rows.values())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in columns: mean accuracy, and +- the standard deviation of several runs."""
+    lines = [f"{'run':<16} {'loops':>5} {'GMACs':>8}  top-1"]
+    for row in rows:
+        spread = f" +- {100 * statistics.stdev(row['top1']):.2f}" if len(row["top1"]) > 1 else ""
+        lines.append(
+            f"{row['run']:<16} {row['loops']:>5} {row['gmacs']:>8.4f}  "
+            f"{100 * statistics.mean(row['top1']):.2f}%{spread}"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: Sequence[Row], path: epath.Path) -> None:
+    """Draws accuracy against GMACs per image: a line through the means, a dot for each run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for colour, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+        own = [row for row in rows if row["run"] == run]
+        costs = [row["gmacs"] for row in own]
+        means = [100 * statistics.mean(row["top1"]) for row in own]
+        axes.plot(costs, means, color=f"C{colour}", label=run)
+        for cost, row in zip(costs, own, strict=True):
+            shares = [100 * share for share in row["top1"]]
+            axes.plot([cost] * len(shares), shares, ".", color=f"C{colour}", alpha=0.6)
+            axes.annotate(f" {row['loops']}", (cost, min(shares)), va="top", color=f"C{colour}")
+    axes.set_xlabel("GMACs per image (numbers: loops)")
+    axes.set_ylabel("top-1 (%)")
+    axes.legend(frameon=False)
+    with path.open("wb") as f:
+        figure.savefig(f, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

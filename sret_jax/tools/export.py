@@ -1,0 +1,127 @@
+"""Exports a trained model as StableHLO, which runs without this package, on CPU, GPU and TPU.
+
+python -m sret_jax.tools.export --checkpoint=RUN OUT
+python OUT/run.py photo.jpg
+
+OUT holds model.stablehlo (the weights inside), labels.json, preprocess.json, README.md and run.py.
+The model takes uint8 RGB images (B, S, S, 3), any B, and gives float32 logits (B, classes).
+"""
+
+import argparse
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax import export
+
+from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.errors import UserError
+from sret_jax.files import absolute, write_json, write_text
+from sret_jax.tools import exported
+from sret_jax.tools.trained import Trained, add_arguments, open_trained
+from sret_jax.training.predict import logits_of
+from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MODEL, LABELS, PREPROCESS = "model.stablehlo", "labels.json", "preprocess.json"
+
+README = """\
+# An exported Sliced Recursive Transformer
+
+`{model}` was written by `jax.export` {jax} for {platforms}; JAX promises that releases of the six
+months after can read it. It takes uint8 RGB images ({batch}, {size}, {size}, 3), any {batch}, and
+gives float32 logits ({batch}, {classes}); normalisation is inside. `{preprocess}` says how images
+are made that size, `{labels}` what the logits stand for.
+
+    pip install jax numpy pillow
+    python run.py IMAGE...
+"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="OUT", type=absolute, help="a new folder")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    quiet_libraries()
+    with clear_errors():
+        if args.target.exists():
+            raise UserError(f"{args.target} exists already; give another OUT or remove it")
+        write_export(open_trained(args), args.target)
+    print(f"Written: {args.target}")
+
+
+def write_export(trained: Trained, folder: epath.Path) -> None:
+    """Writes the model and all that one needs to use it, whole or not at all.
+
+    Raises:
+      UserError: the storage does not take it.
+    """
+    program = export_model(trained.model, trained.variables)
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        (temporary / MODEL).write_bytes(program.serialize())
+        write_json(temporary / LABELS, trained.classes)
+        write_json(temporary / PREPROCESS, preprocessing(trained))
+        write_text(temporary / "README.md", _readme(trained))
+        write_text(temporary / "run.py", pathlib.Path(exported.__file__).read_text("utf-8"))
+        temporary.rename(folder)
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written ({e.strerror or e}); mend the storage") from e
+
+
+def export_model(model: Any, variables: dict[str, Any]) -> export.Exported:
+    """uint8 images (b, S, S, 3), any b -> float32 logits (b, classes), for every platform.
+
+    The fused TPU kernels are left out: they are compiled for one batch size, and older TPUs lack
+    them.
+    """
+    model = model.clone(attention="xla", mlp="xla")
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.uint8)
+    function = jax.jit(lambda images: logits_of(model, variables, images))
+    return export.export(function, platforms=PLATFORMS)(images)
+
+
+def preprocessing(trained: Trained) -> dict[str, Any]:
+    """What is done to an image before the model, and inside it, by name."""
+    size = trained.model.image_size
+    return {
+        "resize_shorter_side": round(size / trained.test_crop),
+        "resample": "bicubic",
+        "center_crop": size,
+        "channels": "RGB",
+        "layout": "NHWC",
+        "dtype": "uint8",
+        "inside_the_model": {
+            "scale": 1 / 255,
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+        },
+        "output": "logits",
+    }
+
+
+def _readme(trained: Trained) -> str:
+    return README.format(
+        model=MODEL,
+        labels=LABELS,
+        preprocess=PREPROCESS,
+        jax=jax.__version__,
+        platforms=", ".join(PLATFORMS),
+        batch="b",
+        size=trained.model.image_size,
+        classes=trained.model.num_classes,
+    )
+
+
+if __name__ == "__main__":
+    main()

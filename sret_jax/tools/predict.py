@@ -1,0 +1,170 @@
+"""Says what is on images: the five likeliest classes of each, with their probabilities.
+
+python -m sret_jax.tools.predict --checkpoint=RUN photo.jpg other.png
+python -m sret_jax.tools.predict --checkpoint=RUN FOLDER --json=FILE --csv=FILE --sheet=FILE.png
+
+Folders are read with all below them. Images are seen as in the run's evaluation. Those that cannot
+be read are named, the others predicted, and the exit status is 2.
+"""
+
+import argparse
+import contextlib
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.data.sources import IMAGE_SUFFIXES, images_in, name_of_file
+from sret_jax.errors import UserError, few
+from sret_jax.files import absolute, written_whole
+from sret_jax.tools.prediction_sheet import MOST_PICTURES, draw_sheet
+from sret_jax.tools.trained import Trained, add_arguments, open_trained
+from sret_jax.training.predict import UnreadableImage, predict_each
+
+TOP = 5
+
+# {"image": PATH} and either "top": [{"label", "class", "probability"}, ...] or "error": REASON.
+Row = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of them")
+    add_arguments(parser)
+    parser.add_argument("--json", type=absolute, metavar="FILE", help="a list, an image a line")
+    parser.add_argument("--csv", type=absolute, metavar="FILE", help="a table, an image a line")
+    parser.add_argument(
+        "--sheet",
+        type=absolute,
+        metavar="FILE",
+        help=f"a PNG of the first {MOST_PICTURES} images and their classes",
+    )
+    args = parser.parse_args(argv)
+    quiet_libraries()
+    with clear_errors(), contextlib.ExitStack() as files:
+        paths = find_images(args.images)
+        trained = open_trained(args)
+        writers: list[Callable[[Row], None]] = [print_row]
+        for file, open_writer in ((args.json, json_writer), (args.csv, csv_writer)):
+            if file:
+                writers.append(files.enter_context(open_writer(file)))
+        first, unreadable = predict_files(trained, paths, writers)
+        files.close()
+        if args.sheet:
+            draw_sheet(trained, first, args.sheet)
+        for file in filter(None, (args.json, args.csv, args.sheet)):
+            print(f"Written: {file}")
+        if unreadable:
+            raise UserError(
+                f"of {len(paths):,} images {len(unreadable):,} cannot be read: {few(unreadable)}; "
+                "mend or remove them"
+            )
+
+
+def find_images(names: list[str]) -> list[str]:
+    """The files among `names`, and the images in the folders among them.
+
+    Raises:
+      UserError: nothing there, or a folder without images.
+    """
+    paths = []
+    for name in names:
+        place = epath.Path(name).expanduser()
+        if not place.is_dir():
+            if not place.exists():
+                raise UserError(f"there is no image or folder {name}; correct the path")
+            paths.append(str(place))
+            continue
+        found = images_in(place)
+        if not found:
+            raise UserError(
+                f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a folder of images"
+            )
+        paths += found
+    return paths
+
+
+def predict_files(
+    trained: Trained, paths: list[str], writers: list[Callable[[Row], None]]
+) -> tuple[list[Row], list[str]]:
+    """Hands what each image shows to every writer.
+
+    Returns:
+      The first rows that a sheet can show; and "PATH (REASON)" of each unreadable image.
+    """
+    first: list[Row] = []
+    unreadable: list[str] = []
+    found = predict_each(trained.model, trained.variables, paths, test_crop=trained.test_crop)
+    for path, probabilities in zip(paths, found, strict=True):
+        row: Row = {"image": name_of_file(path)}
+        if isinstance(probabilities, UnreadableImage):
+            row["error"] = probabilities.reason
+            unreadable.append(f"{row['image']} ({probabilities.reason})")
+        else:
+            row["top"] = top_classes(probabilities, trained.classes)
+            if len(first) < MOST_PICTURES:
+                first.append(row | {"path": path})
+        for write in writers:
+            write(row)
+    return first, unreadable
+
+
+def top_classes(probabilities: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
+    """The likeliest classes, at most TOP, the likeliest first."""
+    best = np.argsort(-probabilities, kind="stable")[:TOP]
+    return [
+        {"label": int(i), "class": classes[i], "probability": float(probabilities[i])} for i in best
+    ]
+
+
+def print_row(row: Row) -> None:
+    """PATH: 98.1% cat, 1.2% dog, ..."""
+    shown = row.get("error") or ", ".join(
+        f"{100 * one['probability']:.1f}% {one['class']}" for one in row["top"]
+    )
+    print(f"{row['image']}: {shown}", flush=True)
+
+
+@contextlib.contextmanager
+def json_writer(path: epath.Path) -> Iterator[Callable[[Row], None]]:
+    """Writes rows as a JSON list, a row a line."""
+    with written_whole(path) as file:
+        separators = itertools.chain(["[\n"], itertools.repeat(",\n"))
+
+        def write(row: Row) -> None:
+            file.write(next(separators) + json.dumps(row, ensure_ascii=False))
+
+        yield write
+        file.write("\n]\n")
+
+
+@contextlib.contextmanager
+def csv_writer(path: epath.Path) -> Iterator[Callable[[Row], None]]:
+    """Writes rows as CSV: image, class_1, probability_1, ..., class_5, probability_5, error."""
+    ranks = [f"{what}_{rank}" for rank in range(1, TOP + 1) for what in ("class", "probability")]
+    with written_whole(path) as file:
+        writer = csv.DictWriter(file, ["image", *ranks, "error"], lineterminator="\n")
+        writer.writeheader()
+
+        def write(row: Row) -> None:
+            cells: Row = {key: row[key] for key in ("image", "error") if key in row}
+            for rank, one in enumerate(row.get("top", []), start=1):
+                cells[f"class_{rank}"] = one["class"]
+                cells[f"probability_{rank}"] = f"{one['probability']:.6g}"
+            writer.writerow(cells)
+
+        yield write
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""A sheet of pictures beside what a model takes them for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from sret_jax.data.images import EvalTransform
+from sret_jax.files import written_whole
+from sret_jax.tools.trained import Trained
+
+MOST_PICTURES = 24
+COLUMNS = 3
+CELL_INCHES = (4.2, 1.9)
+LONGEST_NAME = 28  # characters
+
+
+def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Path) -> None:
+    """Draws each image as the model sees it, and its likeliest classes as bars.
+
+    Args:
+      trained: the model.
+      rows: {"path", "image": its name, "top": [{"class", "probability"}, ...]} of each.
+      path: of the PNG.
+
+    Raises:
+      UserError: the storage does not take it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(1, min(COLUMNS, len(rows)))
+    lines = max(1, -(-len(rows) // columns))
+    figure = Figure(
+        figsize=(columns * CELL_INCHES[0], lines * CELL_INCHES[1]), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(
+        lines, 2 * columns, squeeze=False, width_ratios=[1, 1.2] * columns
+    ).reshape(-1, 2)
+    for pair in axes[len(rows) :]:
+        for empty in pair:
+            empty.axis("off")
+    view = EvalTransform(trained.model.image_size, trained.test_crop)
+    for (picture, bars), row in zip(axes, rows, strict=False):
+        picture.imshow(view(epath.Path(row["path"]).read_bytes()))
+        picture.set_title(_short(epath.Path(row["image"]).name), fontsize=7)
+        picture.axis("off")
+        _draw_bars(bars, row["top"])
+    with written_whole(path, "wb") as f:
+        figure.savefig(f, format="png", dpi=110)
+
+
+def _draw_bars(axes: Any, top: list[dict[str, Any]]) -> None:
+    colours = ["lightskyblue"] + ["0.88"] * (len(top) - 1)
+    axes.barh(range(len(top)), [one["probability"] for one in top], color=colours, height=0.8)
+    for rank, one in enumerate(top):
+        text = f"{_short(one['class'])}  {100 * one['probability']:.1f}%"
+        axes.text(0.02, rank, text, va="center", fontsize=7)
+    axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
+    axes.axis("off")
+
+
+def _short(name: str) -> str:
+    name = name.replace("$", r"\$")  # matplotlib would set it as mathematics
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

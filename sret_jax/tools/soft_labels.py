@@ -1,0 +1,274 @@
+r"""Stores a teacher's soft labels of crops of every training image (Fast Knowledge Distillation).
+
+python -m sret_jax.tools.soft_labels generate --config=configs/sret_lt.py:fkd --teacher=RUN \
+  --crops=500 --keep=topk5 --out=DIR
+python -m sret_jax.tools.soft_labels generate ... --teacher=onnx:model.onnx
+python -m sret_jax.tools.soft_labels generate ... --shards=8 --shard=0    (one of eight hosts)
+python -m sret_jax.tools.soft_labels import FOLDER --config=configs/sret_lt.py:fkd --out=DIR
+python -m sret_jax.tools.soft_labels inspect DIR
+python -m sret_jax.tools.soft_labels verify DIR --config=configs/sret_lt.py:fkd
+
+Then: python main.py --config=configs/sret_lt.py:fkd --config.data.soft_labels=DIR
+
+Interrupted, it is started again with the same command, and goes on with the shards left. Published
+labels of FKD, one torch file per image, are imported.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
+from sret_jax.data.label_manifest import CropLaw, Manifest, TeacherFacts, kept_classes
+from sret_jax.data.loader import train_transform
+from sret_jax.data.soft_labels import finished_shards, open_soft_labels, read_manifest
+from sret_jax.data.sources import Source
+from sret_jax.errors import UserError
+from sret_jax.files import absolute
+from sret_jax.tools.fkd_files import FkdFolder
+from sret_jax.tools.label_generation import generate, verify
+from sret_jax.tools.label_teachers import (
+    LAYOUTS,
+    ONNX,
+    CheckpointTeacher,
+    LabelTeacher,
+    OnnxTeacher,
+)
+from sret_jax.tools.label_writing import pack, write_store
+from sret_jax.training.checks import check_numbers
+from sret_jax.training.config_model import create_from_config
+from sret_jax.training.experiment import make_label_loss, open_split
+from sret_jax.training.launch import default_workdir
+from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD
+from sret_jax.training.stored_labels import check_same_data, crop_law, data_facts
+from sret_jax.training.teacher import check_class_names
+
+CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sret_jax.tools.soft_labels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_subparsers(dest="what", required=True)
+    generating = what.add_parser("generate", help="label", epilog=CONFIG_FLAGS, allow_abbrev=False)
+    generating.add_argument("--teacher", required=True, help=f"a run, a file, or {ONNX}FILE")
+    generating.add_argument("--crops", type=int, required=True, help="of each image")
+    generating.add_argument("--keep", required=True, help="topk5, topk10 or full")
+    _add_teacher_flags(generating)
+    _add_store_flags(generating)
+    generating.set_defaults(run=run_generate)
+    importing = what.add_parser("import", help="FKD's", epilog=CONFIG_FLAGS, allow_abbrev=False)
+    importing.add_argument("folder", type=absolute, help="of FKD's torch files")
+    _add_store_flags(importing)
+    importing.set_defaults(run=run_import)
+    inspecting = what.add_parser("inspect", help="what a store holds")
+    inspecting.add_argument("store", type=absolute)
+    inspecting.set_defaults(run=run_inspect)
+    verifying = what.add_parser(
+        "verify", help="label some again", epilog=CONFIG_FLAGS, allow_abbrev=False
+    )
+    verifying.add_argument("store", type=absolute)
+    verifying.add_argument("--teacher", help="default: where the store says it was")
+    verifying.add_argument("--images", type=int, default=64, help="spread over the data set")
+    _add_teacher_flags(verifying)
+    verifying.set_defaults(run=run_verify)
+    args, rest = parser.parse_known_args(argv)
+    quiet_libraries()
+    with clear_errors():
+        args.run(parser, args, rest)
+
+
+def run_generate(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
+) -> None:
+    """Labels what is not labelled yet."""
+    config, source = _open(parser, rest)
+    if args.crops < 1:
+        raise UserError(f"--crops={args.crops} must be at least 1 of each image")
+    kept_classes(args.keep, len(source.class_names))
+    transform = train_transform(config.augment, config.model.image_size)
+    teacher = _teacher(args.teacher, args, config, source)
+    manifest = Manifest(
+        data=data_facts(config, source),
+        teacher=TeacherFacts(args.teacher, teacher.fingerprint, teacher.image_size),
+        law=crop_law(config),
+        temperature=config.distill.temperature,
+        keep=args.keep,
+        crops=args.crops,
+    )
+    generate(source, transform, teacher, manifest, args.out, hosts=args.shards, host=args.shard)
+    _print_outcome(args.out)
+
+
+def run_import(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Takes over published labels."""
+    config, source = _open(parser, rest)
+    folder = FkdFolder(args.folder, source)
+    first = folder[0]
+    manifest = Manifest(
+        data=data_facts(config, source),
+        teacher=TeacherFacts(str(args.folder), None, None),
+        law=CropLaw(config.model.image_size),
+        temperature=config.distill.temperature,
+        keep=first.keep,
+        crops=len(first.crops),
+    )
+
+    def records(numbers: range) -> Iterator[bytes]:
+        for number in numbers:
+            labels = folder[number]
+            if (labels.keep, len(labels.crops)) != (manifest.keep, manifest.crops):
+                raise UserError(
+                    f"the labels of {source.record_name(number)} are {labels.keep} of "
+                    f"{len(labels.crops)} crops, those of the first image {manifest.keep} of "
+                    f"{manifest.crops}; import files that are alike"
+                )
+            yield pack(manifest, labels.crops, labels.soft, labels.classes)
+
+    write_store(args.out, manifest, records, hosts=args.shards, host=args.shard)
+    _print_outcome(args.out)
+
+
+def run_inspect(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Prints what a store holds, complete or not."""
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    manifest = read_manifest(args.store)
+    if manifest is None:
+        raise UserError(f"{args.store} holds no soft labels; give the --out of a generate")
+    sizes = finished_shards(args.store, manifest)
+    images = sum(len(manifest.shard_range(shard)) for shard in sizes)
+    data, teacher, law = manifest.data, manifest.teacher, manifest.law
+    complete = "complete" if manifest.shard_bytes else "not complete, not to be trained on yet"
+    rows = {
+        "data set": f"{data.name} {data.split}, {data.examples:,} images, {data.classes:,} classes",
+        "coverage": f"{images:,} images ({images / data.examples:.1%}), {len(sizes):,} of "
+        f"{manifest.shards:,} shards; {complete}",
+        "crops": f"{manifest.crops} of each image, at {law.image_size} pixels",
+        "law": f"crop_scale {law.crop_scale}, crop_ratio {law.crop_ratio}, flip {law.flip}, "
+        f"seed {law.seed}"
+        if law.crop_scale
+        else "imported",
+        "keep": f"{manifest.keep}, temperature {manifest.temperature}",
+        "teacher": f"{teacher.path}, {_size(teacher.image_size)}",
+        "bytes": f"{sum(sizes.values()):,}, {manifest.crops * manifest.layout.itemsize:,} an image",
+    }
+    for title, text in rows.items():
+        print(f"{title:9} {text}")
+
+
+def run_verify(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Compares a store with its teacher and with the true classes."""
+    if args.images < 1:
+        raise UserError(f"--images={args.images} must be at least 1")
+    labels = open_soft_labels(args.store)
+    config, source = _open(parser, rest)
+    check_same_data(labels, source, config)
+    made = labels.manifest.teacher
+    path = args.teacher or (made.path if made.fingerprint else None)
+    teacher = None
+    if path:
+        config.distill.temperature = labels.manifest.temperature
+        teacher = _teacher(path, args, config, source)
+        if made.fingerprint not in (None, teacher.fingerprint):
+            raise UserError(
+                f"{path} is not the teacher of {args.store}, or is used otherwise (its weights, "
+                "groups, size or preprocessing differ); give --teacher and its flags as then"
+            )
+    found = verify(labels, source, teacher, args.images)
+    print(f"Compared {found['crops']:,} crops of {found['images']:,} images.")
+    if teacher:
+        print(f"Largest difference of a probability: {found['difference']:.2g}")
+    print(f"The teacher's best class is the true one: {found['accuracy']:.2%} of crops")
+
+
+def _add_store_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=absolute, required=True, help="folder of the store")
+    parser.add_argument("--shards", type=int, default=1, help="hosts that share the work")
+    parser.add_argument("--shard", type=int, default=0, help="which of them this is, from 0")
+
+
+def _add_teacher_flags(parser: argparse.ArgumentParser) -> None:
+    onnx = parser.add_argument_group(f"of a teacher {ONNX}FILE")
+    onnx.add_argument("--teacher_size", type=int, help="of its images, pixels; default: as stated")
+    for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        onnx.add_argument(
+            f"--teacher_{name}",
+            type=_three_numbers,
+            default=default,
+            metavar="R,G,B",
+            help=f"it sees (x / 255 - mean) / std; default: {','.join(map(str, default))}",
+        )
+    onnx.add_argument("--teacher_layout", choices=LAYOUTS, default="NCHW")
+    onnx.add_argument("--teacher_output", choices=("logits", "probabilities"), default="logits")
+
+
+def _three_numbers(text: str) -> tuple[float, ...]:
+    numbers = tuple(float(part) for part in text.split(","))
+    if len(numbers) != 3:
+        raise ValueError(text)
+    return numbers
+
+
+def _open(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[Any, Source]:
+    """The config that `rest` names, and its training images."""
+    parse_flags(_define_config, [parser.prog, *rest])
+    config = flags.FLAGS.config
+    check_numbers(config)
+    make_label_loss(config)  # checks the temperature
+    config_flag: Any = flags.FLAGS["config"]
+    workdir = absolute(default_workdir(config_flag.config_filename))
+    return config, open_split(config, workdir, config.data.train_split)
+
+
+def _teacher(path: str, args: argparse.Namespace, config: Any, source: Source) -> LabelTeacher:
+    classes = len(source.class_names)
+    if not path.startswith(ONNX):
+        check_class_names(path, source.class_names)
+        return CheckpointTeacher(path, config, create_from_config(config, classes))
+    return OnnxTeacher(
+        epath.Path(path.removeprefix(ONNX)).expanduser(),
+        classes,
+        size=args.teacher_size,
+        mean=args.teacher_mean,
+        std=args.teacher_std,
+        layout=args.teacher_layout,
+        probabilities=args.teacher_output == "probabilities",
+        temperature=config.distill.temperature,
+    )
+
+
+def _print_outcome(folder: epath.Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    if manifest.shard_bytes:
+        print(f"Complete: {folder}, {sum(manifest.shard_bytes):,} bytes")
+    else:
+        there = len(finished_shards(folder, manifest))
+        print(
+            f"This host's shards are in {folder}; {there} of {manifest.shards} are there, and the "
+            "other hosts' are still to come."
+        )
+
+
+def _size(image_size: int | None) -> str:
+    return f"at {image_size} pixels" if image_size else "imported labels"
+
+
+def _define_config() -> None:
+    from ml_collections import config_flags
+
+    from sret_jax.cli import DEFAULT_CONFIG
+
+    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose data: a file of configs/.")
+
+
+if __name__ == "__main__":
+    main()

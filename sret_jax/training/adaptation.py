@@ -1,0 +1,53 @@
+"""Trained weights fitted to a model of the same architecture with other image size or loops."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sret_jax.models.loops import with_loops
+from sret_jax.models.position import with_image_size
+from sret_jax.models.sret import STEM_STRIDE, SReT
+from sret_jax.training.pretrained import Shapes
+
+
+def as_saved(model: SReT, shapes: Shapes) -> SReT:
+    """The model with the classes, image size and loops that arrays on disk show.
+
+    Its attention is plain: groups do not show, and need not divide the tokens of another size.
+
+    Args:
+      model: whose architecture it is.
+      shapes: by path such as "params/head/bias"; what they do not show stays.
+    """
+    shown: dict[str, Any] = {}
+    if len(head := shapes.get("params/head/bias", ())) == 1:
+        shown["num_classes"] = head[0]
+    if len(position := shapes.get("params/pos_embed", ())) == 4:
+        shown["image_size"] = position[1] * STEM_STRIDE
+    nlls = shapes.get("params/stage0_block0/nll/residual/skip", ())
+    if len(nlls) == 1 and nlls[0] != model.loops // model.nll_every:
+        shown["loops"] = nlls[0] * model.nll_every
+    return model.clone(groups=((1,),) * len(model.groups), **shown)
+
+
+def adapt(saved: SReT, variables: Mapping[str, Any], model: SReT) -> dict[str, Any]:
+    """The weights with the model's image size and loops, by `with_image_size` and `with_loops`."""
+    saved, fitted = with_image_size(saved, variables, model.image_size)
+    return with_loops(saved, fitted, model.loops)[1]
+
+
+def changes(saved: SReT, model: SReT) -> list[str]:
+    """What `adapt` changes, in words."""
+    words = []
+    if saved.image_size != model.image_size:
+        old, new = (m.image_size // STEM_STRIDE for m in (saved, model))
+        words.append(
+            f"{model.image_size} pixels instead of {saved.image_size} (positions resized from "
+            f"{old}x{old} to {new}x{new})"
+        )
+    if saved.loops != model.loops:
+        rule = "later loops repeat the last NLL"
+        if model.loops < saved.loops:
+            rule = "the first NLLs stay"
+        loops = f"{model.loops} loop{'s' if model.loops > 1 else ''}"
+        words.append(f"{loops} instead of {saved.loops} ({rule})")
+    return words

@@ -1,0 +1,182 @@
+"""What a run starts from: fresh weights, or those of config.init_from fitted to its model."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import NamedSharding
+
+from sret_jax.checkpoints.manager import differences, read_weights, saved_shapes
+from sret_jax.checkpoints.torch_names import StateDictError, from_torch
+from sret_jax.checkpoints.weight_files import SUFFIXES, read_state_dict
+from sret_jax.errors import UserError, few
+from sret_jax.files import absolute
+from sret_jax.models.sret import SReT, abstract_variables
+from sret_jax.parallel.distributed import agreed
+from sret_jax.parallel.mesh import replicated, with_shardings
+from sret_jax.training.adaptation import adapt, as_saved, changes
+from sret_jax.training.experiment import Experiment
+from sret_jax.training.pretrained import (
+    Shapes,
+    class_names,
+    model_of_folder,
+    model_shapes,
+    split_step,
+)
+from sret_jax.training.saved_config import CONFIG_FILE
+from sret_jax.training.state import TrainState, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """Trained weights as they lie on disk.
+
+    Attributes:
+      model: of the run's architecture, with the classes, image size and loops of the weights.
+      variables: whole on every device, or NumPy arrays.
+      class_names: where they are kept.
+    """
+
+    model: SReT
+    variables: Variables
+    class_names: list[str] | None
+
+
+def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
+    """The state of step 0: that of a fresh run, its weights those of config.init_from if given.
+
+    The position array is resized to the run's image size and loops are fitted by `with_loops`; the
+    head is made anew where the classes are others, by name or, where no names are kept, by number.
+    BatchNorm's statistics are kept. The moving average starts from the same weights.
+
+    Args:
+      experiment: the run.
+      say: takes a sentence on what was loaded and what of it was changed.
+
+    Raises:
+      UserError: no readable weights there, or weights of another architecture.
+    """
+    config, model = experiment.config, experiment.model
+    if not config.init_from:
+        return experiment.init_state()
+    with _naming_init_from(config.init_from):
+        place = absolute(config.init_from)
+        if place.suffix in SUFFIXES:
+            saved = _read_file(place, model, ema=config.init_ema)
+        else:
+            target = replicated(experiment.mesh)
+            saved = _read_folder(place, model, target, ema=config.init_ema)
+    fresh = experiment.init_state()
+    same_classes = saved.model.num_classes == model.num_classes and (
+        saved.class_names in (None, experiment.eval_source.class_names)
+    )
+
+    def fit(weights: Variables, head: Any) -> tuple[Variables, Variables]:
+        weights = adapt(saved.model, weights, model)
+        if not same_classes:
+            weights["params"] = {**weights["params"], "head": head}
+        return weights, jax.tree.map(jnp.copy, weights)  # donation may not meet one buffer twice
+
+    shardings = experiment.shardings
+    variables, ema = jax.jit(fit, out_shardings=(shardings.variables, shardings.ema))(
+        saved.variables, fresh.variables["params"]["head"]
+    )
+    changed = changes(saved.model, model)
+    if not same_classes:
+        changed.append(
+            f"a new head for {model.num_classes} classes, not the {saved.model.num_classes} there"
+        )
+    say(f"Starting from {place}" + (f", with {'; '.join(changed)}" if changed else "") + ".")
+    return fresh.replace(variables=variables, ema=ema)
+
+
+@contextlib.contextmanager
+def _naming_init_from(path: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as e:
+        raise type(e)(f"config.init_from={path}: {e}") from e
+
+
+def _read_folder(place: epath.Path, like: SReT, target: NamedSharding, *, ema: bool) -> Saved:
+    """The weights of a workdir, of one of its steps, or of a converted checkpoint."""
+    workdir, step = split_step(place)
+    with agreed():
+        if not workdir.exists():
+            raise UserError(f"there is no {workdir}; correct the path")
+        shapes = saved_shapes(workdir, step)
+        model = as_saved(like, shapes)
+        _check_shapes(shapes, model)
+        if (workdir / CONFIG_FILE).exists():
+            _check_architecture(model_of_folder(workdir, step=step), like)
+        names = class_names(place)
+    abstract = abstract_variables(model)
+    targets = with_shardings(abstract, jax.tree.map(lambda _: target, abstract))
+    _, weights = read_weights(workdir, targets, step)
+    which = "eval_ema" if ema else "eval"
+    with agreed():
+        if which not in weights:
+            raise UserError("there are no averaged weights; set config.init_ema=False")
+    return Saved(model, weights[which], names)
+
+
+def _read_file(place: epath.Path, like: SReT, *, ema: bool) -> Saved:
+    """The weights under the published names in a file."""
+    with agreed():
+        if not place.exists():
+            raise UserError("there is no such file; correct the path")
+        if ema:
+            raise UserError("a file holds no averaged weights; set config.init_ema=False")
+        state_dict = read_state_dict(place)
+        model = as_saved(like, _shown_by(state_dict, like))
+        try:
+            return Saved(model, from_torch(state_dict, model), None)
+        except StateDictError as e:
+            raise _other_architecture(e.problems) from e
+        except ValueError as e:
+            raise UserError(str(e)) from e
+
+
+def _shown_by(state_dict: Mapping[str, Any], like: SReT) -> Shapes:
+    """What published names and shapes tell of a model's sizes, as `as_saved` takes it."""
+    shapes = {
+        path: tuple(getattr(state_dict.get(name), "shape", ()))
+        for path, name in (("params/head/bias", "head.bias"), ("params/pos_embed", "pos_embed"))
+    }
+    if len(position := shapes["params/pos_embed"]) == 4:
+        batch, channels, height, width = position
+        shapes["params/pos_embed"] = (batch, height, width, channels)
+    first_stage = re.compile(r"transformers\.0\.blocks\.(\d+)\.")  # F, NLL, F, NLL, ...
+    layers = {match[1] for name in state_dict if (match := first_stage.match(name))}
+    nlls, left = divmod(len(layers), 2 * like.blocks[0])
+    if nlls and not left:
+        shapes["params/stage0_block0/nll/residual/skip"] = (nlls,)
+    return shapes
+
+
+def _check_shapes(shapes: Shapes, model: SReT) -> None:
+    if problems := differences(dict(shapes), model_shapes(model)):
+        raise _other_architecture(problems)
+
+
+def _check_architecture(there: SReT, here: SReT) -> None:
+    """Raises UserError for what arrays of the same shapes do not tell."""
+    problems = [
+        f"{field} is {getattr(there, field)} there, {getattr(here, field)} here"
+        for field in ("heads", "dim", "nll_every")
+        if getattr(there, field) != getattr(here, field)
+    ]
+    if problems:
+        raise _other_architecture(problems)
+
+
+def _other_architecture(problems: list[str]) -> UserError:
+    return UserError(
+        f"these weights are of another architecture than config.model ({few(problems, 4)}); give "
+        "the config.model that they were trained with, or other weights"
+    )

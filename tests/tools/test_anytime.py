@@ -1,0 +1,44 @@
+"""The table of accuracy over loops, of a real checkpoint."""
+
+import contextlib
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.tools import anytime
+from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.training.config_model import create_from_config
+from sret_jax.training.flops import model_macs
+
+
+def test_each_number_of_loops_is_a_row_of_its_cost_and_accuracy(tiny_config, tmp_path, capsys):
+    tiny_config.model.update(blocks=(1,), groups=((1,),), heads=(2,))
+    model = create_from_config(tiny_config, num_classes=10)
+    weights = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 16, 16, 3)))
+    workdirs = [tmp_path / "mixed-0", tmp_path / "mixed-1"]
+    for workdir in workdirs:
+        with contextlib.closing(Checkpoints(epath.Path(workdir))) as checkpoints:
+            checkpoints.save(1, {"model": weights})
+        (workdir / "config.json").write_text(json.dumps(tiny_config.to_dict()))
+    figures, picture = tmp_path / "rows.json", tmp_path / "rows.png"
+    anytime.main([*map(str, workdirs), "--loops=3,1", f"--json={figures}", f"--picture={picture}"])
+    rows = json.loads(figures.read_text())
+    assert [(row["run"], row["loops"]) for row in rows] == [("mixed", 1), ("mixed", 3)]
+    tiny_config.model.loops = 3
+    top1 = evaluate_checkpoint(tiny_config, epath.Path(workdirs[0]))["eval"]["top1"]
+    assert rows[1]["top1"] == [top1, top1] != rows[0]["top1"]
+    assert rows[1]["gmacs"] == model_macs(model.clone(loops=3)) / 1e9
+    assert picture.stat().st_size > 5_000
+    assert f"{100 * top1:.2f}% +- 0.00" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loops", ["", "0", "1,,2", "two"])
+def test_loops_that_do_not_read_are_refused(loops, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        anytime.main([str(tmp_path), f"--loops={loops}"])
+    assert stopped.value.code == 2
+    assert f"--loops={loops} should read like --loops=1,2,3" in capsys.readouterr().err

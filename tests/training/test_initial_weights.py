@@ -1,0 +1,173 @@
+"""Runs that start from the weights of another."""
+
+import contextlib
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import save_file
+
+import sret_jax
+from configs import quickstart
+from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.errors import UserError
+from sret_jax.models.loops import with_loops
+from sret_jax.models.position import resize_position
+from sret_jax.training.config_model import create_from_config
+from sret_jax.training.experiment import open_experiment
+from sret_jax.training.initial_weights import initial_state
+
+
+def make_config(digits_dir, **model):
+    config = quickstart.get_config()
+    tiny = dict(image_size=16, groups=((2, 1), (1, 1)), heads=(2, 4), dim=8)
+    config.model.update({**tiny, **model})
+    config.epochs = 1.0
+    config.batch_size = config.eval_batch_size = 64
+    config.data.data_dir = str(digits_dir)
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(digits_dir, tmp_path_factory):
+    """A workdir as a run leaves it at step 2, its weights and their average."""
+    workdir = epath.Path(tmp_path_factory.mktemp("run"))
+    config = make_config(digits_dir)
+    model = create_from_config(config, num_classes=10)
+    raw = jax.jit(model.init)(jax.random.key(7), jnp.zeros((1, 16, 16, 3)))
+    average = jax.tree.map(lambda x: x + 1, raw)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        checkpoints.save(2, {"model": raw, "ema": average})
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    (workdir / "class_names.json").write_text(json.dumps([str(i) for i in range(10)]))
+    return workdir, raw, average
+
+
+@pytest.fixture
+def start(digits_dir, tmp_path):
+    """Begins a run, not a step of it, from a path; gives its experiment, state and sentence."""
+
+    def start(path, *, fsdp=1, init_ema=False, **model):
+        config = make_config(digits_dir, **model)
+        config.update(init_from=str(path), init_ema=init_ema, fsdp=fsdp)
+        experiment = open_experiment(config, epath.Path(tmp_path) / "new")
+        said = []
+        return experiment, initial_state(experiment, said.append), " ".join(said)
+
+    return start
+
+
+def assert_equal(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(tree), jax.device_get(expected))
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_run_starts_from_raw_or_averaged_weights_and_so_does_its_average(run, start, ema):
+    workdir, raw, average = run
+    _, state, said = start(workdir / "checkpoints" / "2", init_ema=ema)
+    assert said == f"Starting from {workdir}/checkpoints/2."
+    assert_equal(state.variables, average if ema else raw)
+    assert_equal(state.ema, state.variables)
+    assert int(state.step) == 0 and not np.any(jax.tree.leaves(state.opt_state)[1])
+
+
+def test_another_size_and_other_loops_keep_the_rest_and_lie_split_over_devices(run, start):
+    workdir, raw, _ = run
+    experiment, state, said = start(workdir, fsdp=4, image_size=32, loops=3)
+    assert "32 pixels instead of 16 (positions resized from 2x2 to 4x4); 3 loops" in said
+    _, expected = with_loops(sret_jax.load(workdir)[0], raw, 3)
+    position = resize_position(expected["params"].pop("pos_embed"), 4)
+    params = state.variables["params"]
+    np.testing.assert_allclose(params.pop("pos_embed"), position, atol=1e-6)
+    assert_equal(state.variables, expected)
+    kernel = params["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
+    assert (
+        kernel.sharding
+        == experiment.shardings.variables["params"]["stage1_block0"]["block"]["mlp"]["fc1"][
+            "kernel"
+        ]
+    )
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_other_classes_get_a_fresh_head(run, start, tmp_path):
+    workdir, raw, _ = run
+    _, state, said = start(workdir, num_classes=12)
+    assert "a new head for 12 classes, not the 10 there" in said
+    assert state.variables["params"].pop("head")["kernel"].shape == (32, 12)
+    raw = {**raw, "params": {k: v for k, v in raw["params"].items() if k != "head"}}
+    assert_equal(state.variables, raw)
+
+    renamed = tmp_path / "renamed"
+    shutil.copytree(workdir / "checkpoints", renamed / "checkpoints")
+    (renamed / "class_names.json").write_text(json.dumps(list("abcdefghij")))
+    _, state, said = start(renamed)
+    assert "a new head for 10 classes, not the 10 there" in said
+
+
+def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, tmp_path):
+    workdir, raw, _ = run
+    model, _ = sret_jax.load(workdir)
+    save_file(sret_jax.to_torch(raw, model), tmp_path / "weights.safetensors")
+    _, state, said = start(tmp_path / "weights.safetensors", image_size=32)
+    assert "32 pixels instead of 16" in said
+    assert_equal(state.variables["batch_stats"], raw["batch_stats"])
+    assert_equal(state.variables["params"]["head"], raw["params"]["head"])
+
+    _, other, said = start(tmp_path / "weights.safetensors", loops=1)
+    assert "1 loop instead of 2 (the first NLLs stay)" in said
+    # No config.json there.
+    shutil.copytree(workdir / "checkpoints", tmp_path / "converted" / "checkpoints")
+    assert_equal(start(tmp_path / "converted", loops=1)[1].variables, other.variables)
+
+
+def test_a_run_of_the_head_alone_resumes_when_what_it_started_from_is_gone(
+    run, digits_dir, tmp_path, capsys
+):
+    gone = tmp_path / "gone"
+    shutil.copytree(run[0], gone)
+    config = make_config(digits_dir)
+    config.init_from, config.stop_at_step = str(gone), 1
+    config.optim.freeze_backbone = True
+    sret_jax.fit(config, tmp_path / "tuned")
+    shutil.rmtree(gone)
+    config.stop_at_step = 2
+    assert sret_jax.fit(config, tmp_path / "tuned")["step"] == 2
+    said = capsys.readouterr().out
+    assert said.count("Starting from") == 1 and "at step 1." in said
+    _, tuned = sret_jax.load(tmp_path / "tuned")
+    heads = [variables["params"]["head"] for variables in (tuned, run[1])]
+    assert not np.allclose(*(head["kernel"] for head in heads))
+    tuned["params"]["head"] = heads[1]
+    assert_equal(tuned, run[1])
+    assert "Worst classes: " in said
+    assert json.loads((tmp_path / "tuned" / "per_class.json").read_text())["step"] == 2
+    with pytest.raises(UserError, match="init_from=.*gone: there is no .*gone; correct the path"):
+        sret_jax.fit(config, tmp_path / "another")
+
+
+def test_what_cannot_be_started_from_is_said_in_a_sentence(run, start, tmp_path):
+    workdir, raw, _ = run
+    save_file(sret_jax.to_torch(raw, sret_jax.load(workdir)[0]), tmp_path / "weights.safetensors")
+    shutil.copytree(workdir / "checkpoints", tmp_path / "converted" / "checkpoints")
+    shutil.rmtree(tmp_path / "converted" / "checkpoints" / "2" / "ema")
+    for path, changed, sentence in (
+        (tmp_path / "none.pth", {}, "there is no such file; correct the path"),
+        (tmp_path, {}, "holds no checkpoints/"),
+        (workdir / "checkpoints" / "11", {}, r"no readable step 11; there are \[2\]"),
+        (
+            workdir,
+            dict(mlp_ratio=3.0),
+            "another arch.*fc1/bias is .32,. there, .48,. here",
+        ),
+        (workdir, dict(heads=(4, 8), dim=4), r"heads is \(2, 4\) there, \(4, 8\) here"),
+        (tmp_path / "weights.safetensors", dict(mlp_ratio=3.0), "another arch.*mlp.fc1.*expected"),
+        (tmp_path / "weights.safetensors", dict(init_ema=True), "set config.init_ema=False"),
+        (tmp_path / "converted", dict(init_ema=True), "set config.init_ema=False"),
+    ):
+        with pytest.raises(UserError, match=f"^config.init_from={path}: .*{sentence}"):
+            start(path, **changed)
