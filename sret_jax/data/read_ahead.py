@@ -1,6 +1,5 @@
 """Reading chunks of samples before they are needed, within a bound, in threads or processes."""
 
-import ctypes
 import dataclasses
 import multiprocessing
 import os
@@ -10,6 +9,7 @@ import sys
 import grain
 from absl import flags
 
+from sret_jax.parallel.freed_memory import keep_buffers
 from sret_jax.parallel.processes import die_with_parent
 
 LARGEST_CHUNK = 32  # rows; larger ones gain no speed
@@ -55,7 +55,7 @@ class ReadAhead:
 
     def read(self, chunks: grain.MapDataset) -> grain.IterDataset:
         """The chunks in their order, read ahead."""
-        _keep_freed_memory()
+        keep_buffers()
         if not self.workers:
             threads = min(available_cores(), self.ahead)
             return chunks.to_iter_dataset(grain.ReadOptions(threads, self.ahead))
@@ -82,18 +82,6 @@ def _start_worker(worker: int, workers: int) -> None:
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):  # which may be sent to the whole group
         signal.signal(number, signal.SIG_IGN)
-    _keep_freed_memory()
+    keep_buffers()
     if parent := multiprocessing.parent_process():
         die_with_parent(parent.pid or 0, patience=LAST_ARRAY_SECONDS)
-
-
-def _keep_freed_memory() -> None:
-    """Makes glibc reuse freed image buffers, which it else returns to the kernel each time.
-
-    Faulting them in again costs a tenth of the pipeline's time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 32 << 20)
-        mallopt(m_trim_threshold, 256 << 20)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_attention import fused_attention
+from sret_jax.models.fused_attention import can_permute, fused_attention
 from sret_jax.models.kernels import Kernels
 from sret_jax.models.layers import linear
 
@@ -60,24 +60,37 @@ class SlicedAttention(nn.Module):
         self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
     ) -> jax.Array:
         channels = x.shape[-1]
-        if permutation is not None:
-            x = _take_tokens(x, permutation)
         qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)  # (B, N, 3C)
-        out = self._attend(qkv, groups)  # (B, N, C)
-        if permutation is not None:
-            out = _take_tokens(out, jnp.argsort(permutation))
+        out = self._attend(qkv, permutation, groups)  # (B, N, C)
         return linear(channels, channels, dtype=self.dtype, name="proj")(out)
 
-    def _attend(self, qkv: jax.Array, groups: int) -> jax.Array:
-        plain = partial(plain_attention, heads=self.heads, groups=groups)
+    def _attend(self, qkv: jax.Array, permutation: jax.Array | None, groups: int) -> jax.Array:
+        plain = permuted(partial(plain_attention, heads=self.heads, groups=groups))
         if self.is_initializing():
-            return plain(qkv)
+            return plain(qkv, permutation)
 
-        def kernel(qkv: jax.Array, interpret: bool) -> jax.Array:
-            return fused_attention(qkv, self.heads, groups, interpret)
+        def kernel(qkv: jax.Array, permutation: jax.Array | None, interpret: bool) -> jax.Array:
+            static = dict(heads=self.heads, groups=groups, interpret=interpret)
+            if can_permute(qkv):
+                return fused_attention(qkv, permutation, **static)
+            return permuted(partial(fused_attention, permutation=None, **static))(qkv, permutation)
 
         attend = self.kernels.choose(self.kernels.attention, kernel, plain, images=1)
-        return attend(qkv)
+        return attend(qkv, permutation)
+
+
+def permuted(
+    attend: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
+    """`attend` on permuted tokens; what comes out is in the order of what went in."""
+
+    def run(qkv: jax.Array, permutation: jax.Array | None) -> jax.Array:
+        if permutation is None:
+            return attend(qkv)
+        out = attend(_take_tokens(qkv, permutation))
+        return _take_tokens(out, jnp.argsort(permutation))
+
+    return run
 
 
 def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:

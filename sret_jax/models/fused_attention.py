@@ -9,7 +9,8 @@ The backward pass computes P again from Q and K instead of storing it:
     dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)) / sqrt(d),  dQ = dS K,  dK = dS^T Q.
 
 A grid step holds one image with all its slices and heads, so neither need fit the memory's tiles,
-and each operand is read and written once.
+and each operand is read and written once. It brings the tokens into the slices' order and back
+itself, so that main memory holds them in raster order only.
 """
 
 import functools
@@ -21,45 +22,61 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import cost, dot
+from sret_jax.models.kernels import LANES, cost, dot
+from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
 MOST_SCORES = 1 << 19  # of one head that are in fast memory at once
+MOST_BYTES = 12 << 20  # of all else there, where chips let a kernel have 16 MiB
 
 Shape = jax.Array | jax.ShapeDtypeStruct
+Residuals = tuple[jax.Array, jax.Array | None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def fused_attention(qkv: jax.Array, heads: int, groups: int, interpret: bool) -> jax.Array:
-    """Attention inside each of `groups` equal slices of the tokens, for all heads.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def fused_attention(
+    qkv: jax.Array, permutation: jax.Array | None, heads: int, groups: int, interpret: bool
+) -> jax.Array:
+    """Attention inside each of `groups` equal slices of the permuted tokens, for all heads.
 
     Args:
       qkv: (B, N, 3 * heads * d): queries, keys and values, each with its heads side by side.
+      permutation: (N,): the slices' i-th token is permutation[i] of qkv; None: it is the i-th. It
+        needs an array that `can_permute` takes.
       heads: that share the channels.
       groups: slices; they must divide N.
       interpret: runs the kernel step by step on any device.
 
     Returns:
-      (B, N, heads * d) in qkv's dtype; scores and softmax are float32.
+      (B, N, heads * d) in qkv's dtype and order of tokens; scores and softmax are float32.
     """
-    return _forward(qkv, heads, groups, interpret)[0]
+    return _forward(qkv, permutation, heads, groups, interpret)[0]
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def can_permute(qkv: Shape) -> bool:
+    """Whether fast memory holds the operands (twice, for the next image) and what permutes them."""
+    tokens, columns = qkv.shape[1], pl.cdiv(qkv.shape[2], LANES) * LANES
+    operands_and_copies, planes = 6 * qkv.dtype.itemsize, 2 * 4  # bytes for each element of qkv
+    return tokens * columns * (operands_and_copies + planes) <= MOST_BYTES
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _forward(
-    qkv: jax.Array, heads: int, groups: int, interpret: bool
-) -> tuple[jax.Array, jax.Array]:
+    qkv: jax.Array, permutation: jax.Array | None, heads: int, groups: int, interpret: bool
+) -> tuple[jax.Array, Residuals]:
     batch, tokens, channels = qkv.shape
     out = jax.ShapeDtypeStruct((batch, tokens, channels // 3), qkv.dtype)
-    call = _kernel_call(_forward_kernel, (qkv,), out, heads, groups, 2, interpret)
-    return call(qkv), qkv
+    call = _kernel_call(_forward_kernel, (qkv,), out, permutation, heads, groups, 2, interpret)
+    return call(qkv), (qkv, permutation)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(
-    heads: int, groups: int, interpret: bool, qkv: jax.Array, d_out: jax.Array
-) -> tuple[jax.Array]:
-    call = _kernel_call(_backward_kernel, (qkv, d_out), qkv, heads, groups, 5, interpret)
-    return (call(qkv, d_out),)
+    heads: int, groups: int, interpret: bool, residuals: Residuals, d_out: jax.Array
+) -> tuple[jax.Array, None]:
+    qkv, permutation = residuals
+    operands = (qkv, d_out)
+    call = _kernel_call(_backward_kernel, operands, qkv, permutation, heads, groups, 5, interpret)
+    return call(*operands), None
 
 
 fused_attention.defvjp(_forward, _backward)
@@ -69,6 +86,7 @@ def _kernel_call(
     kernel: Callable,
     operands: tuple[Shape, ...],
     out: Shape,
+    permutation: jax.Array | None,
     heads: int,
     groups: int,
     matmuls: int,
@@ -77,20 +95,49 @@ def _kernel_call(
     """Runs `kernel`, which makes `matmuls` products of (n, n) with d for each slice and head."""
     batch, tokens, channels = operands[0].shape
     scores = batch * heads * tokens * (tokens // groups)
-    return pl.pallas_call(
-        functools.partial(kernel, heads=heads, groups=groups),
+    kernel = functools.partial(kernel, heads=heads, groups=groups)
+    order: tuple[jax.Array, ...] = ()
+    scratch: list[Any] = []
+    if permutation is not None:
+        order = (permutation.astype(jnp.int32)[None],)
+        kernel = functools.partial(_in_slices, kernel)
+        copies = [pltpu.VMEM(x.shape[1:], x.dtype) for x in operands]
+        scratch = [*row_planes(tokens, channels), *copies]
+    call = pl.pallas_call(
+        kernel,
         grid=(batch,),
-        in_specs=[_image(x) for x in operands],
+        in_specs=[*map(_order, order), *map(_image, operands)],
         out_specs=_image(out),
         out_shape=jax.ShapeDtypeStruct(out.shape, out.dtype),
-        cost_estimate=cost(matmuls * scores * channels // (3 * heads), scores, (*operands, out)),
+        scratch_shapes=scratch,
+        cost_estimate=cost(
+            matmuls * scores * channels // (3 * heads), scores, (*order, *operands, out)
+        ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         interpret=interpret,
     )
+    return functools.partial(call, *order)
+
+
+def _order(order: Shape) -> pl.BlockSpec:
+    return pl.BlockSpec(order.shape, lambda image: (0, 0), memory_space=pltpu.SMEM)
 
 
 def _image(x: Shape) -> pl.BlockSpec:
     return pl.BlockSpec((None, *x.shape[1:]), lambda image: (image, 0, 0))
+
+
+def _in_slices(kernel: Callable, order: Any, *refs: Any) -> None:
+    """Runs `kernel` on copies of its inputs with the tokens in the slices' order.
+
+    Results go where they come from, Q's columns or those of Q, K and V, once these are read.
+    """
+    count = len(refs) // 2
+    (*inputs, out), planes, copies = refs[:count], refs[count : count + 2], refs[count + 2 :]
+    for source, copy in zip(inputs, copies, strict=True):
+        gather_rows(order, source, copy, planes)
+    kernel(*copies, copies[0])
+    scatter_rows(order, copies[0], out, planes)
 
 
 def _forward_kernel(qkv_ref: Any, out_ref: Any, *, heads: int, groups: int) -> None:

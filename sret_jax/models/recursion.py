@@ -12,6 +12,7 @@ axis and handed to the scan as its inputs, so trace, compilation and backward co
 nothing but the period of the recursion, lcm(len(groups), n) applications.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -29,6 +30,9 @@ from sret_jax.models.remat import remat, scan_cycles, segment_length
 from sret_jax.models.residual_mlp import ResidualMLP
 
 REMAT = ("none", "dots", "block", "full")
+
+Each = dict[str, Any]  # keys and probe of each application
+Inputs = tuple[Each, dict]  # these and the parameters of each NLL, stacked
 
 
 class SharedBlock(nn.Module):
@@ -129,60 +133,109 @@ class RecursiveBlock(nn.Module):
         count = self.loops // self.nll_every
         nll_params = self.param("nll", _init_stacked(nll, count, x.shape[-1]))
 
-        choice = self.permutation or ("random" if train else "fixed")
-        draw = PERMUTATIONS[choice] if isinstance(choice, str) else choice
-        permutes = any(g > 1 for g in self.groups[1 : self.loops])
-        drops = train and self.drop_path_rate > 0
-        keys = {
-            "permutation": self._keys("permutation", needed=permutes and choice == "random"),
-            "drop_path": self._keys("drop_path", needed=True) if drops else None,
+        permutation = self.permutation or ("random" if train else "fixed")
+        each = {
+            "permutation": self._permutation_keys(permutation),
+            "drop_path": self._drop_path_keys(train),
+            "probe": self.get_variable("probes", "gradient_norm"),
         }
+        return self._recur(block, nll, permutation, x, (each, nll_params))
 
-        length = len(self.groups)
-        period = math.lcm(length, self.nll_every)
+    def _recur(
+        self,
+        block: SharedBlock,
+        nll: ResidualMLP,
+        permutation: str | PermutationFn,
+        x: jax.Array,
+        inputs: Inputs,
+    ) -> jax.Array:
+        """Scans over whole cycles; the loops that are left over follow one by one."""
+        period = math.lcm(len(self.groups), self.nll_every)
         cycles, leftover = divmod(self.loops, period)
         segment = segment_length(cycles) if self.remat == "full" else None
-        by_part = self.remat in ("dots", "block") or (segment or 0) * period > 2
-        remat_part = functools.partial(remat, dots=self.remat == "dots") if by_part else _as_is
+        draw = PERMUTATIONS[permutation] if isinstance(permutation, str) else permutation
+        remat_part = self._remat_part(applications=(segment or 0) * period)
+        cycle = Cycle(self.groups, self.nll_every, nll, draw, remat_part)
 
-        def apply_block(block, x, keys, *, i):
-            g = self.groups[i % length]
-            permute = i % length > 0 and g > 1
-            permutation = draw(keys["permutation"], x.shape[1]) if permute else None
-            return block(x, groups=g, permutation=permutation, key=keys["drop_path"])
-
-        def apply_nll(_, x, params):
-            return nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
-
-        def apply(block, x, inputs, *, applications=period):
-            each, nll_params = inputs
-            for i in range(applications):
-                own = _at(each, i)
-                x = remat_part(functools.partial(apply_block, i=i))(block, x, own)
-                if (i + 1) % self.nll_every == 0:
-                    x = remat_part(apply_nll)(block, x, _at(nll_params, i // self.nll_every))
-                if own["probe"] is not None:
-                    x = probe_gradient(x, own["probe"])
-            return x, None
-
-        each = {**keys, "probe": self.get_variable("probes", "gradient_norm")}
-        inputs = (each, nll_params)
-        counts = (period, period // self.nll_every)  # of one cycle
+        counts = (period, period // self.nll_every)  # of applications and NLLs in one cycle
         if cycles:
             whole = tuple(_cycles(tree, cycles, n) for tree, n in zip(inputs, counts, strict=True))
-            x = scan_cycles(apply, block, x, whole, segment=segment, unroll=self.unroll)
+            x = scan_cycles(cycle.apply, block, x, whole, segment=segment, unroll=self.unroll)
         if leftover:
-            rest = tuple(
+            each, nll_params = (
                 _at(tree, slice(cycles * n, None)) for tree, n in zip(inputs, counts, strict=True)
             )
-            x, _ = apply(block, x, rest, applications=leftover)
+            x, _ = cycle.apply(block, x, (each, nll_params))
         return x
 
-    def _keys(self, stream: str, *, needed: bool) -> jax.Array:
-        """One key per application, made here so that no way of scanning changes the draws."""
+    def _remat_part(self, *, applications: int) -> Callable[[Callable], Callable]:
+        """How F and NLL are computed again, where a segment has that many applications."""
+        if self.remat in ("dots", "block") or applications > 2:
+            return functools.partial(remat, dots=self.remat == "dots")
+        return lambda part: part
+
+    def _permutation_keys(self, permutation: str | PermutationFn) -> jax.Array:
+        needed = permutation == "random" and any(g > 1 for g in self.groups[1 : self.loops])
         # Where none is needed, none need be passed.
-        key = self.make_rng(stream) if needed or self.has_rng(stream) else jax.random.key(0)
+        given = needed or self.has_rng("permutation")
+        return self._split(self.make_rng("permutation") if given else jax.random.key(0))
+
+    def _drop_path_keys(self, train: bool) -> jax.Array | None:
+        drops = train and self.drop_path_rate > 0
+        return self._split(self.make_rng("drop_path")) if drops else None
+
+    def _split(self, key: jax.Array) -> jax.Array:
+        """One key per application, made before any scan so that no way of it changes the draws."""
         return jax.random.split(key, self.loops)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycle:
+    """The applications after which groups and NLLs start over, the body of the scan.
+
+    Attributes:
+      groups: of one application after another, over and over.
+      nll_every: applications of F to an NLL.
+      nll: the non-linear layer, without parameters.
+      draw: makes the permutation of a key.
+      remat: makes F and NLL ones that the backward pass computes again, or leaves them as they are.
+    """
+
+    groups: tuple[int, ...]
+    nll_every: int
+    nll: ResidualMLP
+    draw: PermutationFn
+    remat: Callable[[Callable], Callable]
+
+    def apply(self, block: Any, x: jax.Array, inputs: Inputs) -> tuple[jax.Array, None]:
+        """The cycle, or as many of its first applications as there are inputs for.
+
+        Args:
+          block: F, a `SharedBlock`.
+          x: (B, N, C).
+          inputs: of each application and of each NLL.
+        """
+        each, nll_params = inputs
+        for i in range(len(each["permutation"])):
+            own = _at(each, i)
+            x = self.remat(functools.partial(self._apply_block, i=i))(block, x, own)
+            if (i + 1) % self.nll_every == 0:
+                x = self.remat(self._apply_nll)(block, x, _at(nll_params, i // self.nll_every))
+            if own["probe"] is not None:
+                x = probe_gradient(x, own["probe"])
+        return x, None
+
+    def _apply_block(self, block: SharedBlock, x: jax.Array, own: Each, *, i: int) -> jax.Array:
+        turn = i % len(self.groups)
+        groups = self.groups[turn]
+        permutes = turn > 0 and groups > 1
+        permutation: Any = self.draw(own["permutation"], x.shape[1]) if permutes else None
+        return block(x, groups=groups, permutation=permutation, key=own["drop_path"])
+
+    def _apply_nll(self, block: SharedBlock, x: jax.Array, params: dict) -> jax.Array:
+        del block  # of which `remat` takes one
+        out: Any = self.nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
+        return out
 
 
 @jax.custom_vjp
@@ -202,10 +255,6 @@ def _probe_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 probe_gradient.defvjp(_probe_forward, _probe_backward)
-
-
-def _as_is(part: Callable) -> Callable:
-    return part
 
 
 def _at(tree: Any, index: int | slice) -> Any:

@@ -7,6 +7,8 @@ python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folde
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --against=torch --json=FILE
+python -m sret_jax.tools.benchmark plot FILE FILE --plot=FILE.png
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark remat --config=configs/sret_t.py --plot=FILE.png
@@ -63,11 +65,18 @@ def main(argv: list[str] | None = None) -> None:
         step.add_argument("--rounds", type=int, default=9, help="of which the median counts")
         step.add_argument("--steps", type=int, default=3, help="of a round, at least")
         step.add_argument("--json", type=epath.Path, help="also write the figures here")
+        step.add_argument(
+            "--against", choices=["torch"], help="measure this too: eager and compiled"
+        )
         step.set_defaults(run=run_step)
         if name == "train":
             step.add_argument(
                 "--topology", help="compile for v5e:1x1, say, and count bytes; measures nothing"
             )
+    plot = what.add_parser("plot", help="draws what train and infer wrote")
+    plot.add_argument("files", nargs="+", type=epath.Path, help="their --json files")
+    plot.add_argument("--plot", type=epath.Path, required=True, help="a PNG")
+    plot.set_defaults(run=run_plot)
     slicing = what.add_parser(
         "slicing",
         help="what slicing saves: multiply-accumulates and time",
@@ -155,8 +164,18 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
         train=args.what == "train",
         rounds=args.rounds,
         steps=args.steps,
+        against=args.against,
         json_file=args.json,
     )
+
+
+def run_plot(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+    """Draws the shares that earlier runs wrote."""
+    from sret_jax.tools.speed_plot import plot_shares
+
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    plot_shares(args.files, args.plot)
 
 
 def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.models.kernels import IMPLEMENTATIONS
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.tools.compilation import Compilation, DoesNotFit, compile_step
 from sret_jax.tools.planning import data_sizes, progress
@@ -36,6 +37,8 @@ def benchmark_bytes(
     name = config.model.name
     report = {
         "model": name,
+        "attention": config.model.attention or IMPLEMENTATIONS[0],
+        "mlp": config.model.mlp or IMPLEMENTATIONS[0],
         "topology": topology,
         "dtype": config.model.dtype,
         "batch_size": config.batch_size,

@@ -23,7 +23,7 @@ from sret_jax.files import write_json
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.tools.label_writing import most_probable, pack, write_store
 from sret_jax.tools.photographs import Photographs, make_photographs
-from sret_jax.tools.speed_benchmark import Spread, check_counts, measure
+from sret_jax.tools.speed_benchmark import check_counts, measure, spread
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import build_computation
 from sret_jax.training.stored_labels import UNCHANGED, crop_law, data_facts
@@ -63,8 +63,9 @@ def benchmark_labels(
         store = epath.Path(folder) / "labels"
         variants = list(make_variants(config, store))
         write_random_labels(variants[0].config, store, source)
-        step_seconds = measure([TrainStep(v, source) for v in variants], rounds, steps)
+        timings = measure([TrainStep(v, source) for v in variants], rounds, steps)
         rates = loader_rates(variants, source, rounds, samples)
+    step_seconds = [[taken.seconds for taken in of_variant] for of_variant in timings]
     report = {
         "model": config.model.name,
         "image_size": config.model.image_size,
@@ -74,9 +75,9 @@ def benchmark_labels(
         "rounds": rounds,
         "variants": {
             variant.title: {
-                "step_seconds": dataclasses.asdict(Spread.of(seconds)),
+                "step_seconds": spread(seconds),
                 "step_ratio": median_ratio(seconds, step_seconds[0]),
-                "images_per_second": dataclasses.asdict(Spread.of(rate)),
+                "images_per_second": spread(rate),
                 "loader_ratio": median_ratio(rate, rates[0]),
             }
             for variant, seconds, rate in zip(variants, step_seconds, rates, strict=True)

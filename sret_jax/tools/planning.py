@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import math
 import sys
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from sret_jax.tools.compilation import (
     state_bytes,
 )
 from sret_jax.tools.fitting import largest_batch
+from sret_jax.tools.plan_report import print_report
 from sret_jax.tools.roofline import FORMULA, roofline
 from sret_jax.tools.topology import Topology, open_topology
 from sret_jax.training.checks import check_numbers
@@ -42,7 +42,6 @@ from sret_jax.training.experiment import (
 from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
 
-GIB = 2**30
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -248,115 +247,3 @@ def progress(what: str) -> Iterator[None]:
         thread.join()
         if live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """The plan as people read it."""
-    lines = [*_sizes(report)]
-    if "memory" in report:
-        lines += _traffic(report)
-    if "estimate" in report:
-        lines += _estimate(report)
-    for name, text in lines:
-        print(f"{name:18}{text}")
-    print(_verdict(report))
-
-
-def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    mesh = report["mesh"]
-    yield (
-        "topology",
-        f"{report['topology']}: {report['chips']:,} {report['device_kind']} chips, "
-        f"{report['devices']:,} devices, {report['hosts']:,} hosts; mesh data {mesh['data']} x "
-        f"fsdp {mesh['fsdp']}",
-    )
-    yield (
-        "model",
-        f"{report['model']}: {report['parameters']:,} parameters, "
-        f"{report['gmacs_per_image']:.3f} GMACs per {report['image_size']}-pixel image",
-    )
-    yield (
-        "run",
-        f"{report['epochs']:g} epochs of {report['images']:,} images: {report['steps']:,} steps of "
-        f"{report['batch_size']:,}, {report['images_per_device']:,} on each device",
-    )
-
-
-def _traffic(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    memory, images = report["memory"], report["batch_size"]
-    flops = report["flops_per_step"]
-    yield (
-        "a step",
-        f"{flops:.4g} FLOPs, {flops / images / 2e9:.3f} GMACs per image forward and backward",
-    )
-    yield (
-        "memory",
-        f"a device: {', '.join(f'{k} {_gib(memory[k])}' for k in MEMORY)}; "
-        f"total {_gib(memory['total'])}{_share(report)}",
-    )
-    yield (
-        "bytes accessed",
-        f"{report['bytes_accessed_per_image'] / 1e9:.4f} GB per image, of them "
-        f"{report['hbm_bytes_per_image'] / 1e9:.4f} GB in main memory (compiled, loops multiplied "
-        "in)",
-    )
-    for collective in report["collectives"]:
-        yield (
-            collective["kind"],
-            f"{collective['count']} with {collective['bytes'] / 1e6:,.2f} MB a device",
-        )
-    if not report["collectives"]:
-        yield "collectives", "none"
-
-
-MEMORY = ("arguments", "results", "temporaries", "code")
-
-
-def _share(report: dict[str, Any]) -> str:
-    available = report["memory_available"]
-    if available is None:
-        return ", of a memory whose size is unknown"
-    return f" of {_gib(available)} ({report['memory']['total'] / available:.1%})"
-
-
-def _estimate(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    estimate, peaks = report["estimate"], report["peaks"]
-    yield (
-        "published peaks",
-        f"a chip: {peaks['flops'] / 1e12:g} TFLOP/s in bfloat16, {_gib(peaks['hbm_bytes'])} at "
-        f"{peaks['hbm_bandwidth'] / 1e9:g} GB/s, {peaks['ici_bandwidth'] / 1e9:g} GB/s to others",
-    )
-    yield "formula", estimate["formula"]
-    parts = ", ".join(
-        f"{name} {1000 * estimate[name]:.2f} ms" for name in ("compute", "memory", "communication")
-    )
-    yield (
-        "estimate",
-        f"{1000 * estimate['step_seconds']:.2f} ms a step ({parts}), "
-        f"{estimate['images_per_second_per_chip']:,.0f} images/s a chip, "
-        f"{estimate['hours']:.2f} hours for the run: no run is faster, evaluation and "
-        "checkpoints come on top",
-    )
-
-
-def _verdict(report: dict[str, Any]) -> str:
-    available, needed = report["memory_available"], report["memory_needed"]
-    if available is None:
-        return "Whether it fits is unknown."
-    tried = f"{report['compilations']} compilation{'s' if report['compilations'] > 1 else ''}"
-    if report["fits"]:
-        found = " and is the largest batch that does" if "largest_batch" in report else ""
-        return f"A batch of {report['batch_size']:,} fits{found} ({tried})."
-    best = report["largest_batch"]
-    advice = f"a batch of {best:,} fits" if best else "no batch fits; raise --config.fsdp"
-    return (
-        f"A batch of {report['batch_size']:,} does not fit: a device needs {_gib(needed)}, "
-        f"{_gib(needed - available)} more than the {_gib(available)} there are; {advice} ({tried})."
-    )
-
-
-def _gib(size: float) -> str:
-    """Bytes as GiB, or MiB below a hundredth of one."""
-    if abs(size) < GIB / 100:
-        return f"{math.ceil(size / 2**20 * 100) / 100:,.2f} MiB"
-    return f"{size / GIB:,.2f} GiB"

@@ -3,17 +3,17 @@
 share = 2 * P * MACs * images/s / R, with P = 3 passes in training (forward, and backward for the
 inputs and for the weights), 1 in inference, and R the FLOP/s of a 2048^3 matrix product on the
 same devices. A multiply-accumulate is two FLOPs; the model's are counted from its program. A
-teacher's forward pass takes time and counts as no work.
+teacher's forward pass takes time and counts as no work. Against PyTorch, its twin of the model
+takes its turn in the same rounds, eager and compiled.
 """
 
-import dataclasses
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from sret_jax.data.loader import train_loader
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.parallel.freed_memory import keep_temporaries
 from sret_jax.parallel.mesh import batch_sharding, replicated
 from sret_jax.training.evaluation import empty_totals, make_eval_step
 from sret_jax.training.experiment import Experiment, open_experiment
@@ -31,15 +32,28 @@ from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
 
 SIDE = 2048  # of the matrices
+OURS = "ours"  # beside names of PyTorch's
 BURST_SECONDS = 0.5  # of matrix products before the steps of each round
-# The published implementation: sret_t, batch 16, 224 pixels, float32, training on a CPU.
-REFERENCE = {"PyTorch eager": 0.44, "torch.compile": 0.61}
 
 
 class Task(Protocol):
     """Something to time; calling it does it once, to the end."""
 
     def __call__(self) -> None: ...
+
+
+class Work(Task, Protocol):
+    """A task of so many images and FLOPs, 2 * passes * MACs * images."""
+
+    images: int
+    flops: int
+
+
+class Timing(NamedTuple):
+    """What a task takes: by the clock, and of all cores together, the system's work included."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 class MatrixProduct:
@@ -107,7 +121,13 @@ class Step:
 
 
 def benchmark_step(
-    config: ConfigDict, *, train: bool, rounds: int, steps: int, json_file: epath.Path | None
+    config: ConfigDict,
+    *,
+    train: bool,
+    rounds: int,
+    steps: int,
+    against: str | None = None,
+    json_file: epath.Path | None,
 ) -> dict[str, Any]:
     """Measures the train or evaluation step of a config and prints its share of the peak.
 
@@ -116,24 +136,34 @@ def benchmark_step(
       train: else inference.
       rounds: of matrix products and steps in turn, of which the medians count.
       steps: in a round.
+      against: "torch" measures its twin too, in the same rounds.
       json_file: where to write the figures too.
 
     Raises:
-      UserError: a number out of range, or a config that training would refuse.
+      UserError: a number out of range, a config that training would refuse, or no PyTorch.
     """
     check_counts(rounds=rounds, steps=steps)
+    peers = torch_class() if against == "torch" else None
     with tempfile.TemporaryDirectory() as folder:
         step = open_step(config, epath.Path(folder), train=train)
     dtype = peak_dtype(config)
     product = MatrixProduct(step.experiment.mesh, dtype)
-    (product_seconds, step_seconds) = measure([product, step], rounds, steps)
+    others = peers.both(step.experiment.model, step.images, step.flops, train) if peers else {}
+    peak, *timings = measure([product, step, *others.values()], rounds, steps)
+    works = {OURS: step, **others}
+    by_name = {
+        name: figures(work, timing, product, peak)
+        for (name, work), timing in zip(works.items(), timings, strict=True)
+    }
     report = {
         **describe(step),
         "training": train,
         "rounds": rounds,
         "compile_seconds": step.compile_seconds,
         "peak_dtype": dtype,
-        **figures(step, step_seconds, product, product_seconds),
+        "load_average": os.getloadavg()[0],
+        "peak_gflops": spread([product.flops / 1e9 / t.seconds for t in peak]),
+        "shares": by_name,
     }
     print_report(report)
     if json_file:
@@ -143,6 +173,7 @@ def benchmark_step(
 
 def open_step(config: ConfigDict, folder: epath.Path, *, train: bool) -> Step:
     """Compiles a config's step for synthetic data; `folder` stands for the workdir."""
+    keep_temporaries()
     config.data.synthetic = True
     return Step(open_experiment(config, folder), train=train)
 
@@ -159,30 +190,30 @@ def check_counts(**counts: int) -> None:
             raise UserError(f"--{name}={value} must be at least 1")
 
 
-def measure(tasks: list[Task], rounds: int, repeats: int) -> list[list[float]]:
-    """Seconds that each task takes, by round: the median of its repeats, the tasks in turn.
+def measure(tasks: Sequence[Task], rounds: int, repeats: int) -> list[list[Timing]]:
+    """What each task takes, by round: the median of its repeats, the tasks in turn.
 
     A task that is done in less than BURST_SECONDS is repeated for as long. The first call of each,
     which warms up, does not count.
     """
     for task in tasks:
         task()
-    seconds: list[list[float]] = [[] for _ in tasks]
+    timings: list[list[Timing]] = [[] for _ in tasks]
     for number in range(rounds):
         print(f"\r\033[Kround {number + 1}/{rounds}", end="", file=sys.stderr, flush=True)
-        for task, results in zip(tasks, seconds, strict=True):
-            results.append(_median_seconds(task, repeats))
+        for task, results in zip(tasks, timings, strict=True):
+            results.append(_median(task, repeats))
     print("\r\033[K", end="", file=sys.stderr)
-    return seconds
+    return timings
 
 
-def _median_seconds(task: Task, repeats: int) -> float:
-    spent: list[float] = []
-    while len(spent) < repeats or sum(spent) < BURST_SECONDS:
-        start = time.perf_counter()
+def _median(task: Task, repeats: int) -> Timing:
+    spent: list[Timing] = []
+    while len(spent) < repeats or sum(timing.seconds for timing in spent) < BURST_SECONDS:
+        start, cpu_start = time.perf_counter(), time.process_time()
         task()
-        spent.append(time.perf_counter() - start)
-    return statistics.median(spent)
+        spent.append(Timing(time.perf_counter() - start, time.process_time() - cpu_start))
+    return Timing(*(statistics.median(values) for values in zip(*spent, strict=True)))
 
 
 def describe(step: Step) -> dict[str, Any]:
@@ -200,64 +231,68 @@ def describe(step: Step) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Spread:
+def spread(values: list[float]) -> dict[str, float]:
     """The median over the rounds, and the least and the largest."""
-
-    median: float
-    least: float
-    largest: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values))
+    return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
 
 
 def figures(
-    step: Step, step_seconds: list[float], product: MatrixProduct, product_seconds: list[float]
+    work: Work, timings: list[Timing], product: MatrixProduct, peak: list[Timing]
 ) -> dict[str, Any]:
     """Rates and the share of the peak, each over the rounds; a share is that of its own round."""
     shares = [
-        (step.flops / taken) / (product.flops / peak)
-        for taken, peak in zip(step_seconds, product_seconds, strict=True)
+        (work.flops / taken.seconds) / (product.flops / whole.seconds)
+        for taken, whole in zip(timings, peak, strict=True)
     ]
-    spreads = {
-        "peak_gflops": Spread.of([product.flops / 1e9 / s for s in product_seconds]),
-        "step_seconds": Spread.of(step_seconds),
-        "images_per_second": Spread.of([step.images / s for s in step_seconds]),
-        "share_of_peak": Spread.of(shares),
+    return {
+        "step_seconds": spread([t.seconds for t in timings]),
+        "cpu_seconds": spread([t.cpu_seconds for t in timings]),
+        "images_per_second": spread([work.images / t.seconds for t in timings]),
+        "share_of_peak": spread(shares),
     }
-    return {name: dataclasses.asdict(spread) for name, spread in spreads.items()}
+
+
+def torch_class() -> Any:
+    """TorchStep, where PyTorch is installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    try:
+        from sret_jax.tools.torch_benchmark import TorchStep
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"--against=torch needs {e.name}, which is not installed; pip install torch"
+        ) from e
+    return TorchStep
 
 
 def print_report(report: dict[str, Any]) -> None:
     """The figures and the sentences people read."""
     passes = 3 if report["training"] else 1
     what = "train step" if report["training"] else "inference"
+    peak = report["peak_gflops"]
     print(
-        f"{report['model']}, groups {report['groups']}, {report['gmacs_per_image']:.3f} GMACs per "
-        f"{report['image_size']}-pixel image, batch {report['batch_size']}, {report['dtype']}; "
-        f"{report['devices']} devices, {report['cores']} cores; medians of {report['rounds']} "
-        "rounds (least to largest)"
+        f"{what} of {report['model']}, groups {report['groups']}, {report['gmacs_per_image']:.3f} "
+        f"GMACs per {report['image_size']}-pixel image, batch {report['batch_size']}, "
+        f"{report['dtype']}; {report['devices']} devices, {report['cores']} cores, load "
+        f"{report['load_average']:.1f}; compiled in {duration(report['compile_seconds'])}; medians "
+        f"of {report['rounds']} rounds (least to largest)"
     )
-    rows = [
-        (f"{report['peak_dtype']} {SIDE}^3 matrix product", "peak_gflops", ",.0f", "GFLOP/s"),
-        (what, "step_seconds", ".3f", "s"),
-        (what, "images_per_second", ",.1f", "images/s"),
-        ("share of that product's rate", "share_of_peak", ".3f", ""),
-    ]
-    print(f"{'compiled in':34}{duration(report['compile_seconds']):>9}")
-    for title, name, form, unit in rows:
-        values = report[name]
-        least, largest = format(values["least"], form), format(values["largest"], form)
-        print(f"{title:34}{format(values['median'], form):>9} {unit:9} ({least} to {largest})")
+    print(f"{report['peak_dtype']} {SIDE}^3 matrix product: {_text(peak, ',.0f')} GFLOP/s")
+    print(f"{'':14}{'share of its rate':>26}{'images/s':>24}{'seconds':>24}{'CPU seconds':>24}")
+    for name, values in report["shares"].items():
+        print(
+            f"{name:14}{_text(values['share_of_peak'], '.3f'):>26}"
+            f"{_text(values['images_per_second'], ',.1f'):>24}"
+            f"{_text(values['step_seconds'], '.2f'):>24}{_text(values['cpu_seconds'], '.2f'):>24}"
+        )
     print(
         f"The share is 2 * {passes} * {report['gmacs_per_image']:.3f} GMACs * images/s over the "
         "product's FLOP/s."
     )
-    if report["training"]:
-        known = ", ".join(f"{name} {share}" for name, share in REFERENCE.items())
-        print(
-            "Reported for the published implementation (sret_t, batch 16, 224 pixels, float32, "
-            f"training on a CPU): {known}."
-        )
+
+
+def _text(values: dict[str, float], form: str) -> str:
+    median, least, largest = (format(values[k], form) for k in ("median", "least", "largest"))
+    return f"{median} ({least} to {largest})"

@@ -1,5 +1,6 @@
 """The fused kernels, interpreted, against the same mathematics in plain JAX."""
 
+import functools
 import itertools
 import math
 
@@ -10,8 +11,14 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sret_jax.models.attention import plain_attention
-from sret_jax.models.fused_attention import fused_attention
+from sret_jax.models.attention import (
+    SlicedAttention,
+    fixed_permutation,
+    permuted,
+    plain_attention,
+    random_permutation,
+)
+from sret_jax.models.fused_attention import can_permute, fused_attention
 from sret_jax.models.kernels import Kernels, tiled_bytes
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.sret import create_model
@@ -44,22 +51,48 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.parametrize("order", ["raster", "random"])
 @pytest.mark.parametrize(("tokens", "heads", "dim", "groups"), PUBLISHED)
 def test_the_attention_kernel_has_the_values_and_gradients_of_plain_attention(
-    tokens, heads, dim, groups
+    tokens, heads, dim, groups, order
 ):
+    permutation = random_permutation(jax.random.key(2), tokens) if order == "random" else None
     qkv, d_out = normal(0, 1, tokens, 3 * heads * dim), normal(1, 1, tokens, heads * dim)
-    ours = jax.jit(lambda qkv, d: value_and_gradients(
-        lambda qkv: fused_attention(qkv, heads, groups, True), d, qkv
-    ))(qkv, d_out)  # fmt: skip
-    theirs = value_and_gradients(lambda qkv: plain_attention(qkv, heads, groups), d_out, qkv)
-    assert_close(ours, theirs)
+    assert_attention_is_plain(qkv, permutation, d_out, heads, groups)
 
 
 def test_the_attention_kernel_takes_many_tokens_in_blocks_of_queries():
+    permutation = random_permutation(jax.random.key(2), 1000)
     qkv, d_out = normal(0, 1, 1000, 24), normal(1, 1, 1000, 8)
-    ours = value_and_gradients(lambda qkv: fused_attention(qkv, 1, 1, True), d_out, qkv)
-    theirs = value_and_gradients(lambda qkv: plain_attention(qkv, 1, 1), d_out, qkv)
+    assert_attention_is_plain(qkv, permutation, d_out, heads=1, groups=1)
+
+
+def assert_attention_is_plain(qkv, permutation, d_out, heads, groups):
+    """The kernel on `qkv` has the values and gradients of `plain_attention`."""
+    static = dict(heads=heads, groups=groups)
+    ours, theirs = (
+        jax.jit(lambda d_out, qkv, p, f=f: value_and_gradients(lambda x: f(x, p), d_out, qkv))(
+            d_out, qkv, permutation
+        )
+        for f in (
+            functools.partial(fused_attention, **static, interpret=True),
+            permuted(functools.partial(plain_attention, **static)),
+        )
+    )
+    assert_close(ours, theirs)
+
+
+def test_tokens_that_overfill_the_fast_memory_are_permuted_outside_the_kernel():
+    assert can_permute(jax.ShapeDtypeStruct((1, 784, 378), jnp.float32))
+    x = normal(0, 1, 3136, 8)
+    assert not can_permute(jax.ShapeDtypeStruct((1, 3136, 24), x.dtype))
+    plain = SlicedAttention(heads=1, kernels=Kernels(attention="xla"))
+    settings = dict(groups=2, permutation=fixed_permutation(None, 3136))
+    variables = plain.init(jax.random.key(0), x, **settings)
+    fused = plain.clone(kernels=Kernels(attention="pallas"))
+    ours, theirs = (
+        jax.jit(functools.partial(m.apply, **settings))(variables, x) for m in (fused, plain)
+    )
     assert_close(ours, theirs)
 
 
@@ -125,11 +158,15 @@ def kernel_macs(call):
     return math.prod(call.params["grid_mapping"].grid) * jaxpr_macs(call.params["jaxpr"])
 
 
-def attention_program():
+def attention_program(permutation=None):
     qkv, d_out = normal(0, 4, 48, 3 * 24), normal(1, 4, 48, 24)
     return lambda qkv: value_and_gradients(
-        lambda x: fused_attention(x, 3, 4, True), d_out, qkv
+        lambda x: fused_attention(x, permutation, 3, 4, True), d_out, qkv
     ), qkv
+
+
+def permuted_attention_program():
+    return attention_program(fixed_permutation(None, 48))
 
 
 def mlp_program():
@@ -141,7 +178,7 @@ def mlp_program():
     return run, x
 
 
-@pytest.mark.parametrize("program", [attention_program, mlp_program])
+@pytest.mark.parametrize("program", [attention_program, permuted_attention_program, mlp_program])
 def test_cost_estimates_follow_from_the_blocks_the_grid_and_the_program(program):
     run, x = program()
     calls = list(kernel_calls(jax.make_jaxpr(run)(x).jaxpr))

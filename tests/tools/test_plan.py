@@ -13,7 +13,8 @@ from sret_jax.errors import UserError
 from sret_jax.tools import topology
 from sret_jax.tools.chips import CHIPS, GIB
 from sret_jax.tools.compilation import _memory_of_error, available_memory
-from sret_jax.tools.planning import Planner, plan, print_report
+from sret_jax.tools.plan_report import print_report
+from sret_jax.tools.planning import Planner, plan
 from sret_jax.tools.roofline import roofline
 from sret_jax.tools.topology import open_topology
 from sret_jax.tools.traffic import Collective

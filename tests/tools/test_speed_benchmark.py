@@ -6,11 +6,21 @@ import pytest
 from etils import epath
 
 from configs import quickstart
+from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
+from sret_jax.tools import bytes_plot
+from sret_jax.tools.compiled_bytes import benchmark_bytes
 from sret_jax.tools.label_benchmark import benchmark_labels
 from sret_jax.tools.remat_benchmark import benchmark_remat
 from sret_jax.tools.slicing_benchmark import benchmark_slicing
-from sret_jax.tools.speed_benchmark import MatrixProduct, benchmark_step, figures, open_step
+from sret_jax.tools.speed_benchmark import (
+    MatrixProduct,
+    Timing,
+    benchmark_step,
+    figures,
+    open_step,
+)
+from sret_jax.tools.speed_plot import plot_shares
 from sret_jax.training.flops import model_macs
 from tests.conftest import run_python
 
@@ -24,14 +34,33 @@ def config():
 
 
 def test_the_train_step_is_timed_and_its_share_of_the_peak_printed(config, tmp_path, capsys):
-    file = epath.Path(tmp_path) / "figures.json"
+    file, plot = epath.Path(tmp_path) / "figures.json", epath.Path(tmp_path) / "shares.png"
     report = benchmark_step(config, train=True, rounds=2, steps=1, json_file=file)
     assert json.loads(file.read_text()) == json.loads(json.dumps(report))
-    share = report["share_of_peak"]
+    (ours,) = report["shares"].values()
+    share = ours["share_of_peak"]
     assert 0 < share["least"] <= share["median"] <= share["largest"]
+    assert ours["cpu_seconds"]["median"] > 0
     printed = capsys.readouterr().out
     assert f"{share['median']:.3f}" in printed and "2 * 3 * " in printed
-    assert "PyTorch eager 0.44, torch.compile 0.61" in printed
+    plot_shares([file, file], plot)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    file.write_text("{}")
+    with pytest.raises(UserError, match="figures.json is no report of"):
+        plot_shares([file], plot)
+
+
+@pytest.mark.slow  # compiles in PyTorch
+@pytest.mark.parametrize("train", [True, False])
+def test_the_twin_takes_its_turn_eager_and_compiled(config, capsys, train):
+    pytest.importorskip("torch", reason="its twin is written in torch")
+    report = benchmark_step(config, train=train, rounds=1, steps=1, against="torch", json_file=None)
+    names = ["ours", "torch eager", "torch.compile"]
+    assert list(report["shares"]) == names
+    rates = [report["shares"][name]["images_per_second"]["median"] for name in names]
+    assert min(rates) > 0 and len(set(rates)) == 3
+    printed = capsys.readouterr().out
+    assert all(f"\n{name} " in printed for name in names)
 
 
 def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(config, tmp_path):
@@ -39,12 +68,13 @@ def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(c
     product = MatrixProduct(step.experiment.mesh, "float32")
     assert step.flops == 2 * model_macs(step.experiment.model) * 16
     assert product.flops == 2 * step.experiment.mesh.size * 2048**3
-    seconds = {"step": [0.5, 0.25], "product": [1.0, 2.0]}
-    report = figures(step, seconds["step"], product, seconds["product"])
+    step_timings, peak = [Timing(0.5, 1.0), Timing(0.25, 0.5)], [Timing(1, 2), Timing(2, 4)]
+    report = figures(step, step_timings, product, peak)
     ratio = step.flops / product.flops
     assert report["share_of_peak"]["least"] == pytest.approx(ratio * 2)
     assert report["share_of_peak"]["largest"] == pytest.approx(ratio * 8)
     assert report["images_per_second"]["largest"] == 64
+    assert report["cpu_seconds"]["median"] == 0.75
 
 
 @pytest.mark.slow  # compiles three steps and decodes thousands of photographs
@@ -78,6 +108,23 @@ def test_slicing_is_compared_as_it_is_compiled(config):
     saved = row["unsliced_gigabytes_per_image"] - row["gigabytes_per_image"]
     assert row["bytes_saved"] == pytest.approx(saved / row["unsliced_gigabytes_per_image"])
     assert 0 < row["macs_saved"] < 1
+
+
+@pytest.mark.slow  # compiles two train steps
+def test_the_bytes_of_compiled_steps_are_drawn(config, tmp_path):
+    files = [tmp_path / "auto.json", tmp_path / "xla.json"]
+    for file in files:
+        config.model.mlp = file.stem
+        benchmark_bytes(config, "local", json_file=epath.Path(file))
+    bytes_plot.main([*map(str, files), f"--plot={tmp_path / 'bytes.png'}"])
+    assert (tmp_path / "bytes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_without_bytes_is_refused_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(SystemExit, match="2"):
+        bytes_plot.main([str(tmp_path / "a.json"), f"--plot={tmp_path / 'bytes.png'}"])
+    assert "a.json holds no bytes of a train step; write it with" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # compiles four train steps
