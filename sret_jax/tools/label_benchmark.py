@@ -90,7 +90,7 @@ def benchmark_labels(
 
 
 def make_variants(config: ConfigDict, store: epath.Path) -> Iterator[Variant]:
-    """Hard labels, then stored ones of one crop and of config.data.crops_per_image of an image."""
+    """Hard labels, the same again, whose ratio is noise, and stored ones, one and more an image."""
     config = config.copy_and_resolve_references()
     config.augment.update(UNCHANGED, repeats=1)
     config.distill.required = False
@@ -98,10 +98,11 @@ def make_variants(config: ConfigDict, store: epath.Path) -> Iterator[Variant]:
     several = max(config.data.crops_per_image, 2)
     if several > CROPS:
         raise UserError(f"config.data.crops_per_image={several} must be at most {CROPS} here")
-    for crops in (0, 1, several):
+    for number, crops in enumerate((0, 0, 1, several)):
         changed = config.copy_and_resolve_references()
         changed.data.update(soft_labels=str(store) if crops else "", crops_per_image=max(crops, 1))
-        yield Variant(f"{LABELS}, {crops} of an image" if crops else "hard labels", changed)
+        hard = "hard labels, again" if number else "hard labels"
+        yield Variant(f"{LABELS}, {crops} of an image" if crops else hard, changed)
 
 
 def write_random_labels(config: ConfigDict, store: epath.Path, source: Source) -> None:

@@ -84,7 +84,7 @@ def test_stored_labels_are_compared_with_hard_ones(config, tmp_path, capsys):
     config.batch_size = 32
     report = benchmark_labels(config, rounds=2, steps=1, samples=64, json_file=file)
     assert json.loads(file.read_text()) == json.loads(json.dumps(report))
-    hard, one, four = report["variants"].values()
+    hard, _, one, four = report["variants"].values()
     assert hard["step_ratio"] == hard["loader_ratio"] == 1
     assert one["step_ratio"] > 0 and four["loader_ratio"] > 0
     assert "stored labels, 4 of an image" in capsys.readouterr().out
