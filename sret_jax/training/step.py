@@ -206,7 +206,7 @@ def abstract_batch(
     batch_size: int, image_size: int, labels: Mapping[str, np.dtype] = MappingProxyType({})
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch, for compiling ahead of the data; of a row's stored labels the types."""
-    shapes = {
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
         "label": ((batch_size,), jnp.int32),
         "bad": ((batch_size,), jnp.bool_),
