@@ -168,7 +168,7 @@ def test_names_that_leave_the_archive_are_refused(name, tmp_path, capsys):
 def test_names_links_and_devices_inside_a_class_reach_nothing_outside(tmp_path, capsys):
     folder = archives.write_imagenet(tmp_path / "archives")
     photo = archives.encode(archives.photographs(1, seed=0)[0])
-    outside = {"../../../evil.JPEG": photo, f"{tmp_path}/evil.JPEG": photo}
+    outside = {"../../../escaped.JPEG": photo, f"{tmp_path}/escaped.JPEG": photo}
     inner = folder / "n01440764.tar"
     archives.write_tar(inner, {"n01440764_0.JPEG": photo, **outside})
     for i, kind in enumerate(SPECIAL, start=1):
@@ -181,7 +181,7 @@ def test_names_links_and_devices_inside_a_class_reach_nothing_outside(tmp_path, 
     prepare.main(list(args))
     train = sources.open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))
     assert [train[i]["image"] for i in range(len(train))] == [photo]
-    assert not list(tmp_path.parent.rglob("evil*"))
+    assert not list(tmp_path.parent.rglob("escaped*"))
 
 
 def test_an_archive_damaged_inside_is_refused_with_a_sentence(tmp_path, capsys):
