@@ -6,6 +6,7 @@ the chunks of its own devices. Nothing here depends on how many hosts, devices o
 are, so the only state of the data is the step.
 """
 
+import abc
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -98,9 +99,9 @@ class Positions(grain.MapDataset):
             seen, bad = self._instead_of(index, element), True
         return self._sample(seen, bad=bad, record=element["record"], real=True)
 
+    @abc.abstractmethod
     def show(self, index: int, element: dict[str, Any]) -> Rows:
         """What position `index` shows of an element; raises BadImage."""
-        raise NotImplementedError
 
     def chunks(self, elements: int) -> grain.MapDataset:
         """The rows of so many elements at a time, stacked."""
