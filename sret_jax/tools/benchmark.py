@@ -170,12 +170,12 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
 
 
 def run_plot(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
-    """Draws the shares that earlier runs wrote."""
-    from sret_jax.tools.speed_plot import plot_shares
+    """Draws what earlier runs wrote."""
+    from sret_jax.tools.report_plot import plot_reports
 
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    plot_shares(args.files, args.plot)
+    plot_reports(args.files, args.plot)
 
 
 def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:

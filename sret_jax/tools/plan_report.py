@@ -100,7 +100,7 @@ def _verdict(report: dict[str, Any]) -> str:
         return "Whether it fits is unknown."
     tried = f"{report['compilations']} compilation{'s' if report['compilations'] > 1 else ''}"
     if report["fits"]:
-        found = " and is the largest batch that does" if "largest_batch" in report else ""
+        found = " and is the largest batch found to" if "largest_batch" in report else ""
         return f"A batch of {report['batch_size']:,} fits{found} ({tried})."
     best = report["largest_batch"]
     advice = f"a batch of {best:,} fits" if best else "no batch fits; raise --config.fsdp"

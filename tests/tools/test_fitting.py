@@ -25,6 +25,15 @@ def test_memory_that_is_not_quite_affine_still_ends_at_the_largest_that_fits():
     assert compilations <= MOST_COMPILATIONS
 
 
+def test_memory_that_hardly_grows_near_the_limit_ends_close_to_the_largest_that_fits():
+    def needed(batch):
+        return 1_000 + 10 * batch if batch <= 1_104 else 16_001 + batch // 10
+
+    batch, compilations = search(needed, first=624)
+    assert 0.95 * 1_104 <= batch <= 1_104
+    assert compilations <= MOST_COMPILATIONS
+
+
 def test_where_no_batch_fits_none_is_found():
     batch, compilations = search(lambda batch: 20_000 + batch)
     assert batch == 0

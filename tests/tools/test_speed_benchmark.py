@@ -8,10 +8,10 @@ from etils import epath
 from configs import quickstart
 from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
-from sret_jax.tools import bytes_plot
 from sret_jax.tools.compiled_bytes import benchmark_bytes
 from sret_jax.tools.label_benchmark import benchmark_labels
 from sret_jax.tools.remat_benchmark import benchmark_remat
+from sret_jax.tools.report_plot import plot_reports
 from sret_jax.tools.slicing_benchmark import benchmark_slicing
 from sret_jax.tools.speed_benchmark import (
     MatrixProduct,
@@ -20,7 +20,6 @@ from sret_jax.tools.speed_benchmark import (
     figures,
     open_step,
 )
-from sret_jax.tools.speed_plot import plot_shares
 from sret_jax.training.flops import model_macs
 from tests.conftest import run_python
 
@@ -43,11 +42,11 @@ def test_the_train_step_is_timed_and_its_share_of_the_peak_printed(config, tmp_p
     assert ours["cpu_seconds"]["median"] > 0
     printed = capsys.readouterr().out
     assert f"{share['median']:.3f}" in printed and "2 * 3 * " in printed
-    plot_shares([file, file], plot)
+    plot_reports([file, file], plot)
     assert plot.read_bytes().startswith(b"\x89PNG")
     file.write_text("{}")
     with pytest.raises(UserError, match="figures.json is no report of"):
-        plot_shares([file], plot)
+        plot_reports([file], plot)
 
 
 @pytest.mark.slow  # compiles in PyTorch
@@ -111,20 +110,17 @@ def test_slicing_is_compared_as_it_is_compiled(config):
 
 
 @pytest.mark.slow  # compiles two train steps
-def test_the_bytes_of_compiled_steps_are_drawn(config, tmp_path):
-    files = [tmp_path / "auto.json", tmp_path / "xla.json"]
-    for file in files:
+def test_the_bytes_of_compiled_steps_are_drawn_and_not_beside_shares(config, tmp_path):
+    files = [epath.Path(tmp_path) / name for name in ("auto.json", "xla.json", "infer.json")]
+    for file in files[:2]:
         config.model.mlp = file.stem
-        benchmark_bytes(config, "local", json_file=epath.Path(file))
-    bytes_plot.main([*map(str, files), f"--plot={tmp_path / 'bytes.png'}"])
-    assert (tmp_path / "bytes.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_file_without_bytes_is_refused_in_one_sentence(tmp_path, capsys):
-    (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(SystemExit, match="2"):
-        bytes_plot.main([str(tmp_path / "a.json"), f"--plot={tmp_path / 'bytes.png'}"])
-    assert "a.json holds no bytes of a train step; write it with" in capsys.readouterr().err
+        benchmark_bytes(config, "local", json_file=file)
+    plot = epath.Path(tmp_path) / "bytes.png"
+    plot_reports(files[:2], plot)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    benchmark_step(config, train=False, rounds=1, steps=1, json_file=files[2])
+    with pytest.raises(UserError, match="plot those with --topology and those without apart"):
+        plot_reports(files, plot)
 
 
 @pytest.mark.slow  # compiles four train steps

@@ -1,0 +1,101 @@
+"""Draws what `benchmark train` and `infer` wrote: measured shares, or bytes of compiled steps."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from sret_jax.errors import UserError
+
+Report = dict[str, Any]
+
+
+def plot_reports(files: list[epath.Path], plot: epath.Path) -> None:
+    """Draws the shares that were measured, or the bytes that were compiled.
+
+    Args:
+      files: what --json wrote, all with or all without --topology.
+      plot: the PNG.
+
+    Raises:
+      UserError: a file that is no such report, reports of both kinds, or of other competitors.
+    """
+    reports = [_read(file) for file in files]
+    draw = _drawing(reports)
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    draw(figure.subplots(), reports)
+    with plot.open("wb") as target:
+        figure.savefig(target, format="png", dpi=120)
+    print(f"Written: {plot}")
+
+
+def _read(file: epath.Path) -> Report:
+    try:
+        report = json.loads(file.read_text())
+        if "shares" in report or "goal_gigabytes_per_image" in report:
+            return report
+    except (OSError, ValueError, TypeError):
+        pass
+    raise UserError(f"{file} is no report of `benchmark train` or `infer`; write one with --json")
+
+
+def _drawing(reports: list[Report]) -> Callable[[Any, list[Report]], None]:
+    """What draws all of the reports."""
+    measured = ["shares" in report for report in reports]
+    if not any(measured):
+        return _draw_bytes
+    if not all(measured):
+        raise UserError(
+            "some reports hold bytes of compiled steps and some measured shares; plot those with "
+            "--topology and those without apart"
+        )
+    names = list(reports[0]["shares"])
+    if any(list(report["shares"]) != names for report in reports):
+        raise UserError(f"the reports compare others than {', '.join(names)}; measure them alike")
+    return _draw_shares
+
+
+def _draw_shares(axes: Any, reports: list[Report]) -> None:
+    """A group of bars for each report: medians, and lines from the least to the largest."""
+    names = list(reports[0]["shares"])
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        shares = [report["shares"][name]["share_of_peak"] for report in reports]
+        median, least, largest = (
+            np.array([share[key] for share in shares]) for key in ("median", "least", "largest")
+        )
+        where = np.arange(len(reports)) + (i - (len(names) - 1) / 2) * width
+        errors = np.stack([median - least, largest - median])
+        bars = axes.bar(where, median, 0.9 * width, yerr=errors, capsize=3, label=name)
+        axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
+    titles = ["training" if report["training"] else "inference" for report in reports]
+    axes.set_xticks(range(len(reports)), titles)
+    axes.set_ylabel("share of the matrix product's rate")
+    first = reports[0]
+    axes.set_title(f"{first['model']}, batch {first['batch_size']}, {first['dtype']}, CPU")
+    axes.legend()
+
+
+def _draw_bytes(axes: Any, reports: list[Report]) -> None:
+    """A bar for each report, by model, and the models' goals as lines across theirs."""
+    reports = sorted(reports, key=lambda r: (r["model"], -r["gigabytes_per_image"]))
+    for place, report in enumerate(reports):
+        size, goal = report["gigabytes_per_image"], report["goal_gigabytes_per_image"]
+        bar = axes.bar(place, size, 0.6, color="tab:blue")
+        axes.bar_label(bar, fmt="%.3f", padding=2)
+        if goal:
+            axes.hlines(goal, place - 0.5, place + 0.5, "tab:red", linestyles="dashed")
+    labels = [f"{r['model']}\nattention={r['attention']}\nmlp={r['mlp']}" for r in reports]
+    topologies = ", ".join(sorted({r["topology"] for r in reports}))
+    axes.set(
+        xticks=range(len(reports)),
+        xticklabels=labels,
+        ylabel="GB per image of a train step",
+        title=f"Compiled for {topologies}; dashed: the goal, below a plain ViT's",
+    )
+    axes.margins(y=0.12)
