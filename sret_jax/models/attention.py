@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -60,9 +61,10 @@ class SlicedAttention(nn.Module):
         self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
     ) -> jax.Array:
         channels = x.shape[-1]
-        qkv = linear(3 * channels, channels, dtype=self.dtype, name="qkv")(x)  # (B, N, 3C)
+        same: dict[str, Any] = dict(dtype=self.dtype, flat=self.kernels.joins_tokens)
+        qkv = linear(3 * channels, channels, **same, name="qkv")(x)  # (B, N, 3C)
         out = self._attend(qkv, permutation, groups)  # (B, N, C)
-        return linear(channels, channels, dtype=self.dtype, name="proj")(out)
+        return linear(channels, channels, **same, name="proj")(out)
 
     def _attend(self, qkv: jax.Array, permutation: jax.Array | None, groups: int) -> jax.Array:
         plain = permuted(partial(plain_attention, heads=self.heads, groups=groups))

@@ -31,6 +31,15 @@ class Kernels:
     mlp: str = "auto"
     mesh: Mesh | None = None
 
+    @property
+    def joins_tokens(self) -> bool:
+        """Whether linear maps see the tokens of all images on one axis.
+
+        XLA:CPU copies and transposes what a gradient sums over two axes. On a TPU, joining the 196
+        tokens of each image would move them between tiles.
+        """
+        return self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu"
+
     def choose(
         self, implementation: str, kernel: Callable[..., jax.Array], plain: Callable, images: int
     ) -> Callable[..., jax.Array]:

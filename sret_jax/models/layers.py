@@ -7,6 +7,7 @@ layers are drawn from U(-1/sqrt(fan_in), +1/sqrt(fan_in)).
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -27,18 +28,27 @@ def fan_in_uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 class Linear(nn.Dense):
-    """x -> x W + b: (..., fan_in) -> (..., features)."""
+    """x -> x W + b: (..., fan_in) -> (..., features).
+
+    Attributes:
+      flat: multiply with all but the last axis joined to one.
+    """
+
+    flat: bool = False
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # One axis of tokens: a gradient summed over two makes XLA:CPU copy and transpose it.
+        if not self.flat:
+            return super().__call__(x)
         out = super().__call__(x.reshape(-1, x.shape[-1]))
         return out.reshape(*x.shape[:-1], self.features)
 
 
-def linear(features: int, fan_in: int, *, dtype: DTypeLike, name: str | None = None) -> Linear:
+def linear(
+    features: int, fan_in: int, *, dtype: DTypeLike, flat: bool = False, name: str | None = None
+) -> Linear:
     """A linear map with bias, R^fan_in -> R^features, initialised as published."""
     init = fan_in_uniform(fan_in)
-    return Linear(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)
+    return Linear(features, dtype=dtype, kernel_init=init, bias_init=init, flat=flat, name=name)
 
 
 def layer_norm(*, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
@@ -58,18 +68,19 @@ def gelu(x: jax.Array) -> jax.Array:
 class MLP(nn.Module):
     """x -> W2 GELU(W1 x + b1) + b2, with the exact (erf) GELU.
 
-    Shapes: (..., C) -> (..., hidden) -> (..., C).
+    Shapes: (..., C) -> (..., hidden) -> (..., C). `flat` is that of `Linear`.
     """
 
     hidden: int
     dtype: DTypeLike = jnp.float32
+    flat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        x = linear(self.hidden, channels, dtype=self.dtype, name="fc1")(x)
-        x = gelu(x)
-        return linear(channels, self.hidden, dtype=self.dtype, name="fc2")(x)
+        same: dict[str, Any] = dict(dtype=self.dtype, flat=self.flat)
+        x = gelu(linear(self.hidden, channels, **same, name="fc1")(x))
+        return linear(channels, self.hidden, **same, name="fc2")(x)
 
 
 def drop_path_factors(key: jax.Array | None, rate: float, batch: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """The residual MLP (SReT section 3.2): half of the shared block, and the non-linear layer."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -36,7 +37,7 @@ class ResidualMLP(nn.Module):
     def __call__(self, x: jax.Array, k: jax.Array) -> jax.Array:
         if self.kernels.mlp == "xla" or self.is_initializing():
             y = layer_norm(dtype=self.dtype, name=self.norm)(x)
-            y = MLP(self.hidden, dtype=self.dtype, name="mlp")(y)
+            y = MLP(self.hidden, self.dtype, self.kernels.joins_tokens, name="mlp")(y)
             return LearnedResidual(self.branch_init, name=self.residual)(x, y, k)
 
         names = (self.norm, "mlp", self.residual)
@@ -45,7 +46,7 @@ class ResidualMLP(nn.Module):
         return run(x, k, params)
 
     def _unfused(self, x: jax.Array, k: jax.Array, params: dict) -> jax.Array:
-        layer = self.clone(kernels=Kernels(mlp="xla"), parent=None)
+        layer = self.clone(kernels=dataclasses.replace(self.kernels, mlp="xla"), parent=None)
         out: Any = layer.apply({"params": params}, x, k)
         return out
 
