@@ -5,7 +5,6 @@ depends on no batch size, device or host. Partners are rows 2i and 2i+1, which l
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -85,45 +84,33 @@ class Mixing:
         if self.erasing:
             images = jax.vmap(erase, (0, 0, None))(images, erase_keys, self.erasing)
         if self.in_pairs:
-            draw = functools.partial(self._draw_kept, shape=images.shape[1:3])
-            drawn = jax.vmap(draw)(mix_keys[::2])
-            of_pixels, of_label = (jnp.repeat(kept, 2, axis=0) for kept in drawn)  # (B, H, W), (B,)
-            images = blend(images, of_pixels[..., None])
-            targets = jax.tree.map(lambda y: blend(y, of_label[:, None]), targets)
+            image_pairs, target_pairs = jax.tree.map(_to_pairs, (images, targets))
+            mixed = jax.vmap(self._mix_pair)(image_pairs, target_pairs, mix_keys[::2])
+            images, targets = jax.tree.map(_from_pairs, mixed)
         return images, targets
 
-    def _draw_kept(self, key: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-        """What both rows of a pair keep of themselves: lambda of each pixel, and of the label.
-
-        CutMix keeps all of a pixel outside of the box, none inside, and the share outside of the
-        label.
-
-        Shapes: -> (H, W), ().
-        """
+    def _mix_pair(
+        self, images: jax.Array, targets: Targets, key: jax.Array
+    ) -> tuple[jax.Array, Targets]:
+        """Shapes: (2, H, W, 3), {name: (2, K)} -> the same; each row is mixed with the other."""
         use_key, cut_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
         mixed = jax.random.bernoulli(use_key, self.mix_prob)
         cut = self.cutmix > 0 and (
             self.mixup == 0 or jax.random.bernoulli(cut_key, self.mix_switch)
         )
-        inside = jnp.zeros(shape, bool)
-        of_label = jnp.ones(())
+        inside = jnp.zeros(images.shape[1:3], bool)
+        keep = jnp.ones(())
         if self.mixup:
-            of_label = jax.random.beta(mixup_key, self.mixup, self.mixup)
+            keep = jax.random.beta(mixup_key, self.mixup, self.mixup)
         if self.cutmix:
-            outside_share = jax.random.beta(cutmix_key, self.cutmix, self.cutmix)
-            inside = cut_box(box_key, outside_share, shape)
-            of_label = jnp.where(cut, 1 - inside.mean(), of_label)
-        of_pixels = jnp.where(cut, ~inside, of_label)
-        return jnp.where(mixed, of_pixels, 1.0), jnp.where(mixed, of_label, 1.0)
-
-
-def blend(x: jax.Array, kept: jax.Array) -> jax.Array:
-    """Rows 2i and 2i+1 mixed with each other: kept * x + (1 - kept) * partner.
-
-    Shapes: (B, ...), kept broadcast to it -> (B, ...).
-    """
-    partner = x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
-    return kept * x + (1 - kept) * partner
+            box = cut_box(box_key, jax.random.beta(cutmix_key, self.cutmix, self.cutmix), inside)
+            inside = box & cut & mixed
+            keep = jnp.where(cut, 1 - box.mean(), keep)
+        keep = jnp.where(mixed, keep, 1.0)
+        blended = keep * images + (1 - keep) * images[::-1]
+        pasted = jnp.where(inside[:, :, None], images[::-1], images)
+        targets = jax.tree.map(lambda y: keep * y + (1 - keep) * y[::-1], targets)
+        return jnp.where(cut, pasted, blended), targets
 
 
 def erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
@@ -152,12 +139,12 @@ def erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     return jnp.where(inside[:, :, None], jax.random.normal(noise_key, image.shape), image)
 
 
-def cut_box(key: jax.Array, keep: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def cut_box(key: jax.Array, keep: jax.Array, like: jax.Array) -> jax.Array:
     """CutMix's box (Yun et al. 2019, eq. 2): sides sqrt(1 - keep), centre uniform, clipped.
 
-    Shapes: a share `keep` -> `shape` (H, W) bool, True inside the box.
+    Shapes: a share `keep`, an array (H, W) -> (H, W) bool, True inside the box.
     """
-    height, width = shape
+    height, width = like.shape
     ratio = jnp.sqrt(1 - keep)
     half_height = (height * ratio).astype(int) // 2
     half_width = (width * ratio).astype(int) // 2
@@ -187,3 +174,11 @@ def row_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
     )
     key = jax.random.fold_in(jax.random.key(seed), AUGMENT_STREAM)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
+
+
+def _to_pairs(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, 2, *x.shape[1:])
+
+
+def _from_pairs(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, *x.shape[2:])
