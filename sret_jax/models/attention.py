@@ -110,10 +110,10 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
 
     scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=jnp.float32)
     scores *= head_dim**-0.5
-    # The softmax divides by its sums last, where there are fewest numbers to divide.
+    # The softmax divides by its sums last: there are fewer outputs than scores.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bghnm,bghmd->bghnd", weights.astype(v.dtype), v)
-    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+    out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)  # (B, G, heads, N/G, d)
     return out.swapaxes(2, 3).reshape(batch, tokens, channels)
 
 

@@ -13,9 +13,9 @@ def largest_batch(
 
     Memory is close to affine in the batch. So a line through the two known batches nearest to the
     limit predicts the largest that fits, which is tried; until one is known to fit and the next
-    either known or predicted not to. Near the limit a compiler computes more of the forward pass
-    again, and memory hardly grows. So what is tried lies a quarter of the way from what is known
-    not to fit to what is known to.
+    either known or predicted not to. Near the limit the compiler computes more of the forward pass
+    again, and memory hardly grows. So what is tried lies at least a quarter of the way from what is
+    known not to fit to what is known to.
 
     Args:
       needed: batch -> bytes on one device; it compiles.
