@@ -87,7 +87,7 @@ def _draw_bytes(axes: Any, reports: list[Report]) -> None:
     for place, report in enumerate(reports):
         size, goal = report["gigabytes_per_image"], report["goal_gigabytes_per_image"]
         bar = axes.bar(place, size, 0.6, color="tab:blue")
-        axes.bar_label(bar, fmt="%.3f", padding=2)
+        axes.bar_label(bar, fmt="%.3f", label_type="center", color="white")
         if goal:
             axes.hlines(goal, place - 0.5, place + 0.5, "tab:red", linestyles="dashed")
     labels = [f"{r['model']}\nattention={r['attention']}\nmlp={r['mlp']}" for r in reports]
@@ -98,4 +98,4 @@ def _draw_bytes(axes: Any, reports: list[Report]) -> None:
         ylabel="GB per image of a train step",
         title=f"Compiled for {topologies}; dashed: the goal, below a plain ViT's",
     )
-    axes.margins(y=0.12)
+    axes.margins(y=0.05)
