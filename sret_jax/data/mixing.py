@@ -5,6 +5,7 @@ depends on no batch size, device or host. Partners are rows 2i and 2i+1, which l
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -68,7 +69,7 @@ class Mixing:
         return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), self.label_smoothing)
 
     def __call__(
-        self, images: jax.Array, targets: Targets, keys: jax.Array
+        self, images: jax.Array, targets: Targets, keys: jax.Array, *, in_turn: bool = False
     ) -> tuple[jax.Array, Targets]:
         """Erases and mixes.
 
@@ -76,13 +77,18 @@ class Mixing:
           images: normalised, (B, H, W, 3); B is even where pairs are mixed.
           targets: {name: (B, K)}, all mixed as the images are.
           keys: (B,), from `row_keys`.
+          in_turn: erase one image after another, and draw noise for those only that are erased.
 
         Returns:
           Images and targets of the same shapes.
         """
         erase_keys, mix_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
         if self.erasing:
-            images = jax.vmap(erase, (0, 0, None))(images, erase_keys, self.erasing)
+            erase_one = functools.partial(erase, probability=self.erasing)
+            if in_turn:
+                images = jax.lax.map(lambda row: erase_one(*row), (images, erase_keys))
+            else:
+                images = jax.vmap(erase_one)(images, erase_keys)
         if self.in_pairs:
             image_pairs, target_pairs = jax.tree.map(_to_pairs, (images, targets))
             mixed = jax.vmap(self._mix_pair)(image_pairs, target_pairs, mix_keys[::2])
@@ -135,8 +141,12 @@ def erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     top = jax.random.randint(top_key, (), 0, height - h + 1)
     left = jax.random.randint(left_key, (), 0, width - w + 1)
     used = jax.random.bernoulli(use_key, probability) & fits[first]
-    inside = rectangle(top, left, top + h, left + w, (height, width)) & used
-    return jnp.where(inside[:, :, None], jax.random.normal(noise_key, image.shape), image)
+    inside = rectangle(top, left, top + h, left + w, (height, width))
+
+    def erased(image: jax.Array) -> jax.Array:
+        return jnp.where(inside[:, :, None], jax.random.normal(noise_key, image.shape), image)
+
+    return jax.lax.cond(used, erased, lambda image: image, image)
 
 
 def cut_box(key: jax.Array, keep: jax.Array, like: jax.Array) -> jax.Array:

@@ -93,6 +93,8 @@ def make_train_step(
       (as in the state: 0 where the step updated it).
     """
     model = model.clone(mesh=mesh)
+    # XLA:CPU would draw the noise of all images, and again wherever an image is used.
+    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
     def examples(batch: Batch, teacher_variables: Any) -> tuple[jax.Array, Targets]:
         """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
@@ -100,7 +102,8 @@ def make_train_step(
         if "soft" in batch:
             stored = batch["soft"], batch.get("soft_classes")
             targets["soft"] = marginal_smoothing(*stored, model.num_classes)
-        images, targets = mixing(normalise(batch["image"]), targets, batch["key"])
+        images = normalise(batch["image"])
+        images, targets = mixing(images, targets, batch["key"], in_turn=one_cpu)
         if teacher:
             targets["soft"] = teacher.probabilities(teacher_variables, images)
         return images, targets
