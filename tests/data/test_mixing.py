@@ -1,5 +1,7 @@
 """Erasing, mixup and cutmix: exact labels, the published distributions, independence of devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +135,18 @@ def test_erasing_fills_rectangles_of_the_published_sizes_with_normal_noise():
     tops = erased.any(2).argmax(1)
     room = SIDE - sizes[:, 0]
     assert np.mean(tops / room) == pytest.approx(0.5, abs=0.05)
+
+
+def test_one_image_after_another_is_erased_as_all_at_once():
+    mixing = Mixing(erasing=0.5, mixup=0.8, cutmix=1.0)
+    images = jax.random.normal(jax.random.key(1), (16, SIDE, SIDE, 3))
+    targets = {"hard": jnp.eye(16)}
+    at_once, in_turn = (
+        jax.jit(functools.partial(mixing, in_turn=choice))(images, targets, keys(16))
+        for choice in (False, True)
+    )
+    for a, b in zip(jax.tree.leaves(at_once), jax.tree.leaves(in_turn), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_what_is_off_changes_nothing():
