@@ -103,6 +103,14 @@ def refusal(capsys, main: Callable[[list[str]], None], *args: object) -> str:
     return error
 
 
+def read_metrics(workdir, name="loss"):
+    """A metric of a run by step, as far as the run has come."""
+    if not (workdir / "metrics.jsonl").exists():
+        return {}
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
 def run_python(
     *args: str, devices: int = 1, timeout: float = 600, **kwargs
 ) -> subprocess.CompletedProcess[str]:
