@@ -32,8 +32,7 @@ from sret_jax.training.experiment import open_experiment
 from sret_jax.training.losses import marginal_smoothing
 from sret_jax.training.step import normalise
 from sret_jax.training.teacher import open_teacher
-from tests.conftest import ROOT, TINY_FLAGS
-from tests.training.test_loop import metrics
+from tests.conftest import ROOT, TINY_FLAGS, read_metrics
 
 NEW = pathlib.Path(tempfile.gettempdir()) / "sret_jax_no_room"
 PLAIN = dict(policy="", erasing=0.0, mixup=0.0, cutmix=0.0, repeats=1)
@@ -135,9 +134,9 @@ def test_a_replayed_batch_has_the_labels_the_teacher_gives_it(config, teacher, t
 def test_a_student_learns_stored_labels(config, tmp_path):
     config.stop_at_step = 2
     loop.train(config, epath.Path(tmp_path))
-    assert all(np.isfinite(metrics(tmp_path)[step]) for step in (1, 2))
+    assert all(np.isfinite(read_metrics(tmp_path)[step]) for step in (1, 2))
     # Untrained, the teacher is mostly wrong: the labels learnt are not the true classes.
-    assert metrics(tmp_path, "teacher_top1")[2] < 0.7
+    assert read_metrics(tmp_path, "teacher_top1")[2] < 0.7
 
 
 def test_hosts_together_write_what_one_writes(store, teacher, digits_dir, tmp_path, capsys):

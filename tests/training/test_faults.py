@@ -20,7 +20,7 @@ from sret_jax.parallel.preemption import Preempted
 from sret_jax.training import loop
 from sret_jax.training.lock import locked
 from sret_jax.training.rollback import ROLLBACKS_FILE
-from tests.training.test_loop import metrics
+from tests.conftest import read_metrics
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def test_asked_to_stop_in_an_evaluation_it_saves_and_then_evaluates_and_rates_wh
     tiny_config.epochs = epochs(8)
     tiny_config.checkpoint.every_epochs = epochs(4)
     tiny_config.eval_batch_size = 8  # so that an evaluation takes a while
-    when(lambda: 4 in metrics(workdir), ask_to_stop)
+    when(lambda: 4 in read_metrics(workdir), ask_to_stop)
     with pytest.raises(Preempted, match="Stopped as asked at step 4, which is saved"):
         loop.train(tiny_config, workdir)
-    assert 4 not in metrics(workdir, "eval/top1"), "the signal came too late to test anything"
+    assert 4 not in read_metrics(workdir, "eval/top1"), "the signal came too late to test anything"
 
     tiny_config.stop_at_step = 5
     loop.train(tiny_config, workdir)
-    assert sorted(metrics(workdir, "eval/top1")) == [4, 5]
+    assert sorted(read_metrics(workdir, "eval/top1")) == [4, 5]
     with contextlib.closing(open_existing(workdir)) as on_disk:
         assert [on_disk.is_rated(step) for step in (4, 5)] == [True, True]
 
@@ -80,16 +80,16 @@ def test_steps_that_are_not_finite_lead_back_to_the_last_good_checkpoint(
     loop.train(tiny_config, workdir)
     windows = json.loads((workdir / ROLLBACKS_FILE).read_text())["windows"]
     assert windows == [[1, 4], [1, 6], [7, 10]]
-    assert sorted(metrics(workdir)) == [*range(11, 17)]
+    assert sorted(read_metrics(workdir)) == [*range(11, 17)]
     assert "back to the weights of step 6" in capfd.readouterr().out
     assert checkpoints(workdir) == {12, 16}
-    before = metrics(workdir)
+    before = read_metrics(workdir)
 
     for step in checkpoints(workdir):
         (workdir / CHECKPOINTS / str(step)).rmtree()
     loop.train(tiny_config, workdir)  # from the start, over the windows at once
     assert json.loads((workdir / ROLLBACKS_FILE).read_text())["windows"] == windows
-    assert metrics(workdir) == before
+    assert read_metrics(workdir) == before
 
 
 def test_a_streak_that_was_saved_at_its_limit_leads_back_at_the_next_start(
@@ -125,7 +125,7 @@ def test_a_run_that_keeps_diverging_ends_with_a_sentence_and_a_report(tiny_confi
 def test_a_dead_loader_worker_ends_the_run_with_a_crash_report(tiny_config, workdir):
     tiny_config.data.workers = 1
     when(
-        lambda: len(metrics(workdir)) >= 2,
+        lambda: len(read_metrics(workdir)) >= 2,
         lambda: [worker.kill() for worker in multiprocessing.active_children()],
     )
     with pytest.raises(RuntimeError, match="terminated unexpectedly"):

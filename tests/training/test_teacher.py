@@ -24,7 +24,8 @@ from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 from sret_jax.training.teacher import open_teacher
-from tests.training.test_loop import checkpoint_arrays, metrics
+from tests.conftest import read_metrics
+from tests.training.test_loop import checkpoint_arrays
 
 FULL = Mixing(erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
 DIGITS = [str(i) for i in range(10)]
@@ -158,8 +159,8 @@ def test_a_stopped_distillation_resumed_is_bitwise_the_same_as_one_that_ran_thro
     assert expected.keys() == actual.keys()
     for path, array in expected.items():
         np.testing.assert_array_equal(actual[path], array, err_msg=path)
-    assert metrics(whole) == metrics(resumed)
-    assert set(metrics(whole, "teacher_top1")) == set(range(1, 7))
+    assert read_metrics(whole) == read_metrics(resumed)
+    assert set(read_metrics(whole, "teacher_top1")) == set(range(1, 7))
     assert {p.name for p in (whole / CHECKPOINTS / "6").iterdir()} >= {"model", "ema", "train"}
     assert json.loads((whole / "config.json").read_text())["teacher"] == config.teacher
 
