@@ -14,8 +14,9 @@ def largest_batch(
     Memory is close to affine in the batch. So a line through the two known batches nearest to the
     limit predicts the largest that fits, which is tried; until one is known to fit and the next
     either known or predicted not to. Near the limit the compiler computes more of the forward pass
-    again, and memory hardly grows. So what is tried lies at least a quarter of the way from what is
-    known not to fit to what is known to.
+    again, memory hardly grows, and the line points too far. So where a batch that it pointed to did
+    not fit, or where it points beyond one that did not, the range between what is known to fit and
+    what is known not to is halved.
 
     Args:
       needed: batch -> bytes on one device; it compiles.
@@ -28,21 +29,21 @@ def largest_batch(
       The batch, 0 where none fits, and the number of compilations.
     """
     known = {0: fixed}
-    fits, too_large = 0, None
+    fits, too_large = 0, math.inf
     batch = first
     while len(known) <= MOST_COMPILATIONS:
         known[batch] = needed(batch)
+        overshot = known[batch] > available and batch != first
         if known[batch] <= available:
             fits = max(fits, batch)
         else:
-            too_large = min(too_large or batch, batch)
+            too_large = min(too_large, batch)
         predicted = _predict(known, available) // unit * unit
         if fits and predicted <= fits:
             break
         batch = max(predicted, fits + unit)
-        if too_large is not None:
-            quarter = (too_large - fits) // 4 // unit * unit if fits else 0
-            batch = min(batch, too_large - max(quarter, unit))
+        if overshot or batch >= too_large:
+            batch = int(fits + too_large) // 2 // unit * unit
         if batch <= fits:
             break
     return fits, len(known) - 1
