@@ -90,12 +90,12 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(rules),
             best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
             create=create,
-            cleanup_tmp_directories=create,  # a half-written checkpoint takes room
             todelete_subdir=f"../{DELETED}",  # a rename is whole or not at all
             # Else threads wait five minutes for a folder that cannot be made.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = self._open()
+        self._clear_leftovers()
 
     @property
     def steps(self) -> list[int]:
@@ -129,7 +129,7 @@ class Checkpoints:
         """Waits for the save in progress; returns whether the last one is on disk."""
         if not self._storage_holds(self._manager.wait_until_finished):
             self._last_is_lost = True
-        self._clear_deleted()
+        self._clear_leftovers()
         return not self._last_is_lost
 
     def restore_newest(self, targets: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
@@ -252,12 +252,19 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.close()
-        self._clear_deleted()
+        self._clear_leftovers()
 
-    def _clear_deleted(self) -> None:
+    def _clear_leftovers(self) -> None:
+        """Removes deleted and half-written checkpoints, which take room; no save is in progress.
+
+        Again and again, as a writer of a failed save may outlive it. Orbax would do it once, in a
+        thread beside the next save.
+        """
         if self._options.create and is_leader():
             with contextlib.suppress(OSError):
                 (self._workdir / DELETED).rmtree(missing_ok=True)
+                for unfinished in ocp.utils.tmp_checkpoints(self._workdir / CHECKPOINTS):
+                    unfinished.get().rmtree()
 
     def _open(self) -> ocp.CheckpointManager:
         handlers = {name: checksums.Handler() for name in ITEMS}
@@ -271,6 +278,7 @@ class Checkpoints:
         with contextlib.suppress(Exception):
             self._manager.close()
         self._manager = self._open()
+        self._clear_leftovers()
         if is_leader():
             newest = f"step {self.steps[0]}" if self.steps else "none"
             print(

@@ -65,6 +65,16 @@ def test_deleting_any_one_checkpoint_by_hand_breaks_nothing(workdir):
         assert steps(folder) == {1, 2, 3, 4} - {victim}
 
 
+def test_what_a_failed_save_leaves_late_or_at_a_crash_is_gone_with_the_next_one(workdir):
+    half = workdir / "checkpoints" / "1.orbax-checkpoint-tmp"
+    half.mkdir(parents=True)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        assert not half.exists()
+        (half / "model").mkdir(parents=True)  # as a writer does that outlived the failed save
+        checkpoints.save(2, {"model": TREE})
+        assert checkpoints.settle() and steps(workdir) == {2}
+
+
 def test_a_new_best_replaces_the_old(workdir):
     save(workdir, {1: 0.5, 2: 0.6, 3: 0.1, 4: 0.2}, keep_latest=1, keep_best=1)
     assert steps(workdir) == {2, 4}
