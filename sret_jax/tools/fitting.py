@@ -35,9 +35,9 @@ def largest_batch(
         known[batch] = needed(batch)
         overshot = known[batch] > available and batch != first
         if known[batch] <= available:
-            fits = max(fits, batch)
+            fits = batch
         else:
-            too_large = min(too_large, batch)
+            too_large = batch
         predicted = _predict(known, available) // unit * unit
         if fits and predicted <= fits:
             break
