@@ -47,6 +47,8 @@ def start(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # These tests may run under nohup, whose way with hang-ups would be inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         launchers.append(launcher)
         return launcher
@@ -212,6 +214,18 @@ def test_asked_to_stop_every_process_saves_and_the_launcher_says_so(how, start, 
     assert launcher.wait(20) == 75
     assert [(tmp_path / f"saved.{i}").read_text() for i in range(2)] == ["SIGTERM", "SIGTERM"]
     assert not (tmp_path / "interrupted").exists()
+
+
+def test_under_nohup_a_hang_up_stops_nothing(start, tmp_path):
+    nohup = f"{SHORT_WAITS}; import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    launcher = start(SAVES_WHEN_ASKED, "--processes=2", settings=nohup)
+    wait_for(lambda: all((tmp_path / f"ready.{i}").exists() for i in range(2)))
+    os.killpg(launcher.pid, signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        launcher.wait(1)
+    launcher.terminate()
+    assert launcher.wait(20) == 75
+    assert [(tmp_path / f"saved.{i}").read_text() for i in range(2)] == ["SIGTERM", "SIGTERM"]
 
 
 def test_asked_to_stop_before_training_begins_it_can_be_started_again(start, tmp_path):
