@@ -153,7 +153,7 @@ class Program:
         operands = [where.instructions[name] for name in instruction.operands]
         estimate = re.search(r'"bytes_accessed":"?(\d+)', instruction.attributes)
         if opcode == "custom-call" and estimate:
-            yield int(estimate[1]), 0  # a Pallas kernel's own cost_estimate
+            yield from self._kernel_accesses(int(estimate[1]), [instruction, *operands])
         elif opcode == "fusion":
             yield from self._fusion_accesses(instruction, operands)
         elif opcode in ("dynamic-slice", "slice", "gather"):
@@ -164,6 +164,9 @@ class Program:
             (update,) = operands[-1 if opcode == "scatter" else 1].arrays
             yield update.padded_bytes, update.space
             yield update.padded_bytes, instruction.arrays[0].space
+        elif opcode == "slice-start":  # a prefetch of a part, which XLA counts once
+            source, part = instruction.arrays[:2]
+            yield part.padded_bytes, min(source.space, part.space)
         elif opcode == "copy-start":
             for array in instruction.arrays[:2]:
                 yield array.padded_bytes, array.space
@@ -176,6 +179,15 @@ class Program:
             for operand in operands:
                 for array in operand.arrays:
                     yield array.padded_bytes, array.space
+
+    def _kernel_accesses(
+        self, estimate: int, sources: Sequence[Instruction]
+    ) -> Iterator[tuple[int, int]]:
+        """A Pallas kernel's own cost estimate; what XLA gives it on the chip is read there."""
+        arrays = [array for source in sources for array in source.arrays]
+        on_chip = min(estimate, _size([array for array in arrays if array.space != 0]))
+        yield on_chip, -1
+        yield estimate - on_chip, 0
 
     def _fusion_accesses(
         self, fusion: Instruction, operands: Sequence[Instruction]

@@ -132,6 +132,24 @@ def test_a_loop_of_unknown_length_counts_once_and_is_counted():
     assert (program.repeated_bytes(), program.loops_counted_once()) == (0, 1)
 
 
+PREFETCH = """
+ENTRY %main (a: f32[64,128]) -> f32[16,128] {
+  %a = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, \
+s32[]{:S(2)}) slice-start(%a), slice={[0:16], [0:128]}
+  %part = f32[16,128]{1,0:T(8,128)S(1)} slice-done(%start)
+  ROOT %k = f32[16,128]{1,0:T(8,128)} custom-call(%part), \
+custom_call_target="tpu_custom_call", backend_config={"cost_estimate":{"bytes_accessed":"16384"}}
+}
+"""
+
+
+def test_a_prefetch_reads_its_part_of_main_memory_and_a_kernel_what_was_prefetched_on_the_chip():
+    part = 16 * 128 * FLOAT
+    assert Program(PREFETCH).main_memory_bytes() == part + part  # the prefetch, the result
+    assert Program(PREFETCH.replace("S(1)", "")).main_memory_bytes() == part + 2 * part
+
+
 def test_text_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="not that of a compiled program"):
         Program("hello")
