@@ -108,8 +108,8 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
     qkv = qkv.reshape(batch, groups, tokens // groups, 3, heads, head_dim)
     q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # (B, G, heads, N/G, d): contiguous matrices
 
+    q *= head_dim**-0.5
     scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=jnp.float32)
-    scores *= head_dim**-0.5
     # The softmax divides by its sums last: there are fewer outputs than scores.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bghnm,bghmd->bghnd", weights.astype(v.dtype), v)

@@ -33,7 +33,7 @@ class Kernels:
 
     @property
     def joins_tokens(self) -> bool:
-        """Whether linear maps see the tokens of all images on one axis.
+        """Whether linear maps and gradients see the tokens of all images on one axis.
 
         XLA:CPU copies and transposes what a gradient sums over two axes. On a TPU, joining the 196
         tokens of each image would move them between tiles.

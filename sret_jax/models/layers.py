@@ -4,7 +4,6 @@ All follow the published initialisation: weights *and biases* of linear and conv
 layers are drawn from U(-1/sqrt(fan_in), +1/sqrt(fan_in)).
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from sret_jax.models.convolution import convolution, flat_convolution, grouped_convolution
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -114,30 +115,43 @@ class LearnedResidual(nn.Module):
         return (a * x + b * k[:, None, None] * y).astype(x.dtype)
 
 
+class HalvingConv(nn.Module):
+    """3x3 convolution, stride 2, padding 1, with bias, initialised as published.
+
+    Shapes: (B, H, W, C) -> (B, H/2, W/2, features). `flat` is that of `Linear`, for the gradient of
+    the kernel.
+    """
+
+    features: int
+    dtype: DTypeLike = jnp.float32
+    flat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = fan_in_uniform(9 * x.shape[-1])
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        convolve = flat_convolution if self.flat else convolution
+        return convolve(x, kernel) + bias.reshape(1, 1, 1, -1)
+
+
 class Stem(nn.Module):
     """Three times [3x3 convolution, stride 2 -> BatchNorm -> ReLU], channels 3 -> C/2 -> C -> C.
 
     Shapes: (B, H, W, 3) -> (B, H/8, W/8, C). BatchNorm has eps 1e-5 and keeps
-    running <- 0.9 * running + 0.1 * batch, over the global batch.
+    running <- 0.9 * running + 0.1 * batch, over the global batch. `flat` is that of `HalvingConv`.
     """
 
     channels: int
     dtype: DTypeLike = jnp.float32
+    flat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         for i, features in enumerate((self.channels // 2, self.channels, self.channels), start=1):
-            init = fan_in_uniform(9 * x.shape[-1])
-            x = nn.Conv(
-                features,
-                (3, 3),
-                strides=2,
-                padding=1,
-                dtype=self.dtype,
-                kernel_init=init,
-                bias_init=init,
-                name=f"conv{i}",
-            )(x)  # (B, H/2^i, W/2^i, features)
+            convolve = HalvingConv(features, self.dtype, self.flat, name=f"conv{i}")
+            x = convolve(x)  # (B, H/2^i, W/2^i, features)
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,
@@ -169,12 +183,5 @@ class Pooling(nn.Module):
         kernel = self.param("kernel", init, (3, 3, channels, multiplier))
         bias = self.param("bias", init, (self.features,))
 
-        # Shifted multiply-adds: XLA:CPU runs the backward of a grouped convolution naively.
-        height, width = x.shape[1] // 2, x.shape[2] // 2
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)
-        out = jnp.zeros((), jnp.float32)
-        for i, j in itertools.product(range(3), range(3)):
-            shifted = x[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
-            out += shifted * kernel[None, None, None, i, j]  # (B, H/2, W/2, C, m)
-        out = out.reshape(*out.shape[:3], self.features) + bias.reshape(1, 1, 1, -1)
+        out = grouped_convolution(x, kernel) + bias.reshape(1, 1, 1, -1)
         return out.astype(self.dtype)

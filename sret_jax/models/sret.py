@@ -62,7 +62,9 @@ class SReT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = Stem(self.widths[0], dtype=self.dtype, name="stem")(images, train=train)
+        kernels = Kernels(self.attention, self.mlp, self.mesh)
+        stem = Stem(self.widths[0], self.dtype, kernels.joins_tokens, name="stem")
+        x = stem(images, train=train)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = x + position.astype(self.dtype)  # (B, H/8, W/8, C)
 
@@ -86,7 +88,7 @@ class SReT(nn.Module):
                     permutation=self.permutation,
                     unroll=self.unroll,
                     remat=self.remat,
-                    kernels=Kernels(self.attention, self.mlp, self.mesh),
+                    kernels=kernels,
                     dtype=self.dtype,
                     name=f"stage{s}_block{b}",
                 )(x, train=train)

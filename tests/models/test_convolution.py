@@ -1,0 +1,32 @@
+"""Convolutions against plain sums."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sret_jax.models.convolution import _grouped, _shifted
+
+
+@pytest.mark.parametrize("run", [_grouped, _shifted])
+def test_a_grouped_convolution_is_the_sum_of_its_definition(run):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    out = run(x, kernel)
+    assert out.shape == (2, 3, 2, 6)
+    for b, r, s, c, k in np.ndindex(2, 3, 2, 3, 2):
+        window = padded[b, 2 * r : 2 * r + 3, 2 * s : 2 * s + 3, c]
+        expected = (window * kernel[:, :, c, k]).sum()
+        np.testing.assert_allclose(out[b, r, s, 2 * c + k], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_both_forms_of_a_grouped_convolution_have_the_same_gradients():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
+
+    def gradients(run):
+        return jax.grad(lambda x, kernel: jnp.sum(run(x, kernel) ** 2), (0, 1))(x, kernel)
+
+    for a, b in zip(gradients(_grouped), gradients(_shifted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
