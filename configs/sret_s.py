@@ -1,6 +1,6 @@
 """SReT-S on ImageNet-1k at 224 pixels.
 
-Costs: 20.9M parameters, 4.172 GMACs per image (4.671 unsliced); 300 epochs of 1.28M images are
+Costs: 20.9M parameters, 4.173 GMACs per image (4.671 unsliced); 300 epochs of 1.28M images are
 9.6e18 FLOPs (forward and backward, two per multiply-accumulate).
 Should reach: 81.9% top-1 as published, 82.0% unsliced; not yet reproduced with this code.
 

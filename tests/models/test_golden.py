@@ -134,4 +134,4 @@ def test_forty_adamw_steps_follow_the_published_loss_curve(name):
 @pytest.mark.parametrize(("name", "overrides", "published"), GMACS)
 def test_macs_counted_from_the_program_are_the_published_ones(name, overrides, published):
     model = sret_jax.create_model(name, **overrides)
-    assert model_macs(model) / 1e9 == pytest.approx(published, rel=0.005)
+    assert model_macs(model) / 1e9 == pytest.approx(published, abs=5e-4)
