@@ -27,23 +27,28 @@ convolution = functools.partial(
 )
 
 
-@jax.custom_vjp
 def flat_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`convolution`, the gradient of whose kernel sums over all places of all images at once."""
-    return convolution(x, kernel)
+    return _learn(convolution(x, jax.lax.stop_gradient(kernel)), x, kernel)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolution(x, kernel), (x, kernel)
+@jax.custom_vjp
+def _learn(y: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Hands y on, through which x gets its gradient; the kernel gets its own here."""
+    del x, kernel
+    return y
 
 
-def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    _, transpose = jax.vjp(lambda x: convolution(x, kernel), x)
-    return *transpose(dy), _kernel_gradient(x, dy).astype(kernel.dtype)
+def _learn_forward(y: jax.Array, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del kernel
+    return y, x
 
 
-flat_convolution.defvjp(_forward, _backward)
+def _learn_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, None, jax.Array]:
+    return dy, None, _kernel_gradient(x, dy).astype(dy.dtype)
+
+
+_learn.defvjp(_learn_forward, _learn_backward)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
