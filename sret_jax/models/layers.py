@@ -148,7 +148,7 @@ class Stem(nn.Module):
     flat: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, features in enumerate((self.channels // 2, self.channels, self.channels), start=1):
             convolve = HalvingConv(features, self.dtype, self.flat, name=f"conv{i}")
             x = convolve(x)  # (B, H/2^i, W/2^i, features)

@@ -49,7 +49,7 @@ class SReT(nn.Module):
     drop_path_rate: float = 0.0
     permutation: str | PermutationFn | None = None
     unroll: int = 2  # on TPUs a loop moves more bytes than its unrolled body
-    remat: str = "none"
+    remat: str = "none"  # "full" computes the stem again, too
     attention: str = "auto"
     mlp: str = "auto"
     mesh: Mesh | None = None
@@ -63,8 +63,8 @@ class SReT(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         kernels = Kernels(self.attention, self.mlp, self.mesh)
-        stem = Stem(self.widths[0], self.dtype, kernels.joins_tokens, name="stem")
-        x = stem(images, train=train)
+        stem = nn.remat(Stem, static_argnums=(2,)) if self.remat == "full" else Stem
+        x = stem(self.widths[0], self.dtype, kernels.joins_tokens, name="stem")(images, train)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = x + position.astype(self.dtype)  # (B, H/8, W/8, C)
 

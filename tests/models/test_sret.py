@@ -33,6 +33,30 @@ def images(batch=2, size=64):
     return jax.random.normal(jax.random.key(7), (batch, size, size, 3))
 
 
+def test_computing_everything_again_changes_neither_parameters_nor_statistics_nor_gradients():
+    def trained(remat):
+        model = tiny(remat=remat)
+        variables = init(model)
+
+        def loss(params):
+            logits, updates = model.apply(
+                {**variables, "params": params},
+                images(),
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"permutation": jax.random.key(1)},
+            )
+            return (logits**2).mean(), updates
+
+        return variables, jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+        trained("none"),
+        trained("full"),
+    )
+
+
 def test_trace_and_program_do_not_grow_with_loops():
     def lowered_lines(loops):
         model = tiny(loops=loops)
