@@ -90,7 +90,7 @@ def figures(report: dict[str, Any]) -> tuple[str, ...]:
         f"{reduced / 1e6:.0f} MB",
         f"{1000 * estimate['step_seconds']:.2f} ms",
         f"{estimate['images_per_second_per_chip']:,.0f}",
-        f"{estimate['hours']:.1f} h",
+        f"{estimate['hours']:.2f} h",
     )
 
 

@@ -27,6 +27,6 @@ def test_plans_that_are_there_are_not_made_again(tmp_path, capsys):
     assert len({line.count("|") for line in lines}) == 1
     assert lines[3] == (
         "| sret_t | v5e-256 | 256 | 4 | 1.00 of 16.00 GiB | 0.53 GB | 19 MB | 3.10 ms | 1,290 | "
-        "0.3 h |"
+        "0.32 h |"
     )
     assert "does not fit" in lines[10]
