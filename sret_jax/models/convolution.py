@@ -12,24 +12,21 @@ XLA:CPU takes it for a convolution with a window as large as the image instead, 
 operands and runs it on one core.
 """
 
-import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# x (B, H, W, C), kernel (3, 3, C, F) -> (B, H/2, W/2, F).
-convolution = functools.partial(
-    jax.lax.conv_general_dilated,
-    window_strides=(2, 2),
-    padding=((1, 1), (1, 1)),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-)
 
+def flat_convolution(x: jax.Array, kernel: jax.Array, *settings: Any, **named: Any) -> jax.Array:
+    """`conv_general_dilated`, the gradient of whose kernel sums over all places at once.
 
-def flat_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`convolution`, the gradient of whose kernel sums over all places of all images at once."""
-    return _learn(convolution(x, jax.lax.stop_gradient(kernel)), x, kernel)
+    Shapes: x (B, H, W, C), kernel (3, 3, C, F) -> (B, H/2, W/2, F). The settings are those of
+    stride 2 and padding 1, as `nn.Conv` passes them.
+    """
+    y = jax.lax.conv_general_dilated(x, jax.lax.stop_gradient(kernel), *settings, **named)
+    return _learn(y, x, kernel)
 
 
 @jax.custom_vjp
@@ -71,16 +68,22 @@ def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    groups = x.shape[-1]
-    kernel = kernel.astype(x.dtype).reshape(3, 3, 1, -1)
-    return convolution(x, kernel, feature_group_count=groups).astype(jnp.float32)
+    out = jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype).reshape(3, 3, 1, -1),
+        window_strides=(2, 2),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+    return out.astype(jnp.float32)
 
 
 def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """As shifted multiply-adds: XLA:CPU runs the backward of a grouped convolution naively.
 
-    XLA:TPU gives their m outputs a whole tile each: of sret_s's first pooling they moved 27 MB an
-    image forward and backward, the convolution moves 6.
+    XLA:TPU copies them between layouts: of sret_s's first pooling they moved 27 MB an image forward
+    and backward, the convolution moves 6.
     """
     height, width = x.shape[1] // 2, x.shape[2] // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sret_jax.models.convolution import convolution, flat_convolution, grouped_convolution
+from sret_jax.models.convolution import flat_convolution, grouped_convolution
 
 LAYER_NORM_EPSILON = 1e-6
 
@@ -115,32 +115,12 @@ class LearnedResidual(nn.Module):
         return (a * x + b * k[:, None, None] * y).astype(x.dtype)
 
 
-class HalvingConv(nn.Module):
-    """3x3 convolution, stride 2, padding 1, with bias, initialised as published.
-
-    Shapes: (B, H, W, C) -> (B, H/2, W/2, features). `flat` is that of `Linear`, for the gradient of
-    the kernel.
-    """
-
-    features: int
-    dtype: DTypeLike = jnp.float32
-    flat: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = fan_in_uniform(9 * x.shape[-1])
-        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        convolve = flat_convolution if self.flat else convolution
-        return convolve(x, kernel) + bias.reshape(1, 1, 1, -1)
-
-
 class Stem(nn.Module):
     """Three times [3x3 convolution, stride 2 -> BatchNorm -> ReLU], channels 3 -> C/2 -> C -> C.
 
     Shapes: (B, H, W, 3) -> (B, H/8, W/8, C). BatchNorm has eps 1e-5 and keeps
-    running <- 0.9 * running + 0.1 * batch, over the global batch. `flat` is that of `HalvingConv`.
+    running <- 0.9 * running + 0.1 * batch, over the global batch. With `flat` the gradients
+    of the kernels are those of `flat_convolution`.
     """
 
     channels: int
@@ -150,8 +130,18 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         for i, features in enumerate((self.channels // 2, self.channels, self.channels), start=1):
-            convolve = HalvingConv(features, self.dtype, self.flat, name=f"conv{i}")
-            x = convolve(x)  # (B, H/2^i, W/2^i, features)
+            init = fan_in_uniform(9 * x.shape[-1])
+            x = nn.Conv(
+                features,
+                (3, 3),
+                strides=2,
+                padding=1,
+                dtype=self.dtype,
+                kernel_init=init,
+                bias_init=init,
+                conv_general_dilated=flat_convolution if self.flat else None,
+                name=f"conv{i}",
+            )(x)  # (B, H/2^i, W/2^i, features)
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,

@@ -1,11 +1,12 @@
 """Convolutions against plain sums."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sret_jax.models.convolution import _grouped, _shifted
+from sret_jax.models.convolution import _grouped, _shifted, flat_convolution
 
 
 @pytest.mark.parametrize("run", [_grouped, _shifted])
@@ -29,4 +30,21 @@ def test_both_forms_of_a_grouped_convolution_have_the_same_gradients():
         return jax.grad(lambda x, kernel: jnp.sum(run(x, kernel) ** 2), (0, 1))(x, kernel)
 
     for a, b in zip(gradients(_grouped), gradients(_shifted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (2, 7, 5, 3)])
+def test_a_flat_convolution_has_the_values_and_gradients_of_the_plain_one(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    plain = nn.Conv(4, (3, 3), strides=2, padding=1)
+    variables = plain.init(jax.random.key(1), x)
+
+    def run(layer):
+        def loss(variables, x):
+            return (layer.apply(variables, x) ** 2).sum()
+
+        return layer.apply(variables, x), jax.grad(loss, (0, 1))(variables, x)
+
+    flat = plain.clone(conv_general_dilated=flat_convolution)
+    for a, b in zip(*(jax.tree.leaves(run(layer)) for layer in (plain, flat)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
