@@ -8,6 +8,7 @@ python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.bat
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --against=torch --json=FILE
+python -m sret_jax.tools.benchmark products --config=configs/sret_t.py --against=torch
 python -m sret_jax.tools.benchmark plot FILE FILE --plot=FILE.png
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --topology=v5e:1x1
@@ -73,6 +74,16 @@ def main(argv: list[str] | None = None) -> None:
             step.add_argument(
                 "--topology", help="compile for v5e:1x1, say, and count bytes; measures nothing"
             )
+    alone = what.add_parser(
+        "products",
+        help="the matrix products of a train step on a CPU, each by itself",
+        epilog=CONFIG_FLAGS,
+        allow_abbrev=False,
+    )
+    alone.add_argument("--rounds", type=int, default=3, help="of which the median counts")
+    alone.add_argument("--json", type=epath.Path, help="also write the figures here")
+    alone.add_argument("--against", choices=["torch"], help="time PyTorch's, too")
+    alone.set_defaults(run=run_products)
     plot = what.add_parser("plot", help="draws what train and infer wrote")
     plot.add_argument("files", nargs="+", type=epath.Path, help="their --json files")
     plot.add_argument("--plot", type=epath.Path, required=True, help="a PNG")
@@ -166,6 +177,18 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
         steps=args.steps,
         against=args.against,
         json_file=args.json,
+    )
+
+
+def run_products(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
+) -> None:
+    """Times the products of the train step; `rest` names the config."""
+    parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.tools.product_benchmark import benchmark_products
+
+    benchmark_products(
+        flags.FLAGS.config, rounds=args.rounds, against=args.against, json_file=args.json
     )
 
 

@@ -143,7 +143,7 @@ def benchmark_step(
       UserError: a number out of range, a config that training would refuse, or no PyTorch.
     """
     check_counts(rounds=rounds, steps=steps)
-    peers = torch_class() if against == "torch" else None
+    peers = torch_module().TorchStep if against == "torch" else None
     with tempfile.TemporaryDirectory() as folder:
         step = open_step(config, epath.Path(folder), train=train)
     dtype = peak_dtype(config)
@@ -252,19 +252,19 @@ def figures(
     }
 
 
-def torch_class() -> Any:
-    """TorchStep, where PyTorch is installed.
+def torch_module() -> Any:
+    """`torch_benchmark`, where PyTorch is installed.
 
     Raises:
       UserError: it is not.
     """
     try:
-        from sret_jax.tools.torch_benchmark import TorchStep
+        from sret_jax.tools import torch_benchmark
     except ModuleNotFoundError as e:
         raise UserError(
             f"--against=torch needs {e.name}, which is not installed; pip install torch"
         ) from e
-    return TorchStep
+    return torch_benchmark
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""Steps of SReT's PyTorch twin, eager and compiled, to be timed beside ours."""
+"""Steps of SReT's PyTorch twin, eager and compiled, and its products, to be timed beside ours."""
 
 import torch
 import torch.nn.functional as F
 
 from sret_jax.data.read_ahead import available_cores
 from sret_jax.models.sret import SReT
+from sret_jax.tools.products import Product
 from sret_jax.tools.torch_twin import TorchTwin
 
 
@@ -45,3 +46,21 @@ class TorchStep:
         loss = F.cross_entropy(self._apply(self._batch), self._labels, label_smoothing=0.1)
         loss.backward()
         self._optimizer.step()
+
+
+class TorchProduct:
+    """A product of two arrays of ones, as `torch.einsum` computes it.
+
+    Attributes:
+      flops: of it, counted as ours are.
+    """
+
+    def __init__(self, product: Product):
+        torch.set_num_threads(available_cores())
+        self.flops = product.flops
+        self._equation = product.equation
+        dtype = getattr(torch, product.dtype)
+        self._operands = [torch.ones(shape, dtype=dtype) for shape in (product.left, product.right)]
+
+    def __call__(self) -> None:
+        torch.einsum(self._equation, *self._operands)

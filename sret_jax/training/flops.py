@@ -57,11 +57,11 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
         raise ValueError("a while loop's trip count is unknown; use scan to count its MACs")
     if name == "cond":
         return max(inner)
-    return sum(inner) * _repetitions(name, params)
+    return sum(inner) * repetitions(name, params)
 
 
-def _repetitions(name: str, params: dict[str, Any]) -> int:
-    """How often the body of an equation runs."""
+def repetitions(name: str, params: dict[str, Any]) -> int:
+    """How often the body of an equation runs, of the primitive `name`; once in a `while` loop."""
     if name == "scan":
         return params["length"]
     if name == "pallas_call":
