@@ -78,7 +78,7 @@ def _draw_shares(axes: Any, reports: list[Report]) -> None:
     axes.set_ylabel("share of the matrix product's rate")
     first = reports[0]
     axes.set_title(f"{first['model']}, batch {first['batch_size']}, {first['dtype']}, CPU")
-    axes.legend(loc="lower right")
+    axes.figure.legend(loc="outside lower center", ncols=len(names))
 
 
 def _draw_bytes(axes: Any, reports: list[Report]) -> None:
