@@ -50,7 +50,12 @@ def largest_batch(
 
 
 def _predict(known: dict[int, int], available: int) -> int:
-    """The batch at which the line through the two batches nearest to the limit reaches it."""
+    """The batch at which the line through the two batches nearest to the limit reaches it.
+
+    Of a larger batch the compiler may compute so much again that it needs hardly more memory, or
+    less. So the line is at least a quarter as steep as memory has grown so far.
+    """
     a, b = sorted(sorted(known, key=lambda batch: abs(known[batch] - available))[:2])
-    slope = max(1.0, (known[b] - known[a]) / (b - a))
+    grown = (known[b] - known[0]) / b
+    slope = max(1.0, grown / 4, (known[b] - known[a]) / (b - a))
     return math.floor(b + (available - known[b]) / slope)

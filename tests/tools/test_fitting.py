@@ -46,6 +46,19 @@ def test_from_far_beyond_a_limit_where_memory_hardly_grows_it_ends_close_too(lar
     assert compilations <= MOST_COMPILATIONS
 
 
+@pytest.mark.parametrize("largest", [800, 1_104, 1_400])
+@pytest.mark.parametrize("falls", [0, 500])
+def test_where_a_larger_batch_needs_no_more_memory_it_ends_close_too(largest, falls):
+    def needed(batch):  # in bytes, of which a falling line finds billions of images' worth
+        if batch > largest:
+            return (16_001 + batch) << 20
+        return (1_000 + 20 * batch if batch <= 700 else 15_000 - falls + batch // 10) << 20
+
+    batch, compilations = search(needed, 16_000 << 20, first=256, fixed=1_000 << 20)
+    assert 0.95 * largest <= batch <= largest
+    assert compilations <= MOST_COMPILATIONS
+
+
 def test_where_no_batch_fits_none_is_found():
     batch, compilations = search(lambda batch: 20_000 + batch)
     assert batch == 0
