@@ -10,7 +10,7 @@ Costs: at 224 pixels, forward and backward, two FLOPs per multiply-accumulate,
     :100                  110       14.8M          9.9M             4.87  1.1e19 FLOPs
     :1000               1,020       13.4M         12.8M             5.59  1.3e19 FLOPs
 
-On a TPU :1000 is bound by memory: 4.4 GB an image, where :100 moves 0.4 (docs/depth.md).
+On a TPU :1000 is bound by memory: 1.7 GB an image, where :100 moves 0.12 (docs/depth.md).
 
 Should reach: not known; the depths have been trained on digits only (docs/depth.md).
 
