@@ -165,7 +165,8 @@ class RecursiveBlock(nn.Module):
             each, nll_params = (
                 _at(tree, slice(cycles * n, None)) for tree, n in zip(inputs, counts, strict=True)
             )
-            x, _ = cycle.apply(block, x, (each, nll_params))
+            run = remat(cycle.apply) if self.remat == "full" else cycle.apply
+            x, _ = run(block, x, (each, nll_params))
         return x
 
     def _remat_part(self, *, applications: int) -> Callable[[Callable], Callable]:

@@ -5,13 +5,13 @@ python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
 python -m sret_jax.tools.benchmark checkpoint                   (the quickstart's state)
 python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
 python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
-python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --topology=v5e:1x1
+python -m sret_jax.tools.benchmark train --config=FILE --config.batch_size=128 --topology=v5e:1x1
 python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
-python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --against=torch --json=FILE
+python -m sret_jax.tools.benchmark infer --config=FILE --config.model.dtype=float32 --against=torch
 python -m sret_jax.tools.benchmark products --config=configs/sret_t.py --against=torch
 python -m sret_jax.tools.benchmark plot FILE FILE --plot=FILE.png
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
-python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --topology=v5e:1x1
+python -m sret_jax.tools.benchmark slicing --config=FILE --config.batch_size=128 --topology=v5e:1x1
 python -m sret_jax.tools.benchmark remat --config=configs/sret_t.py --plot=FILE.png
 python -m sret_jax.tools.benchmark soft_labels --config=configs/sret_lt.py:fkd
 """

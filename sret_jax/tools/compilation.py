@@ -81,12 +81,15 @@ class DoesNotFit(Exception):
 
     Attributes:
       needed: bytes on one device.
-      available: bytes on one device.
     """
 
     def __init__(self, needed: int, available: int):
-        super().__init__(needed, available)
-        self.needed, self.available = needed, available
+        gib = 1 << 30
+        super().__init__(
+            f"a device needs {needed / gib:,.2f} GiB, {(needed - available) / gib:,.2f} GiB more "
+            f"than the {available / gib:,.2f} GiB there are"
+        )
+        self.needed = needed
 
 
 def compile_step(computation: Computation) -> Compilation:

@@ -73,4 +73,7 @@ def compile_for(config: ConfigDict, topology: str) -> Compilation:
         with progress(f"Compiling {config.model.name} for {topology}"):
             return compile_step(build_computation(config, mesh, **data_sizes(config)))
     except DoesNotFit as error:
-        raise UserError(f"{error}; give a smaller --config.batch_size") from error
+        raise UserError(
+            f"a batch of {config.batch_size:,} does not fit: {error}; give a smaller "
+            "--config.batch_size"
+        ) from error

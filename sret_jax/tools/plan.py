@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         from sret_jax.tools.planning import plan
 
         report = plan(config, args.topology, find_batch=args.find_batch, json_file=args.json)
-    return 0 if report["fits"] else DOES_NOT_FIT
+    return DOES_NOT_FIT if report["fits"] is False else 0
 
 
 def define_config() -> None:

@@ -57,7 +57,7 @@ def plan(
       json_file: where to write the figures too.
 
     Returns:
-      The figures; "fits" says whether the run does.
+      The figures; "fits" says whether the run does, None where nobody knows.
 
     Raises:
       UserError: what training would refuse, an unknown topology, or no libtpu.
@@ -87,7 +87,7 @@ class Planner:
         """The plan for the config's batch, and the nearest that fits where that does not."""
         batch = self._config.batch_size
         report = self._report(batch)
-        if not report["fits"]:
+        if report["fits"] is False:
             report |= self._search()
         return report
 
@@ -117,8 +117,14 @@ class Planner:
 
     @property
     def _unit(self) -> int:
-        mixing = self._computation(self._config.batch_size).mixing
-        return batch_unit(self._mesh.size, self._config.grad_accum, in_pairs=mixing.in_pairs)
+        config = self._config
+        mixing = self._computation(config.batch_size).mixing
+        return batch_unit(
+            self._mesh.size,
+            config.grad_accum,
+            crops=config.data.crops_per_image,
+            in_pairs=mixing.in_pairs,
+        )
 
     def _computation(self, batch: int) -> Computation:
         config = copy.deepcopy(self._config)
@@ -166,7 +172,7 @@ class Planner:
             "compilations": len(self._compilations),
             "memory_needed": needed,
             "memory_available": self._available,
-            "fits": self._available is None or needed <= self._available,
+            "fits": None if self._available is None else needed <= self._available,
         }
         if isinstance(found, Compilation):
             report |= counted(found)

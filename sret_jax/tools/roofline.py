@@ -1,4 +1,4 @@
-"""The least time a step can take by a chip's published peaks: an estimate, not a measurement."""
+"""The time of a step at a chip's published peaks: an estimate, not a measurement."""
 
 import dataclasses
 
@@ -25,7 +25,8 @@ class Roofline:
     """Seconds of one step.
 
     Compute and memory traffic overlap, communication is taken to overlap with neither: the
-    gradients are reduced once, when the last of them is there.
+    gradients are reduced once, when the last of them is there. A collective is taken to span all
+    devices, so those of a part of them, as with fsdp, are counted a little too long.
 
     Attributes:
       compute: all matrix products at the chip's peak in bfloat16.

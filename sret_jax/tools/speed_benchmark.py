@@ -148,6 +148,8 @@ def benchmark_step(
         step = open_step(config, epath.Path(folder), train=train)
     dtype = peak_dtype(config)
     product = MatrixProduct(step.experiment.mesh, dtype)
+    if peers:
+        _check_twin(step)
     others = peers.both(step.experiment.model, step.images, step.flops, train) if peers else {}
     peak, *timings = measure([product, step, *others.values()], rounds, steps)
     works = {OURS: step, **others}
@@ -250,6 +252,22 @@ def figures(
         "images_per_second": spread([work.images / t.seconds for t in timings]),
         "share_of_peak": spread(shares),
     }
+
+
+def _check_twin(step: Step) -> None:
+    """Raises UserError where PyTorch's twin would not do what the step does."""
+    model, device = step.experiment.model, jax.devices()[0]
+    if device.platform != "cpu" or model.dtype != jnp.float32:
+        raise UserError(
+            "--against=torch computes in float32 on CPUs, and the step in "
+            f"{jnp.dtype(model.dtype)} on {device.device_kind}; set --config.model.dtype=float32 "
+            "and JAX_PLATFORMS=cpu"
+        )
+    if model.nll_every != 1:
+        raise UserError(
+            f"--against=torch has an NLL after every application, and nll_every is "
+            f"{model.nll_every}; set --config.model.nll_every=1"
+        )
 
 
 def torch_module() -> Any:

@@ -78,12 +78,24 @@ class Program:
         """The collectives of one run, by kind."""
         found: dict[str, list[int]] = {}
         for instruction, computation, times in self._runs(self.entry, 1):
-            kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                found.setdefault(kind, []).extend(
-                    [_collective_bytes(kind, instruction, computation)] * times
-                )
+            for kind, size in self._messages(instruction, computation):
+                found.setdefault(kind, []).extend([size] * times)
         return [Collective(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items())]
+
+    def _messages(self, instruction: Instruction, where: Computation) -> Iterator[tuple[str, int]]:
+        """(kind, bytes) of an instruction that is a collective, or of those in a fusion.
+
+        XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce.
+        """
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            yield kind, _collective_bytes(kind, instruction, where)
+        elif kind == "fusion":
+            fused = self.computations[instruction.called("calls")]
+            sliced = any(inner.opcode == "dynamic-slice" for inner in fused.instructions.values())
+            for inner in fused.instructions.values():
+                for kind, size in self._messages(inner, fused):
+                    yield "reduce-scatter" if sliced and kind == "all-reduce" else kind, size
 
     def trips(self, loop: Instruction) -> int | None:
         """How often the body of a while loop runs; None where the program does not tell.

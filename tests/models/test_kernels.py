@@ -96,6 +96,16 @@ def test_tokens_that_overfill_the_fast_memory_are_permuted_outside_the_kernel():
     assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize(("platform", "kernels"), [("tpu", True), ("cpu", False), ("cuda", False)])
+def test_auto_takes_the_kernels_where_a_program_is_lowered_for_a_tpu(platform, kernels):
+    x, k = normal(0, 1, 16, 8), jnp.ones(1)
+    for layer, arguments in ((SlicedAttention(heads=1), (x,)), (ResidualMLP(16), (x, k))):
+        variables = layer.init(jax.random.key(0), *arguments)
+        traced = jax.jit(layer.apply).trace(variables, *arguments)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("tpu_custom_call" in text) == kernels
+
+
 def mlp_arguments(batch, tokens, channels, hidden, dtype=jnp.float32):
     layer = ResidualMLP(hidden, kernels=Kernels(mlp="xla"), dtype=dtype)
     x = normal(0, batch, tokens, channels, dtype=dtype)

@@ -11,6 +11,7 @@ from sret_jax.models.attention import fixed_permutation
 from sret_jax.models.recursion import REMAT, RecursiveBlock, SharedBlock
 from sret_jax.models.remat import segment_length
 from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.training.flops import count_macs
 
 TOKENS, CHANNELS = 16, 8
 
@@ -104,6 +105,18 @@ def test_remat_and_unroll_change_neither_parameters_nor_draws_nor_gradients(
             actual,
             expected,
         )
+
+
+@pytest.mark.parametrize("loops", [1, 2, 3, 5, 11])
+@pytest.mark.parametrize("remat", ["block", "full"])
+def test_every_application_is_computed_again_the_left_over_ones_too(loops, remat):
+    def macs(remat):
+        block = recursive_block(loops=loops, groups=(4, 2), remat=remat)
+        gradient = jax.grad(functools.partial(loss, block), has_aux=True)
+        return count_macs(gradient, init(block), tokens())
+
+    plain = macs("none")
+    assert macs(remat) >= 1.2 * plain  # a forward pass is a third of it, without its last products
 
 
 @pytest.mark.parametrize("remat", REMAT)

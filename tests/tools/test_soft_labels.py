@@ -26,6 +26,8 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.tools import soft_labels
+from sret_jax.tools.planning import Planner
+from sret_jax.tools.topology import open_topology
 from sret_jax.training import loop
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import open_experiment
@@ -137,6 +139,13 @@ def test_a_student_learns_stored_labels(config, tmp_path):
     assert all(np.isfinite(read_metrics(tmp_path)[step]) for step in (1, 2))
     # Untrained, the teacher is mostly wrong: the labels learnt are not the true classes.
     assert read_metrics(tmp_path, "teacher_top1")[2] < 0.7
+
+
+def test_a_plan_searches_batches_of_whole_sets_of_crops(config):
+    assert Planner(config, open_topology("local"))._unit == 8 * 2
+    config.batch_size = 96
+    config.data.crops_per_image = 3
+    assert Planner(config, open_topology("local"))._unit == 8 * 3
 
 
 def test_hosts_together_write_what_one_writes(store, teacher, digits_dir, tmp_path, capsys):

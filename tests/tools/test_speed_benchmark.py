@@ -8,6 +8,7 @@ from etils import epath
 from configs import quickstart
 from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
+from sret_jax.tools.compilation import DoesNotFit
 from sret_jax.tools.compiled_bytes import benchmark_bytes
 from sret_jax.tools.label_benchmark import benchmark_labels
 from sret_jax.tools.remat_benchmark import benchmark_remat
@@ -60,6 +61,25 @@ def test_the_twin_takes_its_turn_eager_and_compiled(config, capsys, train):
     assert min(rates) > 0 and len(set(rates)) == 3
     printed = capsys.readouterr().out
     assert all(f"\n{name} " in printed for name in names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(dtype="bfloat16"), "float32 on CPUs, and the step in bfloat16"),
+        (dict(nll_every=2), "nll_every is 2; set --config.model.nll_every=1"),
+    ],
+)
+def test_a_step_that_the_twin_does_not_do_is_not_compared_with_it(config, change, message):
+    pytest.importorskip("torch", reason="its twin is written in torch")
+    config.model.update(change)
+    with pytest.raises(UserError, match=message):
+        benchmark_step(config, train=False, rounds=1, steps=1, against="torch", json_file=None)
+
+
+def test_a_step_that_does_not_fit_says_by_how_much():
+    error = DoesNotFit(needed=20 << 30, available=16 << 30)
+    assert str(error) == "a device needs 20.00 GiB, 4.00 GiB more than the 16.00 GiB there are"
 
 
 def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(config, tmp_path):

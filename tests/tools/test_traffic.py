@@ -61,6 +61,36 @@ def test_an_all_reduce_counts_once_with_the_bytes_of_its_result():
     assert program.collectives() == [Collective("all-reduce", 1, 100 * FLOAT)]
 
 
+SCATTER = """HloModule main, num_partitions=4
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter (input: f32[256,512]) -> f32[64,512] {
+  %input = f32[256,512]{1,0:T(8,128)} parameter(0)
+  %all-reduce.2 = f32[256,512]{1,0:T(8,128)} all-reduce(%input), channel_id=4, to_apply=%add
+  %partition-id.2 = u32[] partition-id()
+  %constant.14 = u32[] constant(64)
+  %multiply.2 = u32[]{:T(128)} multiply(%partition-id.2, %constant.14)
+  %constant.15 = u32[] constant(0)
+  ROOT %slice = f32[64,512]{1,0:T(8,128)} dynamic-slice(%all-reduce.2, %multiply.2, %constant.15)
+}
+
+ENTRY %main (param: f32[256,512]) -> f32[64,512] {
+  %param = f32[256,512]{1,0:T(8,128)} parameter(0)
+  ROOT %fusion = f32[64,512]{1,0:T(8,128)} fusion(%param), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_an_all_reduce_of_which_a_fusion_keeps_a_slice_is_a_reduce_scatter_of_the_whole():
+    program = Program(SCATTER)
+    assert program.collectives() == [Collective("reduce-scatter", 1, 256 * 512 * FLOAT)]
+
+
 def test_a_collective_in_a_loop_counts_at_every_trip():
     mesh = make_mesh()
     x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=batch_sharding(mesh))
