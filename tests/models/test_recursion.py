@@ -130,7 +130,8 @@ def test_the_program_does_not_grow_with_loops(remat, groups):
         grad = jax.grad(functools.partial(loss, block), has_aux=True)
         return len(jax.jit(grad).lower(variables, tokens()).as_text())
 
-    assert length(1000) <= 1.3 * length(10)
+    # Of 10 loops, "full" lays a rest out on its own.
+    assert length(1000) <= 1.3 * min(length(8), length(10))
 
 
 def test_segments_are_about_the_square_root_and_leave_a_rest_only_where_they_must():
