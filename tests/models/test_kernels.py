@@ -106,6 +106,15 @@ def test_auto_takes_the_kernels_where_a_program_is_lowered_for_a_tpu(platform, k
         assert ("tpu_custom_call" in text) == kernels
 
 
+@pytest.mark.parametrize(("tokens", "kernel"), [(2304, True), (4096, False)])
+def test_attention_too_large_for_the_fast_memory_of_a_tpu_is_left_to_xla(tokens, kernel):
+    layer = SlicedAttention(heads=3, dtype=jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, tokens, 126), jnp.bfloat16)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    text = jax.jit(layer.apply).trace(variables, x).lower(lowering_platforms=("tpu",)).as_text()
+    assert ("tpu_custom_call" in text) == kernel
+
+
 def mlp_arguments(batch, tokens, channels, hidden, dtype=jnp.float32):
     layer = ResidualMLP(hidden, kernels=Kernels(mlp="xla"), dtype=dtype)
     x = normal(0, batch, tokens, channels, dtype=dtype)
