@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_attention import can_permute, fits, fused_attention
+from sret_jax.models.fused_attention import can_hold, can_permute, fused_attention
 from sret_jax.models.kernels import Kernels
 from sret_jax.models.layers import linear
 
@@ -75,7 +75,7 @@ class SlicedAttention(nn.Module):
             static = dict(heads=self.heads, groups=groups, interpret=interpret)
             if can_permute(qkv):
                 return fused_attention(qkv, permutation, **static)
-            if fits(qkv):
+            if can_hold(qkv):
                 fused = permuted(partial(fused_attention, permutation=None, **static))
                 return fused(qkv, permutation)
             return plain(qkv, permutation)

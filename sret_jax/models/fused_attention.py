@@ -27,7 +27,7 @@ from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
 MOST_SCORES = 1 << 19  # of one head that are in fast memory at once
 MOST_BYTES = 12 << 20  # of all else there, where chips let a kernel have 16 MiB
-MOST_OPERANDS = 19 << 19  # bytes, each of them twice
+MOST_OPERANDS = 19 << 19  # bytes, 9.5 MiB: what the backward pass reads and writes, each twice
 
 Shape = jax.Array | jax.ShapeDtypeStruct
 Residuals = tuple[jax.Array, jax.Array | None]
@@ -60,7 +60,7 @@ def can_permute(qkv: Shape) -> bool:
     return tokens * columns * (operands_and_copies + planes) <= MOST_BYTES
 
 
-def fits(qkv: Shape) -> bool:
+def can_hold(qkv: Shape) -> bool:
     """Whether fast memory holds the backward pass' operands twice, beside what it makes of them.
 
     Compiled for a v5e, 2,304 tokens of sret_s in bfloat16 fit (7.9 MiB), 4,096 do not (14 MiB).

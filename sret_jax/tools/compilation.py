@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from sret_jax.parallel.mesh import with_shardings
+from sret_jax.tools.chips import GIB
 from sret_jax.tools.traffic import Collective, Program
 from sret_jax.training.experiment import Computation
 from sret_jax.training.flops import jaxpr_macs
@@ -84,12 +85,23 @@ class DoesNotFit(Exception):
     """
 
     def __init__(self, needed: int, available: int):
-        gib = 1 << 30
-        super().__init__(
-            f"a device needs {needed / gib:,.2f} GiB, {(needed - available) / gib:,.2f} GiB more "
-            f"than the {available / gib:,.2f} GiB there are"
-        )
+        super().__init__(shortage(needed, available))
         self.needed = needed
+
+
+def shortage(needed: int, available: int) -> str:
+    """How much memory a device lacks."""
+    return (
+        f"a device needs {gib(needed)}, {gib(needed - available)} more than the "
+        f"{gib(available)} there are"
+    )
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, or MiB below a hundredth of one."""
+    if abs(size) < GIB / 100:
+        return f"{math.ceil(size / 2**20 * 100) / 100:,.2f} MiB"
+    return f"{size / GIB:,.2f} GiB"
 
 
 def compile_step(computation: Computation) -> Compilation:

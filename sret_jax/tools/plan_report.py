@@ -1,10 +1,10 @@
 """A plan as people read it."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-GIB = 2**30
+from sret_jax.tools.compilation import gib, shortage
+
 MEMORY = ("arguments", "results", "temporaries", "code")
 
 
@@ -49,8 +49,8 @@ def _traffic(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield (
         "memory",
-        f"a device: {', '.join(f'{k} {_gib(memory[k])}' for k in MEMORY)}; "
-        f"total {_gib(memory['total'])}{_share(report)}",
+        f"a device: {', '.join(f'{k} {gib(memory[k])}' for k in MEMORY)}; "
+        f"total {gib(memory['total'])}{_share(report)}",
     )
     yield (
         "bytes accessed",
@@ -71,14 +71,14 @@ def _share(report: dict[str, Any]) -> str:
     available = report["memory_available"]
     if available is None:
         return ", of a memory whose size is unknown"
-    return f" of {_gib(available)} ({report['memory']['total'] / available:.1%})"
+    return f" of {gib(available)} ({report['memory']['total'] / available:.1%})"
 
 
 def _estimate(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     estimate, peaks = report["estimate"], report["peaks"]
     yield (
         "published peaks",
-        f"a chip: {peaks['flops'] / 1e12:g} TFLOP/s in bfloat16, {_gib(peaks['hbm_bytes'])} at "
+        f"a chip: {peaks['flops'] / 1e12:g} TFLOP/s in bfloat16, {gib(peaks['hbm_bytes'])} at "
         f"{peaks['hbm_bandwidth'] / 1e9:g} GB/s, {peaks['ici_bandwidth'] / 1e9:g} GB/s to others",
     )
     yield "formula", estimate["formula"]
@@ -105,13 +105,6 @@ def _verdict(report: dict[str, Any]) -> str:
     best = report["largest_batch"]
     advice = f"a batch of {best:,} fits" if best else "no batch fits; raise --config.fsdp"
     return (
-        f"A batch of {report['batch_size']:,} does not fit: a device needs {_gib(needed)}, "
-        f"{_gib(needed - available)} more than the {_gib(available)} there are; {advice} ({tried})."
+        f"A batch of {report['batch_size']:,} does not fit: "
+        f"{shortage(needed, available)}; {advice} ({tried})."
     )
-
-
-def _gib(size: float) -> str:
-    """Bytes as GiB, or MiB below a hundredth of one."""
-    if abs(size) < GIB / 100:
-        return f"{math.ceil(size / 2**20 * 100) / 100:,.2f} MiB"
-    return f"{size / GIB:,.2f} GiB"

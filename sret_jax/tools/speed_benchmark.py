@@ -148,9 +148,10 @@ def benchmark_step(
         step = open_step(config, epath.Path(folder), train=train)
     dtype = peak_dtype(config)
     product = MatrixProduct(step.experiment.mesh, dtype)
+    others = {}
     if peers:
         _check_twin(step)
-    others = peers.both(step.experiment.model, step.images, step.flops, train) if peers else {}
+        others = peers.both(step.experiment.model, step.images, step.flops, train)
     peak, *timings = measure([product, step, *others.values()], rounds, steps)
     works = {OURS: step, **others}
     by_name = {
