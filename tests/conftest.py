@@ -1,6 +1,7 @@
 """What all tests share: eight fake devices, strict JAX, and small real data."""
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 
@@ -44,6 +45,12 @@ settings.register_profile(
     "long", settings.get_profile("default"), derandomize=False, max_examples=20_000
 )
 settings.load_profile("default")
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs libtpu: pip install -r requirements-tpu.txt",
+)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ itself, so that main memory holds them in raster order only.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,14 @@ from jax.experimental.pallas import tpu as pltpu
 from sret_jax.models.kernels import LANES, cost, dot, tiled_bytes
 from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
-MOST_SCORES = 1 << 19  # of one head that are in fast memory at once
+MOST_SCORES = 5 << 15  # of one head that are in fast memory at once
 MOST_BYTES = 12 << 20  # of all else there, where chips let a kernel have 16 MiB
-MOST_OPERANDS = 19 << 19  # bytes, 9.5 MiB: what the backward pass reads and writes, each twice
+MOST_OPERANDS = 8 << 20  # bytes: what the backward pass reads and writes, each twice
+TILE_ROWS = 16  # of bfloat16 arrays in fast memory
 
 Shape = jax.Array | jax.ShapeDtypeStruct
+Columns = tuple[slice, slice, slice]  # of one head's queries, keys and values
+T = TypeVar("T")
 Residuals = tuple[jax.Array, jax.Array | None]
 
 
@@ -63,7 +66,8 @@ def can_permute(qkv: Shape) -> bool:
 def can_hold(qkv: Shape) -> bool:
     """Whether fast memory holds the backward pass' operands twice, beside what it makes of them.
 
-    Compiled for a v5e, 2,304 tokens of sret_s in bfloat16 fit (7.9 MiB), 4,096 do not (14 MiB).
+    2,304 tokens of sret_s in bfloat16 take 7.9 MiB and compile for every chip, 2,704 take 9.2 and
+    do not for a v4.
     """
     tokens, channels = qkv.shape[1:]
     widths = (channels, channels // 3, channels)  # of QKV, dO and dQKV
@@ -153,48 +157,83 @@ def _in_slices(kernel: Callable, order: Any, *refs: Any) -> None:
 
 
 def _forward_kernel(qkv_ref: Any, out_ref: Any, *, heads: int, groups: int) -> None:
-    for rows, (q_at, k_at, v_at) in _slices(qkv_ref.shape, heads, groups):
+    for rows, columns in _slices(qkv_ref.shape, heads, groups):
+        _attend(qkv_ref, out_ref, rows, columns)
+
+
+def _attend(qkv_ref: Any, out_ref: Any, rows: slice, columns: Columns) -> None:
+    """O of one head in the slice that lies in `rows`."""
+    q_at, k_at, v_at = columns
+
+    def block(queries: Any, nothing: tuple) -> tuple:
         k, v = qkv_ref[rows, k_at], qkv_ref[rows, v_at]  # (n, d)
-        for queries in _query_blocks(rows):
-            weights = _softmax(qkv_ref[queries, q_at], k)
-            out_ref[queries, q_at] = dot(weights.astype(v.dtype), v).astype(out_ref.dtype)
+        weights = _softmax(qkv_ref[queries, q_at], k)  # (queries, n)
+        out_ref[queries, q_at] = dot(weights.astype(v.dtype), v).astype(out_ref.dtype)
+        return nothing
+
+    _in_blocks(rows, block, ())
 
 
 def _backward_kernel(
     qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, *, heads: int, groups: int
 ) -> None:
-    for rows, (q_at, k_at, v_at) in _slices(qkv_ref.shape, heads, groups):
+    for rows, columns in _slices(qkv_ref.shape, heads, groups):
+        _differentiate(qkv_ref, d_out_ref, d_qkv_ref, rows, columns)
+
+
+def _differentiate(
+    qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, rows: slice, columns: Columns
+) -> None:
+    """DQ, dK and dV of one head in the slice that lies in `rows`."""
+    q_at, k_at, v_at = columns
+
+    def block(queries: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        dk, dv = sums
         k, v = qkv_ref[rows, k_at], qkv_ref[rows, v_at]  # (n, d)
-        dk = dv = jnp.zeros(k.shape, jnp.float32)
-        for queries in _query_blocks(rows):
-            q, d_out = qkv_ref[queries, q_at], d_out_ref[queries, q_at]
-            weights = _softmax(q, k)  # (queries, n)
-            d_weights = dot(d_out, v.T)
-            mean = jnp.sum(weights * d_weights, axis=1, keepdims=True)
-            d_scores = weights * (d_weights - mean) * q.shape[1] ** -0.5
-            d_scores = d_scores.astype(q.dtype)
-            d_qkv_ref[queries, q_at] = dot(d_scores, k).astype(d_qkv_ref.dtype)
-            dk += dot(d_scores.T, q)
-            dv += dot(weights.astype(d_out.dtype).T, d_out)
-        d_qkv_ref[rows, k_at] = dk.astype(d_qkv_ref.dtype)
-        d_qkv_ref[rows, v_at] = dv.astype(d_qkv_ref.dtype)
+        q, d_out = qkv_ref[queries, q_at], d_out_ref[queries, q_at]
+        weights = _softmax(q, k)  # (queries, n)
+        d_weights = dot(d_out, v.T)
+        mean = jnp.sum(weights * d_weights, axis=1, keepdims=True)
+        d_scores = weights * (d_weights - mean) * q.shape[1] ** -0.5
+        d_scores = d_scores.astype(q.dtype)
+        d_qkv_ref[queries, q_at] = dot(d_scores, k).astype(d_qkv_ref.dtype)
+        return dk + dot(d_scores.T, q), dv + dot(weights.astype(d_out.dtype).T, d_out)
+
+    zeros = jnp.zeros((rows.stop - rows.start, k_at.stop - k_at.start), jnp.float32)
+    dk, dv = _in_blocks(rows, block, (zeros, zeros))
+    d_qkv_ref[rows, k_at] = dk.astype(d_qkv_ref.dtype)
+    d_qkv_ref[rows, v_at] = dv.astype(d_qkv_ref.dtype)
 
 
-def _slices(
-    shape: tuple[int, int], heads: int, groups: int
-) -> Iterator[tuple[slice, tuple[slice, slice, slice]]]:
-    """Rows of each slice, and the columns of each head's queries, keys and values."""
+def _in_blocks(rows: slice, step: Callable[[Any, T], T], carry: T) -> T:
+    """Runs `step` on blocks of queries, each of which has MOST_SCORES scores at most.
+
+    A loop lets the compiler hold those of one block only; its places are known at run time, so
+    they must be whole tiles. What makes none follows outside.
+    """
+    start, size = rows.start, MOST_SCORES // (rows.stop - rows.start)
+    if size < rows.stop - start and start % TILE_ROWS == 0:
+        size = size // TILE_ROWS * TILE_ROWS
+
+        def body(i: jax.Array, carry: T) -> T:
+            place = pl.multiple_of(rows.start + i * size, TILE_ROWS)
+            return step(pl.ds(place, size), carry)
+
+        blocks = (rows.stop - start) // size
+        carry = jax.lax.fori_loop(0, blocks, body, carry)
+        start += blocks * size
+    for block in range(start, rows.stop, size):
+        carry = step(slice(block, min(block + size, rows.stop)), carry)
+    return carry
+
+
+def _slices(shape: tuple[int, int], heads: int, groups: int) -> Iterator[tuple[slice, Columns]]:
+    """Rows of each slice, and the columns of each head."""
     tokens, width = shape[0] // groups, shape[1] // (3 * heads)
     for group in range(groups):
         for head in range(heads):
             q, k, v = (slice(s, s + width) for s in range(head * width, shape[1], heads * width))
             yield slice(group * tokens, (group + 1) * tokens), (q, k, v)
-
-
-def _query_blocks(rows: slice) -> Iterator[slice]:
-    most = MOST_SCORES // (rows.stop - rows.start)
-    for start in range(rows.start, rows.stop, most):
-        yield slice(start, min(start + most, rows.stop))
 
 
 def _softmax(q: jax.Array, k: jax.Array) -> jax.Array:

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import ROWS, cost, dot
+from sret_jax.models.kernels import ROWS, cost, dot, tiled_bytes
 from sret_jax.models.layers import LAYER_NORM_EPSILON
 
-MOST_TOKENS = 784  # of a block
+MOST_BYTES = 16 << 20  # of fast memory that every chip lets a kernel have
 CORES = 2  # that a chip may split the grid's first axis over; each sums gradients of its own
 
 Shape = jax.Array | jax.ShapeDtypeStruct
@@ -54,7 +54,7 @@ def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) 
     """The residual MLP.
 
     Args:
-      x: (B, N, C); matrix products take its dtype, all else is float32.
+      x: (B, N, C) that fast memory `can_hold`; matrix products take its dtype, all else is float32.
       keep: (B,), k of each image; nothing is differentiated with respect to it.
       weights: of the MLP.
       interpret: runs the kernel step by step on any device.
@@ -65,17 +65,23 @@ def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) 
     return _forward(x, keep, weights, interpret)[0]
 
 
+def can_hold(x: Shape, hidden: int) -> bool:
+    """Whether fast memory holds an MLP of so many hidden units, and some tokens of x (B, N, C)."""
+    return _block(x, hidden) > 0
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def _forward(
     x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool
 ) -> tuple[jax.Array, Residuals]:
     h = jax.ShapeDtypeStruct((*x.shape[:2], weights.w1.shape[1]), x.dtype)
     operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x))
+    block = _block(x, h.shape[2])
     y, h = pl.pallas_call(
         _forward_kernel,
-        grid=_grid(x),
-        in_specs=[_tokens(x), _factor(x), *map(_whole, weights)],
-        out_specs=[_tokens(x), _tokens(h)],
+        grid=_grid(x, block),
+        in_specs=[_tokens(x, block), _factor(x), *map(_whole, weights)],
+        out_specs=[_tokens(x, block), _tokens(h, block)],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), h],
         cost_estimate=cost(2 * x.size * h.shape[2], h.size, [*operands, x, h]),
         compiler_params=_PARAMS,
@@ -91,11 +97,15 @@ def _backward(
     x, keep, weights, h = residuals
     operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x), h, dy)
     sums = [jax.ShapeDtypeStruct((_cores(x), *w.shape), jnp.float32) for w in weights]
+    block = _block(x, h.shape[2])
     dx, *d_weights = pl.pallas_call(
         _backward_kernel,
-        grid=_grid(x),
-        in_specs=[_tokens(x), _factor(x), *map(_whole, weights), _tokens(h), _tokens(dy)],
-        out_specs=[_tokens(x), *map(_sum, sums)],
+        grid=_grid(x, block),
+        in_specs=[
+            *(_tokens(x, block), _factor(x), *map(_whole, weights)),
+            *(_tokens(h, block), _tokens(dy, block)),
+        ],
+        out_specs=[_tokens(x, block), *map(_sum, sums)],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *sums],
         cost_estimate=cost(4 * x.size * h.shape[2], 2 * h.size, [*operands, x, *sums]),
         compiler_params=_PARAMS,
@@ -111,27 +121,41 @@ def _for_products(weights: Weights, x: jax.Array) -> Weights:
     return weights._replace(w1=weights.w1.astype(x.dtype), w2=weights.w2.astype(x.dtype))
 
 
-def _grid(x: Shape) -> tuple[int, int, int]:
+def _grid(x: Shape, block: int) -> tuple[int, int, int]:
     """(cores, images of each, blocks of tokens)."""
-    return _cores(x), x.shape[0] // _cores(x), x.shape[1] // _block(x.shape[1])
+    return _cores(x), x.shape[0] // _cores(x), x.shape[1] // block
 
 
 def _cores(x: Shape) -> int:
     return math.gcd(CORES, x.shape[0])
 
 
-def _block(tokens: int) -> int:
-    """The most tokens of one block: all, or a divisor that fills whole tiles."""
-    if tokens <= MOST_TOKENS:
-        return tokens
-    fitting = [n for n in range(ROWS, MOST_TOKENS + 1, ROWS) if tokens % n == 0]
-    return max(fitting, default=tokens)
+def _block(x: Shape, hidden: int) -> int:
+    """The most tokens that a block can have: all, or a divisor that fills whole tiles; or 0."""
+    tokens = x.shape[1]
+    parts = [n for n in range(ROWS, tokens, ROWS) if tokens % n == 0]
+    fitting = (n for n in (*parts, tokens) if _needed(x, hidden, n) <= MOST_BYTES)
+    return max(fitting, default=0)
 
 
-def _tokens(x: Shape) -> pl.BlockSpec:
+def _needed(x: Shape, hidden: int, block: int) -> int:
+    """About how many bytes of fast memory the backward pass takes.
+
+    The weights and their gradients lie there once, x, dy, dx and h of a block twice, for the next
+    block's sake, beside some four float32 arrays of either width. A v4 needed 0.1% more.
+    """
+    channels, wide = x.shape[2], jnp.float32
+    matrices, rows = ((channels, hidden), (hidden, channels)), ((block, channels), (block, hidden))
+    held = sum(tiled_bytes(m, x.dtype) + tiled_bytes(m, wide) for m in matrices)
+    operands = 3 * tiled_bytes(rows[0], x.dtype) + tiled_bytes(rows[1], x.dtype)
+    made = sum(tiled_bytes(r, wide) for r in rows)
+    return held + 2 * operands + 4 * made
+
+
+def _tokens(x: Shape, block: int) -> pl.BlockSpec:
     images = x.shape[0] // _cores(x)
-    block = (None, _block(x.shape[1]), x.shape[2])
-    return pl.BlockSpec(block, lambda core, image, part: (core * images + image, part, 0))
+    shape = (None, block, x.shape[2])
+    return pl.BlockSpec(shape, lambda core, image, part: (core * images + image, part, 0))
 
 
 def _factor(x: Shape) -> pl.BlockSpec:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
-# The kernel where the step is lowered for a TPU and XLA elsewhere, or one of them everywhere; the
-# attention is left to XLA where it is too large for a kernel.
+# The kernel where the step is lowered for a TPU and XLA elsewhere, or one of them everywhere; what
+# is too large for a TPU's fast memory is left to XLA.
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 ROWS, LANES = 8, 128  # arrays lie in memory in tiles of so many rows and columns

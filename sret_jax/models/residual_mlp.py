@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_mlp import Weights, fused_mlp
+from sret_jax.models.fused_mlp import Weights, can_hold, fused_mlp
 from sret_jax.models.kernels import Kernels
 from sret_jax.models.layers import MLP, LearnedResidual, layer_norm
 
@@ -51,6 +51,8 @@ class ResidualMLP(nn.Module):
         return out
 
     def _fused(self, x: jax.Array, k: jax.Array, params: dict, interpret: bool) -> jax.Array:
+        if not can_hold(x, self.hidden):
+            return self._unfused(x, k, params)
         norm, residual = params[self.norm], params[self.residual]
         fc1, fc2 = params["mlp"]["fc1"], params["mlp"]["fc2"]
         weights = Weights(

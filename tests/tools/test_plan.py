@@ -1,7 +1,6 @@
 """Plans: of this machine, of TPU slices that are not there, and of what cannot be."""
 
 import dataclasses
-import importlib.util
 import json
 
 import jax
@@ -19,12 +18,8 @@ from sret_jax.tools.roofline import roofline
 from sret_jax.tools.topology import open_topology
 from sret_jax.tools.traffic import Collective
 from sret_jax.training.experiment import open_experiment
-from tests.conftest import run_python
+from tests.conftest import needs_libtpu, run_python
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="needs libtpu: pip install -r requirements-tpu.txt",
-)
 FLOAT = 4
 
 
