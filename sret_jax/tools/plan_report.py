@@ -61,10 +61,17 @@ def _traffic(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for collective in report["collectives"]:
         yield (
             collective["kind"],
-            f"{collective['count']} with {collective['bytes'] / 1e6:,.2f} MB a device",
+            f"{collective['count']} with {collective['bytes'] / 1e6:,.2f} MB a device"
+            f"{_among(collective, report)}",
         )
     if not report["collectives"]:
         yield "collectives", "none"
+
+
+def _among(collective: dict[str, Any], report: dict[str, Any]) -> str:
+    """Of how many devices each is, where that is not all."""
+    devices = collective["devices"] or report["devices"]
+    return f", among {devices:,} each" if devices < report["devices"] else ""
 
 
 def _share(report: dict[str, Any]) -> str:

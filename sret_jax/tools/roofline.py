@@ -25,8 +25,7 @@ class Roofline:
     """Seconds of one step.
 
     Compute and memory traffic overlap, communication is taken to overlap with neither: the
-    gradients are reduced once, when the last of them is there. A collective is taken to span all
-    devices, so those of a part of them, as with fsdp, are counted a little too long.
+    gradients are reduced once, when the last of them is there.
 
     Attributes:
       compute: all matrix products at the chip's peak in bfloat16.
@@ -54,7 +53,8 @@ def roofline(compilation: Compilation, chip: Chip) -> Roofline:
     """The roofline of a compiled step on chips of that kind."""
     devices = compilation.devices
     sent = sum(
-        c.bytes * (SENT[c.kind](devices) if c.kind in SENT else 1) for c in compilation.collectives
+        c.bytes * (SENT[c.kind](c.devices or devices) if c.kind in SENT else 1)
+        for c in compilation.collectives
     )
     return Roofline(
         compute=2 * compilation.macs / devices / (chip.flops / chip.devices),

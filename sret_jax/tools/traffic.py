@@ -6,6 +6,7 @@ text tells; and it does not tell collectives apart at all.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -29,15 +30,17 @@ NO_TRAFFIC = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind in one run of a program.
+    """Collectives of one kind and size in one run of a program.
 
     Attributes:
       kind: as in "all-reduce".
+      devices: that take part in each; None: all there are, or it goes from one to another.
       count: how many, those in loops as often as they run.
       bytes: of their results on one device, without padding; for a reduce-scatter, of its operands.
     """
 
     kind: str
+    devices: int | None
     count: int
     bytes: int
 
@@ -75,27 +78,32 @@ class Program:
         )
 
     def collectives(self) -> list[Collective]:
-        """The collectives of one run, by kind."""
-        found: dict[str, list[int]] = {}
+        """The collectives of one run, by kind and devices."""
+        found: dict[tuple[str, int | None], list[int]] = {}
         for instruction, computation, times in self._runs(self.entry, 1):
-            for kind, size in self._messages(instruction, computation):
-                found.setdefault(kind, []).extend([size] * times)
-        return [Collective(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items())]
+            for kind, devices, size in self._messages(instruction, computation):
+                found.setdefault((kind, devices), []).extend([size] * times)
+        ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 0))
+        return [Collective(*key, len(sizes), sum(sizes)) for key, sizes in ordered]
 
-    def _messages(self, instruction: Instruction, where: Computation) -> Iterator[tuple[str, int]]:
-        """(kind, bytes) of an instruction that is a collective, or of those in a fusion.
+    def _messages(
+        self, instruction: Instruction, where: Computation
+    ) -> Iterator[tuple[str, int | None, int]]:
+        """(kind, devices, bytes) of an instruction that is a collective, or of those in a fusion.
 
         XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce.
         """
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            yield kind, _collective_bytes(kind, instruction, where)
+            size = _collective_bytes(kind, instruction, where)
+            yield kind, _group_size(instruction.attributes), size
         elif kind == "fusion":
             fused = self.computations[instruction.called("calls")]
             sliced = any(inner.opcode == "dynamic-slice" for inner in fused.instructions.values())
             for inner in fused.instructions.values():
-                for kind, size in self._messages(inner, fused):
-                    yield "reduce-scatter" if sliced and kind == "all-reduce" else kind, size
+                for kind, devices, size in self._messages(inner, fused):
+                    scatters = sliced and kind == "all-reduce"
+                    yield "reduce-scatter" if scatters else kind, devices, size
 
     def trips(self, loop: Instruction) -> int | None:
         """How often the body of a while loop runs; None where the program does not tell.
@@ -255,6 +263,23 @@ def _constant(instruction: Instruction, computation: Computation) -> int | None:
         instruction = computation.instructions[instruction.operands[0]]
     if instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal):
         return int(instruction.literal)
+    return None
+
+
+def _group_size(attributes: str) -> int | None:
+    """Devices of one group; None where the text names no groups.
+
+    XLA lists them, {{0,1},{2,3}}, or gives their number and size, [2,2]<=[4], or names the axes of
+    a mesh that a group spans, mesh['a'=2,'b'=2] {'b'}, perhaps a part of one, {'a':(1)2}.
+    """
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return listed[1].count(",") + 1
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(counted[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        parts = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in parts)
     return None
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from sret_jax.tools.compilation import bytes_accessed
@@ -58,7 +59,7 @@ def test_an_all_reduce_counts_once_with_the_bytes_of_its_result():
     mesh = make_mesh()
     x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=batch_sharding(mesh))
     _, program = read(lambda x: x.sum(0), x, out_shardings=replicated(mesh))
-    assert program.collectives() == [Collective("all-reduce", 1, 100 * FLOAT)]
+    assert program.collectives() == [Collective("all-reduce", 8, 1, 100 * FLOAT)]
 
 
 SCATTER = """HloModule main, num_partitions=4
@@ -71,7 +72,8 @@ SCATTER = """HloModule main, num_partitions=4
 
 %all-reduce-scatter (input: f32[256,512]) -> f32[64,512] {
   %input = f32[256,512]{1,0:T(8,128)} parameter(0)
-  %all-reduce.2 = f32[256,512]{1,0:T(8,128)} all-reduce(%input), channel_id=4, to_apply=%add
+  %all-reduce.2 = f32[256,512]{1,0:T(8,128)} all-reduce(%input), channel_id=4, \
+replica_groups={{0,1,2,3}}, to_apply=%add
   %partition-id.2 = u32[] partition-id()
   %constant.14 = u32[] constant(64)
   %multiply.2 = u32[]{:T(128)} multiply(%partition-id.2, %constant.14)
@@ -88,7 +90,7 @@ ENTRY %main (param: f32[256,512]) -> f32[64,512] {
 
 def test_an_all_reduce_of_which_a_fusion_keeps_a_slice_is_a_reduce_scatter_of_the_whole():
     program = Program(SCATTER)
-    assert program.collectives() == [Collective("reduce-scatter", 1, 256 * 512 * FLOAT)]
+    assert program.collectives() == [Collective("reduce-scatter", 4, 1, 256 * 512 * FLOAT)]
 
 
 def test_a_collective_in_a_loop_counts_at_every_trip():
@@ -102,14 +104,39 @@ def test_a_collective_in_a_loop_counts_at_every_trip():
         return jax.lax.scan(body, jnp.ones((100,)), jnp.ones((7,)))[0]
 
     _, program = read(function, x, out_shardings=replicated(mesh))
-    assert program.collectives() == [Collective("all-reduce", 7, 7 * 100 * FLOAT)]
+    assert program.collectives() == [Collective("all-reduce", 8, 7, 7 * 100 * FLOAT)]
 
 
 def test_an_all_gather_counts_what_comes_out():
     mesh = make_mesh()
     x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=batch_sharding(mesh))
     _, program = read(lambda x: x + 1, x, out_shardings=replicated(mesh))
-    assert program.collectives() == [Collective("all-gather", 1, 1600 * FLOAT)]
+    assert program.collectives() == [Collective("all-gather", 8, 1, 1600 * FLOAT)]
+
+
+@pytest.mark.parametrize(("axis", "devices"), [("data", 4), ("fsdp", 2)])
+def test_a_collective_along_one_axis_of_the_mesh_is_among_its_devices(axis, devices):
+    mesh = make_mesh(fsdp=2)
+    along = NamedSharding(mesh, PartitionSpec(axis))
+    x = jax.ShapeDtypeStruct((16, 100), "float32", sharding=along)
+    _, program = read(lambda x: x + 1, x, out_shardings=replicated(mesh))
+    assert program.collectives() == [Collective("all-gather", devices, 1, 1600 * FLOAT)]
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [
+        ("{{0,1},{2,3}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['a'=2,'b'=4] {'b'}", 4),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a','b'}", 8),
+        ("mesh['a'=2,'b'=4] {'a','b':(2)2}", 4),
+        ("{}", None),
+    ],
+)
+def test_the_devices_of_a_collective_are_read_however_xla_writes_them(groups, devices):
+    text = SCATTER.replace("{{0,1,2,3}}", groups)
+    assert [c.devices for c in Program(text).collectives()] == [devices]
 
 
 @pytest.mark.parametrize(
