@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import time
 from typing import Any
@@ -12,7 +13,7 @@ from sret_jax.parallel.mesh import with_shardings
 from sret_jax.tools.chips import GIB
 from sret_jax.tools.traffic import Collective, Program
 from sret_jax.training.experiment import Computation
-from sret_jax.training.flops import jaxpr_macs
+from sret_jax.training.flops import jaxpr_macs, model_macs
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
@@ -48,6 +49,7 @@ class Compilation:
       batch_size: global.
       seconds: it took to trace, lower and compile.
       macs: multiply-accumulates of the whole step on all devices, from the jaxpr.
+      model_macs: those of the model's forward pass for one image.
       memory: on one device.
       bytes_accessed: operands and results of every instruction, as XLA counts them but with loops
         multiplied in; those that lie in on-chip memory count too.
@@ -60,6 +62,7 @@ class Compilation:
     batch_size: int
     seconds: float
     macs: int
+    model_macs: int
     memory: Memory
     bytes_accessed: int
     hbm_bytes: int
@@ -70,6 +73,11 @@ class Compilation:
     def images_per_device(self) -> float:
         """Of one step."""
         return self.batch_size / self.devices
+
+    @property
+    def forward_passes(self) -> float:
+        """What the step computes in units of the model's forward pass; plain training has three."""
+        return self.macs / (self.batch_size * self.model_macs)
 
     @property
     def bytes_per_image(self) -> float:
@@ -127,6 +135,7 @@ def compile_step(computation: Computation) -> Compilation:
         batch_size=computation.config.batch_size,
         seconds=seconds,
         macs=macs,
+        model_macs=model_macs(computation.model),
         memory=_memory(compiled),
         bytes_accessed=bytes_accessed(compiled, program),
         hbm_bytes=program.main_memory_bytes(),
@@ -144,9 +153,12 @@ def bytes_accessed(compiled: jax.stages.Compiled, program: Program) -> int:
 def available_memory(device: jax.Device) -> int | None:
     """Bytes of main memory that a program can use; None where neither it nor XLA tells.
 
-    What is published is a little more: XLA keeps some for itself. It tells how much is left when
-    asked to compile what cannot fit anywhere.
+    CPU devices share the machine's. Of a TPU's, what is published is a little more: XLA keeps some
+    for itself, and tells how much is left when asked to compile what cannot fit anywhere.
     """
+    if device.platform == "cpu":
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return machine // jax.local_device_count("cpu")
     if device.platform != "tpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     sharding = jax.sharding.SingleDeviceSharding(device)

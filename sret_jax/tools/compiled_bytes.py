@@ -23,7 +23,7 @@ GOALS = {"sret_s": 0.50, "sret_t": 0.28}
 def benchmark_bytes(
     config: ConfigDict, topology: str, *, json_file: epath.Path | None
 ) -> dict[str, Any]:
-    """Compiles a config's train step and prints the bytes it accesses per image, beside the goal.
+    """Compiles a config's train step and prints bytes and FLOPs per image, beside the goal.
 
     Args:
       config: as configs/common.py makes it; no data set is read.
@@ -45,13 +45,16 @@ def benchmark_bytes(
         "compile_seconds": found.seconds,
         "gigabytes_per_image": found.bytes_per_image / 1e9,
         "flops_per_image": 2 * found.macs / config.batch_size,
+        "forward_passes": found.forward_passes,
         "goal_gigabytes_per_image": GOALS.get(name),
     }
     goal = f"; the goal is at most {GOALS[name]:.2f}" if name in GOALS else ""
     print(
         f"{name}, {config.model.dtype}, {found.images_per_device:g} images a device, compiled for "
         f"{topology} in {found.seconds:.0f} s: the train step accesses "
-        f"{report['gigabytes_per_image']:.3f} GB per image{goal}."
+        f"{report['gigabytes_per_image']:.3f} GB per image{goal}. It takes "
+        f"{report['flops_per_image'] / 1e9:.2f} GFLOPs per image, as many as "
+        f"{found.forward_passes:.3f} forward passes."
     )
     if json_file:
         write_json(json_file, report)
@@ -64,16 +67,26 @@ def compile_for(config: ConfigDict, topology: str) -> Compilation:
     Raises:
       UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
     """
-    config = copy.deepcopy(config)
-    config.data.synthetic = True
-    check_numbers(config)
-    mesh = make_mesh(config.fsdp, open_topology(topology).devices)
-    check_settings(config, mesh)
     try:
-        with progress(f"Compiling {config.model.name} for {topology}"):
-            return compile_step(build_computation(config, mesh, **data_sizes(config)))
+        return try_to_compile(config, topology)
     except DoesNotFit as error:
         raise UserError(
             f"a batch of {config.batch_size:,} does not fit: {error}; give a smaller "
             "--config.batch_size"
         ) from error
+
+
+def try_to_compile(config: ConfigDict, topology: str) -> Compilation:
+    """As `compile_for`.
+
+    Raises:
+      DoesNotFit: too little memory.
+      UserError: all else that it raises.
+    """
+    config = copy.deepcopy(config)
+    config.data.synthetic = True
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp, open_topology(topology).devices)
+    check_settings(config, mesh)
+    with progress(f"Compiling {config.model.name} for {topology}"):
+        return compile_step(build_computation(config, mesh, **data_sizes(config)))

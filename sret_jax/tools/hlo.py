@@ -82,7 +82,7 @@ class Instruction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Computation:
+class HloComputation:
     """Instructions by name, in order; the root is the result."""
 
     instructions: dict[str, Instruction]
@@ -103,7 +103,7 @@ class Computation:
         return users
 
 
-def read_program(text: str) -> tuple[dict[str, Computation], Computation]:
+def read_program(text: str) -> tuple[dict[str, HloComputation], HloComputation]:
     """All computations of a program by name, and the one it begins with.
 
     Args:
@@ -112,11 +112,11 @@ def read_program(text: str) -> tuple[dict[str, Computation], Computation]:
     Raises:
       ValueError: the text has no entry computation.
     """
-    computations: dict[str, Computation] = {}
+    computations: dict[str, HloComputation] = {}
     entry, name, instructions, root = "", "", {}, ""  # type: ignore[var-annotated]
     for line in text.splitlines():
         if line.startswith("}") and name:
-            computations[name] = Computation(instructions, instructions[root])
+            computations[name] = HloComputation(instructions, instructions[root])
             name = ""
         elif name:
             match = INSTRUCTION.match(line)

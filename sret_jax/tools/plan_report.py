@@ -110,8 +110,15 @@ def _verdict(report: dict[str, Any]) -> str:
         found = " and is the largest batch found to" if "largest_batch" in report else ""
         return f"A batch of {report['batch_size']:,} fits{found} ({tried})."
     best = report["largest_batch"]
-    advice = f"a batch of {best:,} fits" if best else "no batch fits; raise --config.fsdp"
+    advice = f"a batch of {best:,} fits" if best else f"no batch fits; {_more_room(report)}"
     return (
         f"A batch of {report['batch_size']:,} does not fit: "
         f"{shortage(needed, available)}; {advice} ({tried})."
     )
+
+
+def _more_room(report: dict[str, Any]) -> str:
+    """What makes room for the state itself."""
+    if report["mesh"]["fsdp"] < report["devices"]:
+        return "raise --config.fsdp"
+    return "give a larger --topology, or a smaller model"

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from sret_jax.files import write_json
 from sret_jax.models.recursion import REMAT
-from sret_jax.tools.compiled_bytes import compile_for
+from sret_jax.tools.compilation import DoesNotFit
+from sret_jax.tools.compiled_bytes import try_to_compile
 
 MEGABYTE = 1e6
 
@@ -16,7 +17,7 @@ MEGABYTE = 1e6
 def benchmark_remat(
     config: ConfigDict, topology: str, *, json_file: epath.Path | None, plot: epath.Path | None
 ) -> list[dict[str, Any]]:
-    """Compiles the train step with every remat choice and prints a table.
+    """Compiles the train step with every remat choice and prints a table; one may not fit.
 
     Args:
       config: of everything but model.remat; no data set is read.
@@ -27,46 +28,53 @@ def benchmark_remat(
     Raises:
       UserError: what training would refuse, or an unknown topology.
     """
-    rows: list[dict[str, Any]] = []
-    for choice in REMAT:
-        changed = copy.deepcopy(config)
-        changed.model.remat = choice
-        found = compile_for(changed, topology)
-        rows.append(
-            {
-                "model": config.model.name,
-                "topology": topology,
-                "remat": choice,
-                "temporary_bytes_per_image": found.memory.temporaries / found.images_per_device,
-                "flops_per_image": 2 * found.macs / found.batch_size,
-                "gigabytes_per_image": found.bytes_per_image / 1e9,
-                "compile_seconds": found.seconds,
-            }
-        )
-    print_table(rows, config.batch_size)
+    rows = [_row(config, choice, topology) for choice in REMAT]
+    fitting = [row for row in rows if "does_not_fit" not in row]
+    print_table(rows, fitting, config.batch_size)
     if json_file:
         write_json(json_file, rows)
-    if plot:
-        draw(rows, plot)
+    if plot and fitting:
+        draw(fitting, plot)
     return rows
 
 
-def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
-    """A line for each choice, with its ratios to none."""
-    first = rows[0]
-    print(f"{first['model']}, batch {batch_size}, compiled for {first['topology']}")
-    print(f"{'remat':8}{'temporaries/image':>20}{'of none':>10}{'GFLOPs/image':>15}{'of none':>10}")
+def _row(config: ConfigDict, choice: str, topology: str) -> dict[str, Any]:
+    """The figures of one choice, or by how much it does not fit."""
+    changed = copy.deepcopy(config)
+    changed.model.remat = choice
+    row: dict[str, Any] = {"model": config.model.name, "topology": topology, "remat": choice}
+    try:
+        found = try_to_compile(changed, topology)
+    except DoesNotFit as error:
+        return row | {"does_not_fit": str(error)}
+    return row | {
+        "temporary_bytes_per_image": found.memory.temporaries / found.images_per_device,
+        "flops_per_image": 2 * found.macs / found.batch_size,
+        "gigabytes_per_image": found.bytes_per_image / 1e9,
+        "compile_seconds": found.seconds,
+    }
+
+
+def print_table(rows: list[dict[str, Any]], fitting: list[dict[str, Any]], batch_size: int) -> None:
+    """A line for each choice, with its ratios to the first that fits."""
+    print(f"{rows[0]['model']}, batch {batch_size}, compiled for {rows[0]['topology']}")
+    base = fitting[0] if fitting else {"remat": REMAT[0]}
+    ratio = f"of {base['remat']}"
+    print(f"{'remat':8}{'temporaries/image':>20}{ratio:>10}{'GFLOPs/image':>15}{ratio:>10}")
     for row in rows:
+        if "does_not_fit" in row:
+            print(f"{row['remat']:8}does not fit: {row['does_not_fit']}")
+            continue
         memory, flops = row["temporary_bytes_per_image"], row["flops_per_image"]
         print(
             f"{row['remat']:8}{memory / MEGABYTE:>17.2f} MB"
-            f"{memory / first['temporary_bytes_per_image']:>10.2f}"
-            f"{flops / 1e9:>15.2f}{flops / first['flops_per_image']:>10.2f}"
+            f"{memory / base['temporary_bytes_per_image']:>10.2f}"
+            f"{flops / 1e9:>15.2f}{flops / base['flops_per_image']:>10.2f}"
         )
 
 
 def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
-    """Temporaries against FLOPs, both relative to no remat."""
+    """Temporaries against FLOPs, both relative to the first choice's."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")
@@ -77,8 +85,8 @@ def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
         memory = row["temporary_bytes_per_image"] / first["temporary_bytes_per_image"]
         axes.plot(flops, memory, "o", label=row["remat"])
     axes.set(
-        xlabel="FLOPs of a step, relative to none",
-        ylabel="temporaries, relative to none",
+        xlabel=f"FLOPs of a step, relative to {first['remat']}",
+        ylabel=f"temporaries, relative to {first['remat']}",
         title=f"{first['model']}: remat, compiled for {first['topology']}",
         xlim=(0.95, None),
         ylim=(0, 1.1),

@@ -143,14 +143,13 @@ def benchmark_step(
       UserError: a number out of range, a config that training would refuse, or no PyTorch.
     """
     check_counts(rounds=rounds, steps=steps)
-    peers = torch_module().TorchStep if against == "torch" else None
+    peers = _twin_of(config) if against == "torch" else None
     with tempfile.TemporaryDirectory() as folder:
         step = open_step(config, epath.Path(folder), train=train)
     dtype = peak_dtype(config)
     product = MatrixProduct(step.experiment.mesh, dtype)
     others = {}
     if peers:
-        _check_twin(step)
         others = peers.both(step.experiment.model, step.images, step.flops, train)
     peak, *timings = measure([product, step, *others.values()], rounds, steps)
     works = {OURS: step, **others}
@@ -255,20 +254,21 @@ def figures(
     }
 
 
-def _check_twin(step: Step) -> None:
-    """Raises UserError where PyTorch's twin would not do what the step does."""
-    model, device = step.experiment.model, jax.devices()[0]
-    if device.platform != "cpu" or model.dtype != jnp.float32:
+def _twin_of(config: ConfigDict) -> Any:
+    """PyTorch's step; raises UserError where it would not do what ours does."""
+    device = jax.devices()[0]
+    if device.platform != "cpu" or config.model.dtype != "float32":
         raise UserError(
             "--against=torch computes in float32 on CPUs, and the step in "
-            f"{jnp.dtype(model.dtype)} on {device.device_kind}; set --config.model.dtype=float32 "
+            f"{config.model.dtype} on {device.device_kind}; set --config.model.dtype=float32 "
             "and JAX_PLATFORMS=cpu"
         )
-    if model.nll_every != 1:
+    if config.model.nll_every not in (None, 1):
         raise UserError(
-            f"--against=torch has an NLL after every application, and nll_every is "
-            f"{model.nll_every}; set --config.model.nll_every=1"
+            "--against=torch has an NLL after every application, and nll_every is "
+            f"{config.model.nll_every}; set --config.model.nll_every=1"
         )
+    return torch_module().TorchStep
 
 
 def torch_module() -> Any:

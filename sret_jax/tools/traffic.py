@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from sret_jax.tools.hlo import Array, Computation, Instruction, read_program
+from sret_jax.tools.hlo import Array, HloComputation, Instruction, read_program
 
 COLLECTIVES = (
     "all-reduce",
@@ -80,30 +80,37 @@ class Program:
     def collectives(self) -> list[Collective]:
         """The collectives of one run, by kind and devices."""
         found: dict[tuple[str, int | None], list[int]] = {}
+        channels = set()
         for instruction, computation, times in self._runs(self.entry, 1):
-            for kind, devices, size in self._messages(instruction, computation):
-                found.setdefault((kind, devices), []).extend([size] * times)
+            for channel, kind, devices, size in self._messages(instruction, computation):
+                if channel not in channels:
+                    found.setdefault((kind, devices), []).extend([size] * times)
+                    channels.add(channel)
         ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 0))
         return [Collective(*key, len(sizes), sum(sizes)) for key, sizes in ordered]
 
     def _messages(
-        self, instruction: Instruction, where: Computation
-    ) -> Iterator[tuple[str, int | None, int]]:
-        """(kind, devices, bytes) of an instruction that is a collective, or of those in a fusion.
+        self, instruction: Instruction, where: HloComputation
+    ) -> Iterator[tuple[str, str, int | None, int]]:
+        """(channel, kind, devices, bytes) of a collective, or of those in a fusion.
 
-        XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce.
+        XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce, and an
+        asynchronous collective once in each fusion that starts it, goes on with it or ends it, all
+        of which name one channel.
         """
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             size = _collective_bytes(kind, instruction, where)
-            yield kind, _group_size(instruction.attributes), size
+            named = re.search(r"channel_id=\d+", instruction.attributes)
+            channel = named[0] if named else instruction.name
+            yield channel, kind, _group_size(instruction.attributes), size
         elif kind == "fusion":
             fused = self.computations[instruction.called("calls")]
             sliced = any(inner.opcode == "dynamic-slice" for inner in fused.instructions.values())
             for inner in fused.instructions.values():
-                for kind, devices, size in self._messages(inner, fused):
+                for channel, kind, devices, size in self._messages(inner, fused):
                     scatters = sliced and kind == "all-reduce"
-                    yield "reduce-scatter" if scatters else kind, devices, size
+                    yield channel, "reduce-scatter" if scatters else kind, devices, size
 
     def trips(self, loop: Instruction) -> int | None:
         """How often the body of a while loop runs; None where the program does not tell.
@@ -124,7 +131,7 @@ class Program:
             for instruction, _, _ in self._runs(self.entry, 1)
         )
 
-    def _compared_constant(self, compare: Instruction, computation: Computation) -> int | None:
+    def _compared_constant(self, compare: Instruction, computation: HloComputation) -> int | None:
         """N of `counter < N`, which may be inside a fusion."""
         direction = compare
         if compare.opcode == "fusion":
@@ -140,8 +147,8 @@ class Program:
         return None
 
     def _runs(
-        self, computation: Computation, times: int
-    ) -> Iterator[tuple[Instruction, Computation, int]]:
+        self, computation: HloComputation, times: int
+    ) -> Iterator[tuple[Instruction, HloComputation, int]]:
         """All instructions that run outside fusions, and how often."""
         for instruction in computation.instructions.values():
             yield instruction, computation, times
@@ -155,14 +162,16 @@ class Program:
                 branches = [self.computations[name] for name in instruction.branches]
                 yield from self._runs(max(branches, key=self._total_bytes), times)
 
-    def _total_bytes(self, computation: Computation) -> int:
+    def _total_bytes(self, computation: HloComputation) -> int:
         return sum(
             times * size
             for instruction, where, times in self._runs(computation, 1)
             for size, _ in self._accesses(instruction, where)
         )
 
-    def _accesses(self, instruction: Instruction, where: Computation) -> Iterator[tuple[int, int]]:
+    def _accesses(
+        self, instruction: Instruction, where: HloComputation
+    ) -> Iterator[tuple[int, int]]:
         """(bytes, memory space) of what one instruction reads and writes, as XLA counts.
 
         Padding counts; of an array that is only sliced or updated in place, the slice counts.
@@ -231,7 +240,7 @@ class Program:
         for size, array in zip(written, fusion.arrays, strict=True):
             yield size, array.space
 
-    def _parameter_bytes(self, parameter: Instruction, fused: Computation) -> int:
+    def _parameter_bytes(self, parameter: Instruction, fused: HloComputation) -> int:
         whole = _size(parameter.arrays)
         total, read_whole = 0, False
         for user in fused.users[parameter.name]:
@@ -257,7 +266,7 @@ def _size(arrays: Sequence[Array]) -> int:
     return sum(array.padded_bytes for array in arrays)
 
 
-def _constant(instruction: Instruction, computation: Computation) -> int | None:
+def _constant(instruction: Instruction, computation: HloComputation) -> int | None:
     """Its value, where it is a whole number, copied or not."""
     while instruction.opcode in ("copy", "bitcast"):
         instruction = computation.instructions[instruction.operands[0]]
@@ -283,7 +292,7 @@ def _group_size(attributes: str) -> int | None:
     return None
 
 
-def _collective_bytes(kind: str, instruction: Instruction, computation: Computation) -> int:
+def _collective_bytes(kind: str, instruction: Instruction, computation: HloComputation) -> int:
     """Of the larger side, what comes out or, for a reduce-scatter, what goes in."""
     operands = [computation.instructions[name] for name in instruction.operands]
     into = sum(array.bytes for operand in operands for array in operand.arrays)

@@ -15,7 +15,9 @@ def trained(**changes):
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
 
 
-@pytest.mark.parametrize(("loops", "nlls"), [(1, [0]), (2, [0, 1]), (4, [0, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("loops", "nlls"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 1]), (4, [0, 1, 1, 1])]
+)
 def test_fewer_loops_keep_the_first_nlls_and_more_repeat_the_last(loops, nlls):
     model, variables = trained()
     new, changed = sret_jax.with_loops(model, variables, loops)

@@ -5,12 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from configs import deep_digits
 from sret_jax.models.attention import fixed_permutation
 from sret_jax.models.recursion import REMAT, RecursiveBlock, SharedBlock
 from sret_jax.models.remat import segment_length
 from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.flops import count_macs
 
 TOKENS, CHANNELS = 16, 8
@@ -158,6 +161,27 @@ def test_temporary_memory_grows_with_the_square_root_of_depth_at_most():
     sizes = [temp_bytes(100, remat) for remat in REMAT]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] <= sizes[0] / 3
+
+
+def test_the_first_gradients_of_a_thousand_applications_are_finite_and_reach_the_first_layer():
+    config = deep_digits.get_config("1000")
+    config.model.update(blocks=(1,), loops=1010)  # of one block, which compiles five times faster
+    model = create_from_config(config, num_classes=10)
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), images)
+    rngs = {"permutation": jax.random.key(2)}
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        at = {**variables, "params": params}
+        logits, _ = model.apply(at, images, train=True, rngs=rngs, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(4)).mean()
+
+    found = gradients(variables["params"])
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
+    first, last = (optax.global_norm(found[name]) for name in ("stem", "head"))
+    assert 0.1 * last < first < 1000 * last
 
 
 def test_a_probe_gets_the_norm_of_the_gradient_at_each_application():

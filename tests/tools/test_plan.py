@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import pytest
@@ -65,12 +66,29 @@ def test_the_plan_of_this_machine_counts_what_is_known_by_hand(planned, capsys):
     reduced = {c["kind"]: c["bytes"] for c in report["collectives"]}
     assert size * FLOAT <= reduced["all-reduce"] <= 2 * size * FLOAT + 4_000
     assert sum(reduced.values()) - reduced["all-reduce"] < 4_000
-    assert "estimate" not in report and report["fits"] is None
+    # Eight devices share this machine, whose memory no chip publishes.
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert (report["fits"], report["memory_available"]) == (True, machine // 8)
+    assert "estimate" not in report
     json.dumps(report)
     print_report(report)
+    assert "A batch of 64 fits (1 compilation)" in capsys.readouterr().out
+
+
+def test_where_nobody_knows_the_memory_neither_does_the_report(planned, capsys):
+    _, report, _ = planned
+    print_report({**report, "memory_available": None, "fits": None})
     printed = capsys.readouterr().out
     assert "of a memory whose size is unknown" in printed
     assert "Whether it fits is unknown" in printed
+
+
+@pytest.mark.parametrize(("fsdp", "advice"), [(2, "raise --config.fsdp"), (8, "give a larger")])
+def test_where_no_batch_fits_the_mend_is_one_that_is_left(planned, capsys, fsdp, advice):
+    _, report, _ = planned
+    mesh = {"data": 8 // fsdp, "fsdp": fsdp}
+    print_report({**report, "mesh": mesh, "memory_available": 1, "fits": False, "largest_batch": 0})
+    assert f"no batch fits; {advice}" in capsys.readouterr().out
 
 
 def test_the_command_refuses_an_unknown_topology_in_one_sentence():
@@ -87,8 +105,10 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_devices_of_the_topolog
 
 
 def test_the_largest_batch_needs_to_know_the_memory(config):
+    planner = Planner(config, open_topology("local"))
+    planner._available = None  # as of a device that does not tell
     with pytest.raises(UserError, match="--find-batch needs the memory of a device"):
-        plan(config, "local", find_batch=True, json_file=None)
+        planner.find_batch()
 
 
 def test_without_libtpu_a_slice_is_refused_with_the_mend(monkeypatch):

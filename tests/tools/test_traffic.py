@@ -123,6 +123,37 @@ def test_a_collective_along_one_axis_of_the_mesh_is_among_its_devices(axis, devi
     assert program.collectives() == [Collective("all-gather", devices, 1, 1600 * FLOAT)]
 
 
+ASYNCHRONOUS = """
+%start (a: f32[64]) -> (f32[64], f32[256]) {
+  %a = f32[64]{0:T(128)} parameter(0)
+  %all-gather.1 = f32[256]{0:T(256)} all-gather(%a), channel_id=7, replica_groups={{0,1,2,3}}
+  ROOT %first = (f32[64]{0:T(128)}, f32[256]{0:T(256)}) custom-call(%all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%done (b: f32[64], c: f32[256]) -> f32[256] {
+  %b = f32[64]{0:T(128)} parameter(0)
+  %c = f32[256]{0:T(256)} parameter(1)
+  %all-gather.2 = f32[256]{0:T(256)} all-gather(%b), channel_id=7, replica_groups={{0,1,2,3}}
+  ROOT %last = f32[256]{0:T(256)} custom-call(%b, %c, %all-gather.2), \
+custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: f32[64]) -> f32[256] {
+  %p = f32[64]{0:T(128)} parameter(0)
+  %started = (f32[64]{0:T(128)}, f32[256]{0:T(256)}) fusion(%p), kind=kCustom, calls=%start
+  %own = f32[64]{0:T(128)} get-tuple-element(%started), index=0
+  %all = f32[256]{0:T(256)} get-tuple-element(%started), index=1
+  ROOT %ended = f32[256]{0:T(256)} fusion(%own, %all), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_an_asynchronous_collective_that_several_fusions_name_counts_once():
+    expected = [Collective("all-gather", 4, 1, 256 * FLOAT)]
+    assert Program(ASYNCHRONOUS).collectives() == expected
+
+
 @pytest.mark.parametrize(
     ("groups", "devices"),
     [

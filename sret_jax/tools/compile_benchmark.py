@@ -1,0 +1,83 @@
+"""How much longer a train step of many loops takes to trace and to lower, and its program is."""
+
+import copy
+import time
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.files import write_json
+from sret_jax.models.recursion import REMAT
+from sret_jax.parallel.mesh import make_mesh
+from sret_jax.tools.planning import data_sizes
+from sret_jax.tools.speed_benchmark import check_counts
+from sret_jax.training.checks import check_numbers
+from sret_jax.training.experiment import Computation, build_computation, check_settings
+
+
+def benchmark_compile(
+    config: ConfigDict, *, loops: list[int], rounds: int, json_file: epath.Path | None
+) -> list[dict[str, Any]]:
+    """Traces and lowers the train step with each number of loops, in turn, and prints a table.
+
+    Args:
+      config: of everything but model.loops; no data set is read.
+      loops: of every block; ratios are to the first.
+      rounds: of which the least counts: whatever else the machine does only adds to it.
+      json_file: where to write the figures too.
+
+    Raises:
+      UserError: a number out of range, or what training would refuse.
+    """
+    check_counts(rounds=rounds)
+    steps = [_computation(config, count) for count in loops]
+    taken = [[_trace_and_lower(step) for step in steps] for _ in range(rounds)]
+    rows = [
+        {
+            "model": config.model.name,
+            "remat": config.model.remat or REMAT[0],
+            "loops": count,
+            "applications": sum(step.model.blocks) * count,
+            "seconds": min(seconds for seconds, _ in column),
+            "characters": column[0][1],
+        }
+        for count, step, column in zip(loops, steps, zip(*taken, strict=True), strict=True)
+    ]
+    print_table(rows, rounds)
+    if json_file:
+        write_json(json_file, rows)
+    return rows
+
+
+def _computation(config: ConfigDict, loops: int) -> Computation:
+    config = copy.deepcopy(config)
+    config.data.synthetic = True
+    config.model.loops = loops
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp)
+    check_settings(config, mesh)
+    return build_computation(config, mesh, **data_sizes(config))
+
+
+def _trace_and_lower(step: Computation) -> tuple[float, int]:
+    """Seconds, from nothing, and characters of the program before XLA optimizes it."""
+    jax.clear_caches()
+    start = time.perf_counter()
+    lowered = step.trace_train_step().lower()
+    return time.perf_counter() - start, len(lowered.as_text())
+
+
+def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
+    """A line for each number of loops, with its ratios to the first."""
+    first = rows[0]
+    print(f"train step of {first['model']}, remat {first['remat']}; least of {rounds} rounds")
+    print(f"{'loops':>6}{'applications':>14}{'trace and lower':>18}{'ratio':>7}", end="")
+    print(f"{'characters':>14}{'ratio':>7}")
+    for row in rows:
+        print(
+            f"{row['loops']:>6,}{row['applications']:>14,}{row['seconds']:>16.2f} s"
+            f"{row['seconds'] / first['seconds']:>7.2f}{row['characters']:>14,}"
+            f"{row['characters'] / first['characters']:>7.2f}"
+        )
