@@ -53,6 +53,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.fixture
+def no_compilation_cache():
+    """For what is compiled for devices that are not there, which JAX cannot read back."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory) -> epath.Path:
     """The digits, really prepared by TFDS."""

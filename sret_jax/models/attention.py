@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_attention import can_hold, can_permute, fused_attention
+from sret_jax.models.fused_attention import can_hold, fused_attention
 from sret_jax.models.kernels import Kernels
 from sret_jax.models.layers import linear
 
@@ -72,12 +72,12 @@ class SlicedAttention(nn.Module):
             return plain(qkv, permutation)
 
         def kernel(qkv: jax.Array, permutation: jax.Array | None, interpret: bool) -> jax.Array:
-            static = dict(heads=self.heads, groups=groups, interpret=interpret)
-            if can_permute(qkv):
-                return fused_attention(qkv, permutation, **static)
-            if can_hold(qkv):
-                fused = permuted(partial(fused_attention, permutation=None, **static))
+            static: dict[str, Any] = dict(heads=self.heads, groups=groups)
+            fused = partial(fused_attention, **static, interpret=interpret)
+            if can_hold(qkv, **static, permuted=permutation is not None):
                 return fused(qkv, permutation)
+            if can_hold(qkv, **static, permuted=False):
+                return permuted(partial(fused, permutation=None))(qkv, permutation)
             return plain(qkv, permutation)
 
         attend = self.kernels.choose(self.kernels.attention, kernel, plain, images=1)

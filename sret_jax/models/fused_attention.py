@@ -22,13 +22,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import LANES, cost, dot, tiled_bytes
+from sret_jax.models.kernels import ROWS, cost, dot, tiled_bytes
 from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
-MOST_SCORES = 5 << 15  # of one head that are in fast memory at once
-MOST_BYTES = 12 << 20  # of all else there, where chips let a kernel have 16 MiB
-MOST_OPERANDS = 8 << 20  # bytes: what the backward pass reads and writes, each twice
-TILE_ROWS = 16  # of bfloat16 arrays in fast memory
+MOST_BYTES = 16 << 20  # of fast memory that every chip lets a kernel have
+TILE_ROWS = 16  # of bfloat16 arrays there
+LEAST_QUERIES = 64  # of a block; of fewer, K and V would be transposed too often
 
 Shape = jax.Array | jax.ShapeDtypeStruct
 Columns = tuple[slice, slice, slice]  # of one head's queries, keys and values
@@ -43,9 +42,9 @@ def fused_attention(
     """Attention inside each of `groups` equal slices of the permuted tokens, for all heads.
 
     Args:
-      qkv: (B, N, 3 * heads * d): queries, keys and values, each with its heads side by side.
-      permutation: (N,): the slices' i-th token is permutation[i] of qkv; None: it is the i-th. It
-        needs an array that `can_permute` takes.
+      qkv: (B, N, 3 * heads * d) that fast memory `can_hold`: queries, keys and values, each with
+        its heads side by side.
+      permutation: (N,): the slices' i-th token is permutation[i] of qkv; None: it is the i-th.
       heads: that share the channels.
       groups: slices; they must divide N.
       interpret: runs the kernel step by step on any device.
@@ -56,23 +55,32 @@ def fused_attention(
     return _forward(qkv, permutation, heads, groups, interpret)[0]
 
 
-def can_permute(qkv: Shape) -> bool:
-    """Whether fast memory holds the operands (twice, for the next image) and what permutes them."""
-    tokens, columns = qkv.shape[1], pl.cdiv(qkv.shape[2], LANES) * LANES
-    operands_and_copies, planes = 6 * qkv.dtype.itemsize, 2 * 4  # bytes for each element of qkv
-    return tokens * columns * (operands_and_copies + planes) <= MOST_BYTES
+def can_hold(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> bool:
+    """Whether fast memory holds what the kernel needs, with what permutes its tokens or without."""
+    return _queries(qkv, heads, groups, permuted=permuted) > 0
 
 
-def can_hold(qkv: Shape) -> bool:
-    """Whether fast memory holds the backward pass' operands twice, beside what it makes of them.
+def _queries(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> int:
+    """Queries of a block: as many as fit, in even blocks of whole tiles; 0 if hardly any fit.
 
-    2,304 tokens of sret_s in bfloat16 take 7.9 MiB and compile for every chip, 2,704 take 9.2 and
-    do not for a v4.
+    In the backward pass QKV, dO and dQKV of this image and the next lie in fast memory, perhaps
+    copies of them and what permutes rows, and of one head about four float32 arrays of (n, d), K, V
+    and their gradients, and four of (queries, n). It takes less, wherever it was compiled.
     """
-    tokens, channels = qkv.shape[1:]
-    widths = (channels, channels // 3, channels)  # of QKV, dO and dQKV
-    operands = sum(tiled_bytes((tokens, width), qkv.dtype) for width in widths)
-    return 2 * operands <= MOST_OPERANDS
+    _, tokens, channels = qkv.shape
+    n, wide = tokens // groups, jnp.float32
+    inputs = [tiled_bytes((tokens, c), qkv.dtype) for c in (channels, channels // 3)]
+    held = 2 * (sum(inputs) + inputs[0]) + 4 * tiled_bytes((n, channels // (3 * heads)), wide)
+    if permuted:
+        held += sum(inputs) + 2 * tiled_bytes((tokens, channels), wide)
+    most = (MOST_BYTES - held) // (4 * tiled_bytes((ROWS, n), wide) // ROWS)
+    if most >= n:
+        return n
+    whole_tiles = groups == 1 or n % TILE_ROWS == 0  # where slices begin
+    if most < LEAST_QUERIES or not whole_tiles:
+        return 0
+    blocks = pl.cdiv(n, most // TILE_ROWS * TILE_ROWS)
+    return pl.cdiv(n, blocks * TILE_ROWS) * TILE_ROWS
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -111,7 +119,8 @@ def _kernel_call(
     """Runs `kernel`, which makes `matmuls` products of (n, n) with d for each slice and head."""
     batch, tokens, channels = operands[0].shape
     scores = batch * heads * tokens * (tokens // groups)
-    kernel = functools.partial(kernel, heads=heads, groups=groups)
+    queries = _queries(operands[0], heads, groups, permuted=permutation is not None)
+    kernel = functools.partial(kernel, heads=heads, groups=groups, queries=queries)
     order: tuple[jax.Array, ...] = ()
     scratch: list[Any] = []
     if permutation is not None:
@@ -156,75 +165,70 @@ def _in_slices(kernel: Callable, order: Any, *refs: Any) -> None:
     scatter_rows(order, copies[0], out, planes)
 
 
-def _forward_kernel(qkv_ref: Any, out_ref: Any, *, heads: int, groups: int) -> None:
+def _forward_kernel(qkv_ref: Any, out_ref: Any, *, heads: int, groups: int, queries: int) -> None:
     for rows, columns in _slices(qkv_ref.shape, heads, groups):
-        _attend(qkv_ref, out_ref, rows, columns)
+        _attend(qkv_ref, out_ref, rows, columns, queries)
 
 
-def _attend(qkv_ref: Any, out_ref: Any, rows: slice, columns: Columns) -> None:
+def _attend(qkv_ref: Any, out_ref: Any, rows: slice, columns: Columns, queries: int) -> None:
     """O of one head in the slice that lies in `rows`."""
     q_at, k_at, v_at = columns
 
-    def block(queries: Any, nothing: tuple) -> tuple:
+    def block(at: Any, nothing: tuple) -> tuple:
         k, v = qkv_ref[rows, k_at], qkv_ref[rows, v_at]  # (n, d)
-        weights = _softmax(qkv_ref[queries, q_at], k)  # (queries, n)
-        out_ref[queries, q_at] = dot(weights.astype(v.dtype), v).astype(out_ref.dtype)
+        weights = _softmax(qkv_ref[at, q_at], k)  # (queries, n)
+        out_ref[at, q_at] = dot(weights.astype(v.dtype), v).astype(out_ref.dtype)
         return nothing
 
-    _in_blocks(rows, block, ())
+    _in_blocks(rows, queries, block, ())
 
 
 def _backward_kernel(
-    qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, *, heads: int, groups: int
+    qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, *, heads: int, groups: int, queries: int
 ) -> None:
     for rows, columns in _slices(qkv_ref.shape, heads, groups):
-        _differentiate(qkv_ref, d_out_ref, d_qkv_ref, rows, columns)
+        _differentiate(qkv_ref, d_out_ref, d_qkv_ref, rows, columns, queries)
 
 
 def _differentiate(
-    qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, rows: slice, columns: Columns
+    qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, rows: slice, columns: Columns, queries: int
 ) -> None:
     """DQ, dK and dV of one head in the slice that lies in `rows`."""
     q_at, k_at, v_at = columns
 
-    def block(queries: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def block(at: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         dk, dv = sums
         k, v = qkv_ref[rows, k_at], qkv_ref[rows, v_at]  # (n, d)
-        q, d_out = qkv_ref[queries, q_at], d_out_ref[queries, q_at]
+        q, d_out = qkv_ref[at, q_at], d_out_ref[at, q_at]
         weights = _softmax(q, k)  # (queries, n)
         d_weights = dot(d_out, v.T)
         mean = jnp.sum(weights * d_weights, axis=1, keepdims=True)
         d_scores = weights * (d_weights - mean) * q.shape[1] ** -0.5
         d_scores = d_scores.astype(q.dtype)
-        d_qkv_ref[queries, q_at] = dot(d_scores, k).astype(d_qkv_ref.dtype)
+        d_qkv_ref[at, q_at] = dot(d_scores, k).astype(d_qkv_ref.dtype)
         return dk + dot(d_scores.T, q), dv + dot(weights.astype(d_out.dtype).T, d_out)
 
     zeros = jnp.zeros((rows.stop - rows.start, k_at.stop - k_at.start), jnp.float32)
-    dk, dv = _in_blocks(rows, block, (zeros, zeros))
+    dk, dv = _in_blocks(rows, queries, block, (zeros, zeros))
     d_qkv_ref[rows, k_at] = dk.astype(d_qkv_ref.dtype)
     d_qkv_ref[rows, v_at] = dv.astype(d_qkv_ref.dtype)
 
 
-def _in_blocks(rows: slice, step: Callable[[Any, T], T], carry: T) -> T:
-    """Runs `step` on blocks of queries, each of which has MOST_SCORES scores at most.
+def _in_blocks(rows: slice, size: int, step: Callable[[Any, T], T], carry: T) -> T:
+    """Runs `step` on blocks of that many queries, and on the rest.
 
-    A loop lets the compiler hold those of one block only; its places are known at run time, so
-    they must be whole tiles. What makes none follows outside.
+    A loop lets the compiler hold what one block needs, and no more.
     """
-    start, size = rows.start, MOST_SCORES // (rows.stop - rows.start)
-    if size < rows.stop - start and start % TILE_ROWS == 0:
-        size = size // TILE_ROWS * TILE_ROWS
+    blocks, rest = divmod(rows.stop - rows.start, size)
+    if blocks == 1 and not rest:
+        return step(rows, carry)
 
-        def body(i: jax.Array, carry: T) -> T:
-            place = pl.multiple_of(rows.start + i * size, TILE_ROWS)
-            return step(pl.ds(place, size), carry)
+    def body(i: jax.Array, carry: T) -> T:
+        place = pl.multiple_of(rows.start + i * size, TILE_ROWS)
+        return step(pl.ds(place, size), carry)
 
-        blocks = (rows.stop - start) // size
-        carry = jax.lax.fori_loop(0, blocks, body, carry)
-        start += blocks * size
-    for block in range(start, rows.stop, size):
-        carry = step(slice(block, min(block + size, rows.stop)), carry)
-    return carry
+    carry = jax.lax.fori_loop(0, blocks, body, carry)
+    return step(slice(rows.stop - rest, rows.stop), carry) if rest else carry
 
 
 def _slices(shape: tuple[int, int], heads: int, groups: int) -> Iterator[tuple[slice, Columns]]:

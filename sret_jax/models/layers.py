@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from sret_jax.models.convolution import flat_convolution, grouped_convolution
@@ -160,9 +161,16 @@ class Pooling(nn.Module):
     where m = features / C.
 
     Shapes: (B, H, W, C) -> (B, H/2, W/2, features).
+
+    Attributes:
+      features: of the result.
+      mesh: the devices over which images are spread, each of which gets the whole kernel: where
+        fsdp splits its channels, XLA:TPU would gather all images to split their gradient's too.
+      dtype: of activations.
     """
 
     features: int
+    mesh: Mesh | None = None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -171,6 +179,9 @@ class Pooling(nn.Module):
         multiplier = self.features // channels
         init = fan_in_uniform(9)
         kernel = self.param("kernel", init, (3, 3, channels, multiplier))
+        if self.mesh is not None:
+            whole = NamedSharding(self.mesh, PartitionSpec())
+            kernel = jax.lax.with_sharding_constraint(kernel, whole)
         bias = self.param("bias", init, (self.features,))
 
         out = grouped_convolution(x, kernel) + bias.reshape(1, 1, 1, -1)

@@ -71,7 +71,7 @@ class SReT(nn.Module):
         total = sum(self.blocks) * self.loops
         for s, width in enumerate(self.widths):
             if s > 0:
-                x = Pooling(width, dtype=self.dtype, name=f"pool{s}")(x)
+                x = Pooling(width, self.mesh, self.dtype, name=f"pool{s}")(x)
             batch, height, breadth, _ = x.shape
             x = x.reshape(batch, height * breadth, width)
             first = sum(self.blocks[:s]) * self.loops

@@ -25,7 +25,7 @@ def benchmark_compile(
     Args:
       config: of everything but model.loops; no data set is read.
       loops: of every block; ratios are to the first.
-      rounds: of which the least counts: whatever else the machine does only adds to it.
+      rounds: of which the least counts: what else the machine does only adds to it.
       json_file: where to write the figures too.
 
     Raises:
@@ -40,7 +40,7 @@ def benchmark_compile(
             "remat": config.model.remat or REMAT[0],
             "loops": count,
             "applications": sum(step.model.blocks) * count,
-            "seconds": min(seconds for seconds, _ in column),
+            "cpu_seconds": min(seconds for seconds, _ in column),
             "characters": column[0][1],
         }
         for count, step, column in zip(loops, steps, zip(*taken, strict=True), strict=True)
@@ -62,22 +62,25 @@ def _computation(config: ConfigDict, loops: int) -> Computation:
 
 
 def _trace_and_lower(step: Computation) -> tuple[float, int]:
-    """Seconds, from nothing, and characters of the program before XLA optimizes it."""
+    """CPU seconds, from nothing, and characters of the program before XLA optimizes it."""
     jax.clear_caches()
-    start = time.perf_counter()
+    start = time.process_time()
     lowered = step.trace_train_step().lower()
-    return time.perf_counter() - start, len(lowered.as_text())
+    return time.process_time() - start, len(lowered.as_text())
 
 
 def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
     """A line for each number of loops, with its ratios to the first."""
     first = rows[0]
-    print(f"train step of {first['model']}, remat {first['remat']}; least of {rounds} rounds")
-    print(f"{'loops':>6}{'applications':>14}{'trace and lower':>18}{'ratio':>7}", end="")
+    print(
+        f"train step of {first['model']}, remat {first['remat']}: CPU time to trace and lower, "
+        f"least of {rounds} rounds, and length of the program"
+    )
+    print(f"{'loops':>6}{'applications':>14}{'CPU time':>18}{'ratio':>7}", end="")
     print(f"{'characters':>14}{'ratio':>7}")
     for row in rows:
         print(
-            f"{row['loops']:>6,}{row['applications']:>14,}{row['seconds']:>16.2f} s"
-            f"{row['seconds'] / first['seconds']:>7.2f}{row['characters']:>14,}"
+            f"{row['loops']:>6,}{row['applications']:>14,}{row['cpu_seconds']:>16.2f} s"
+            f"{row['cpu_seconds'] / first['cpu_seconds']:>7.2f}{row['characters']:>14,}"
             f"{row['characters'] / first['characters']:>7.2f}"
         )

@@ -73,12 +73,17 @@ def _draw_shares(axes: Any, reports: list[Report]) -> None:
         errors = np.stack([median - least, largest - median])
         bars = axes.bar(where, median, 0.9 * width, yerr=errors, capsize=3, label=name)
         axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
-    titles = ["training" if report["training"] else "inference" for report in reports]
-    axes.set_xticks(range(len(reports)), titles)
+    axes.set_xticks(range(len(reports)), [_setting(report) for report in reports])
     axes.set_ylabel("share of the matrix product's rate")
-    first = reports[0]
-    axes.set_title(f"{first['model']}, batch {first['batch_size']}, {first['dtype']}, CPU")
+    machines = dict.fromkeys(f"{r['devices']}, {r['cores']} cores" for r in reports)
+    axes.set_title("Measured on " + "; ".join(machines))
     axes.figure.legend(loc="outside lower center", ncols=len(names))
+
+
+def _setting(report: Report) -> str:
+    """What was measured."""
+    what = "training" if report["training"] else "inference"
+    return f"{what}\n{report['model']}, batch {report['batch_size']}, {report['dtype']}"
 
 
 def _draw_bytes(axes: Any, reports: list[Report]) -> None:

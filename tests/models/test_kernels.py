@@ -19,7 +19,7 @@ from sret_jax.models.attention import (
     plain_attention,
     random_permutation,
 )
-from sret_jax.models.fused_attention import can_hold, can_permute, fused_attention
+from sret_jax.models.fused_attention import _queries, can_hold, fused_attention
 from sret_jax.models.kernels import Kernels, tiled_bytes
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.sret import create_model
@@ -90,10 +90,11 @@ def test_the_attention_kernel_in_bfloat16_is_as_exact_as_plain_attention(
     assert_rounds_like(ours, plain, exact)
 
 
-@pytest.mark.parametrize("groups", [1, 2])  # the second slice begins within a tile
-def test_the_attention_kernel_takes_many_tokens_in_blocks_of_queries(groups):
-    permutation = random_permutation(jax.random.key(2), 1000)
-    qkv, d_out = normal(0, 1, 1000, 24), normal(1, 1, 1000, 8)
+@pytest.mark.parametrize(("tokens", "groups", "queries"), [(1000, 1, 512), (2048, 2, 256)])
+def test_the_attention_kernel_takes_many_tokens_in_blocks_of_queries(tokens, groups, queries):
+    permutation = random_permutation(jax.random.key(2), tokens)
+    qkv, d_out = normal(0, 1, tokens, 24), normal(1, 1, tokens, 8)
+    assert _queries(qkv, 1, groups, permuted=True) == queries
     assert_attention_is_plain(qkv, permutation, d_out, heads=1, groups=groups)
 
 
@@ -113,9 +114,10 @@ def assert_attention_is_plain(qkv, permutation, d_out, heads, groups):
 
 
 def test_tokens_that_overfill_the_fast_memory_are_permuted_outside_the_kernel():
-    assert can_permute(jax.ShapeDtypeStruct((1, 784, 378), jnp.float32))
+    assert can_hold(jax.ShapeDtypeStruct((1, 784, 378), jnp.float32), 3, 2, permuted=True)
     x = normal(0, 1, 3136, 8)
-    assert not can_permute(jax.ShapeDtypeStruct((1, 3136, 24), x.dtype))
+    qkv = jax.ShapeDtypeStruct((1, 3136, 24), x.dtype)
+    assert [can_hold(qkv, 1, 2, permuted=permuted) for permuted in (True, False)] == [False, True]
     plain = SlicedAttention(heads=1, kernels=Kernels(attention="xla"))
     settings = dict(groups=2, permutation=fixed_permutation(None, 3136))
     variables = plain.init(jax.random.key(0), x, **settings)
@@ -146,18 +148,16 @@ def test_attention_too_large_for_the_fast_memory_of_a_tpu_is_left_to_xla(tokens,
 
 
 @needs_libtpu
+@pytest.mark.usefixtures("no_compilation_cache")
 @pytest.mark.parametrize(
-    ("tokens", "channels", "groups", "permuted"),
-    [(2304, 126, 1, False), (1600, 126, 2, True)],
+    ("tokens", "groups", "permuted"), [(2304, 1, False), (4096, 8, False), (1600, 2, True)]
 )
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2"])
-def test_the_largest_attention_that_a_kernel_is_given_compiles(
-    chip, tokens, channels, groups, permuted
-):
-    qkv = jax.ShapeDtypeStruct((2, tokens, 3 * channels), jnp.bfloat16)
-    d_out = jax.ShapeDtypeStruct((2, tokens, channels), jnp.bfloat16)
+def test_the_largest_attention_that_a_kernel_is_given_compiles(chip, tokens, groups, permuted):
+    qkv = jax.ShapeDtypeStruct((2, tokens, 378), jnp.bfloat16)
+    d_out = jax.ShapeDtypeStruct((2, tokens, 126), jnp.bfloat16)
     permutation = np.arange(tokens) if permuted else None
-    assert can_hold(qkv) and can_permute(qkv) == permuted
+    assert can_hold(qkv, 3, groups, permuted=permuted)
 
     def run(d_out, qkv):
         attend = lambda x: fused_attention(x, permutation, 3, groups, False)  # noqa: E731
@@ -167,6 +167,7 @@ def test_the_largest_attention_that_a_kernel_is_given_compiles(
 
 
 @needs_libtpu
+@pytest.mark.usefixtures("no_compilation_cache")
 @pytest.mark.parametrize(
     ("tokens", "channels", "hidden"),
     [(4096, 126, 453), (784, 384, 1536), (49, 512, 2048)],
