@@ -20,13 +20,17 @@ def print_report(report: dict[str, Any]) -> None:
     print(_verdict(report))
 
 
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     mesh = report["mesh"]
     yield (
         "topology",
-        f"{report['topology']}: {report['chips']:,} {report['device_kind']} chips, "
-        f"{report['devices']:,} devices, {report['hosts']:,} hosts; mesh data {mesh['data']} x "
-        f"fsdp {mesh['fsdp']}",
+        f"{report['topology']}: {_many(report['chips'], report['device_kind'] + ' chip')}, "
+        f"{_many(report['devices'], 'device')}, {_many(report['hosts'], 'host')}; mesh data "
+        f"{mesh['data']} x fsdp {mesh['fsdp']}",
     )
     yield (
         "model",
@@ -105,7 +109,7 @@ def _verdict(report: dict[str, Any]) -> str:
     available, needed = report["memory_available"], report["memory_needed"]
     if available is None:
         return "Whether it fits is unknown."
-    tried = f"{report['compilations']} compilation{'s' if report['compilations'] > 1 else ''}"
+    tried = _many(report["compilations"], "compilation")
     if report["fits"]:
         found = " and is the largest batch found to" if "largest_batch" in report else ""
         return f"A batch of {report['batch_size']:,} fits{found} ({tried})."
