@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 from hypothesis import settings
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import common, quickstart
 from sret_jax.checkpoints.manager import Checkpoints
@@ -56,9 +57,14 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.fixture
 def no_compilation_cache():
     """For what is compiled for devices that are not there, which JAX cannot read back."""
-    jax.config.update("jax_enable_compilation_cache", False)
+
+    def use(cache):
+        jax.config.update("jax_enable_compilation_cache", cache)
+        compilation_cache.reset_cache()  # which remembers whether there is one
+
+    use(False)
     yield
-    jax.config.update("jax_enable_compilation_cache", True)
+    use(True)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ The backward pass computes P again from Q and K instead of storing it:
 
 A grid step holds one image with all its slices and heads, so neither need fit the memory's tiles,
 and each operand is read and written once. It brings the tokens into the slices' order and back
-itself, so that main memory holds them in raster order only.
+itself, so that main memory holds them in raster order only. Where a head's scores would overfill
+fast memory, it takes its queries in blocks.
 """
 
 import functools
@@ -22,11 +23,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import ROWS, cost, dot, tiled_bytes
+from sret_jax.models.kernels import FAST_MEMORY, ROWS, cost, dot, tiled_bytes
 from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
-MOST_BYTES = 16 << 20  # of fast memory that every chip lets a kernel have
-TILE_ROWS = 16  # of bfloat16 arrays there
+TILE_ROWS = 2 * ROWS  # bfloat16 packs two rows into one
 LEAST_QUERIES = 64  # of a block; of fewer, K and V would be transposed too often
 
 Shape = jax.Array | jax.ShapeDtypeStruct
@@ -63,9 +63,9 @@ def can_hold(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> bool:
 def _queries(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> int:
     """Queries of a block: as many as fit, in even blocks of whole tiles; 0 if hardly any fit.
 
-    In the backward pass QKV, dO and dQKV of this image and the next lie in fast memory, perhaps
-    copies of them and what permutes rows, and of one head about four float32 arrays of (n, d), K, V
-    and their gradients, and four of (queries, n). It takes less, wherever it was compiled.
+    At most, the backward pass holds QKV, dO and dQKV twice, for the next image's sake; where it
+    permutes, copies of QKV and dO and two float32 arrays of QKV's size; and of one head in
+    float32, four arrays of (n, d), which are K, V and their gradients, and four of (queries, n).
     """
     _, tokens, channels = qkv.shape
     n, wide = tokens // groups, jnp.float32
@@ -73,7 +73,7 @@ def _queries(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> int:
     held = 2 * (sum(inputs) + inputs[0]) + 4 * tiled_bytes((n, channels // (3 * heads)), wide)
     if permuted:
         held += sum(inputs) + 2 * tiled_bytes((tokens, channels), wide)
-    most = (MOST_BYTES - held) // (4 * tiled_bytes((ROWS, n), wide) // ROWS)
+    most = (FAST_MEMORY - held) // (4 * tiled_bytes((ROWS, n), wide) // ROWS)
     if most >= n:
         return n
     whole_tiles = groups == 1 or n % TILE_ROWS == 0  # where slices begin

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import ROWS, cost, dot, tiled_bytes
+from sret_jax.models.kernels import FAST_MEMORY, ROWS, cost, dot, tiled_bytes
 from sret_jax.models.layers import LAYER_NORM_EPSILON
 
-MOST_BYTES = 16 << 20  # of fast memory that every chip lets a kernel have
+MOST_BYTES = FAST_MEMORY * 15 // 16  # of what `_needed` counts
+LEAST_TOKENS = 64  # of a block that is not all of an image: each adds to the weights' gradients
 CORES = 2  # that a chip may split the grid's first axis over; each sums gradients of its own
 
 Shape = jax.Array | jax.ShapeDtypeStruct
@@ -133,7 +134,7 @@ def _cores(x: Shape) -> int:
 def _block(x: Shape, hidden: int) -> int:
     """The most tokens that a block can have: all, or a divisor that fills whole tiles; or 0."""
     tokens = x.shape[1]
-    parts = [n for n in range(ROWS, tokens, ROWS) if tokens % n == 0]
+    parts = [n for n in range(LEAST_TOKENS, tokens, ROWS) if tokens % n == 0]
     fitting = (n for n in (*parts, tokens) if _needed(x, hidden, n) <= MOST_BYTES)
     return max(fitting, default=0)
 
@@ -141,8 +142,8 @@ def _block(x: Shape, hidden: int) -> int:
 def _needed(x: Shape, hidden: int, block: int) -> int:
     """About how many bytes of fast memory the backward pass takes.
 
-    The weights and their gradients lie there once, x, dy, dx and h of a block twice, for the next
-    block's sake, beside some four float32 arrays of either width. A v4 needed 0.1% more.
+    Once: W1, W2 and their gradients in float32. Twice, for the next block's sake: x, dy, dx and h
+    of a block. Besides: some four float32 arrays of either width.
     """
     channels, wide = x.shape[2], jnp.float32
     matrices, rows = ((channels, hidden), (hidden, channels)), ((block, channels), (block, hidden))

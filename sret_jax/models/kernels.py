@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 ROWS, LANES = 8, 128  # arrays lie in memory in tiles of so many rows and columns
+FAST_MEMORY = 16 << 20  # bytes that every chip lets a kernel have
 
 
 @dataclasses.dataclass(frozen=True)

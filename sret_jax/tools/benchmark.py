@@ -13,7 +13,7 @@ python -m sret_jax.tools.benchmark plot FILE FILE --plot=FILE.png
 python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=FILE --config.batch_size=128 --topology=v5e:1x1
 python -m sret_jax.tools.benchmark remat --config=configs/sret_t.py --plot=FILE.png
-python -m sret_jax.tools.benchmark compile --config=configs/sret_t.py --loops=10,100,1000
+python -m sret_jax.tools.benchmark trace --config=configs/sret_t.py --loops=10,100,1000
 python -m sret_jax.tools.benchmark soft_labels --config=configs/sret_lt.py:fkd
 """
 
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     remat.add_argument("--plot", type=epath.Path, help="also draw them in this PNG")
     remat.set_defaults(run=run_remat)
     tracing = what.add_parser(
-        "compile",
+        "trace",
         help="how tracing, lowering and the program grow with model.loops",
         epilog=CONFIG_FLAGS,
         allow_abbrev=False,
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     tracing.add_argument("--loops", type=_numbers, default=[10, 100, 1000], help="10,100,1000")
     tracing.add_argument("--rounds", type=int, default=3, help="of which the least counts")
     tracing.add_argument("--json", type=epath.Path, help="also write the figures here")
-    tracing.set_defaults(run=run_compile)
+    tracing.set_defaults(run=run_trace)
     labels = what.add_parser(
         "soft_labels",
         help="what stored soft labels cost the train step and the loader",
@@ -237,12 +237,12 @@ def run_remat(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: l
     benchmark_remat(flags.FLAGS.config, args.topology, json_file=args.json, plot=args.plot)
 
 
-def run_compile(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
+def run_trace(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Traces and lowers the train step; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
-    from sret_jax.tools.compile_benchmark import benchmark_compile
+    from sret_jax.tools.trace_benchmark import benchmark_trace
 
-    benchmark_compile(flags.FLAGS.config, loops=args.loops, rounds=args.rounds, json_file=args.json)
+    benchmark_trace(flags.FLAGS.config, loops=args.loops, rounds=args.rounds, json_file=args.json)
 
 
 def run_soft_labels(

@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
-import os
 import re
 import time
 from typing import Any
 
 import jax
 
+from sret_jax.errors import UserError
 from sret_jax.parallel.mesh import with_shardings
 from sret_jax.tools.chips import GIB
+from sret_jax.tools.memory import machine_memory
 from sret_jax.tools.traffic import Collective, Program
 from sret_jax.training.experiment import Computation
 from sret_jax.training.flops import jaxpr_macs, model_macs
@@ -54,7 +55,7 @@ class Compilation:
       bytes_accessed: operands and results of every instruction, as XLA counts them but with loops
         multiplied in; those that lie in on-chip memory count too.
       hbm_bytes: those of them that lie in the device's main memory.
-      collectives: by kind.
+      collectives: by kind and devices.
       loops_counted_once: loops of unknown length; mixup's draw from the Beta distribution is one.
     """
 
@@ -85,16 +86,21 @@ class Compilation:
         return self.bytes_accessed / self.images_per_device
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(UserError):
     """The compiler found that the step needs more memory than a device has.
 
     Attributes:
       needed: bytes on one device.
+      shortage: how much it lacks, in words.
     """
 
-    def __init__(self, needed: int, available: int):
-        super().__init__(shortage(needed, available))
+    def __init__(self, needed: int, available: int, batch_size: int):
         self.needed = needed
+        self.shortage = shortage(needed, available)
+        super().__init__(
+            f"a batch of {batch_size:,} does not fit: {self.shortage}; give a smaller "
+            "--config.batch_size"
+        )
 
 
 def shortage(needed: int, available: int) -> str:
@@ -157,8 +163,7 @@ def available_memory(device: jax.Device) -> int | None:
     for itself, and tells how much is left when asked to compile what cannot fit anywhere.
     """
     if device.platform == "cpu":
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return machine // jax.local_device_count("cpu")
+        return machine_memory() // jax.local_device_count("cpu")
     if device.platform != "tpu":
         return (device.memory_stats() or {}).get("bytes_limit")
     sharding = jax.sharding.SingleDeviceSharding(device)
@@ -200,7 +205,7 @@ def _explained(error: Exception, computation: Computation) -> Exception:
     needed, available = found
     if "HLO temporaries" in str(error):
         needed += state_bytes(computation)
-    return DoesNotFit(needed, available)
+    return DoesNotFit(needed, available, computation.config.batch_size)
 
 
 def _memory_of_error(text: str) -> tuple[int, int] | None:

@@ -1,20 +1,15 @@
 """Bytes that a train step moves for each image, compiled for TPUs that need not be there."""
 
-import copy
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.kernels import IMPLEMENTATIONS
-from sret_jax.parallel.mesh import make_mesh
-from sret_jax.tools.compilation import Compilation, DoesNotFit, compile_step
-from sret_jax.tools.planning import data_sizes, progress
+from sret_jax.tools.compilation import Compilation, compile_step
+from sret_jax.tools.planning import computation_for, progress
 from sret_jax.tools.topology import open_topology
-from sret_jax.training.checks import check_numbers
-from sret_jax.training.experiment import build_computation, check_settings
 
 # GB an image: less than plain ViTs of the same FLOPs move (v5e, bfloat16, 128 images a chip).
 GOALS = {"sret_s": 0.50, "sret_t": 0.28}
@@ -67,26 +62,6 @@ def compile_for(config: ConfigDict, topology: str) -> Compilation:
     Raises:
       UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
     """
-    try:
-        return try_to_compile(config, topology)
-    except DoesNotFit as error:
-        raise UserError(
-            f"a batch of {config.batch_size:,} does not fit: {error}; give a smaller "
-            "--config.batch_size"
-        ) from error
-
-
-def try_to_compile(config: ConfigDict, topology: str) -> Compilation:
-    """As `compile_for`.
-
-    Raises:
-      DoesNotFit: too little memory.
-      UserError: all else that it raises.
-    """
-    config = copy.deepcopy(config)
-    config.data.synthetic = True
-    check_numbers(config)
-    mesh = make_mesh(config.fsdp, open_topology(topology).devices)
-    check_settings(config, mesh)
+    computation = computation_for(config, open_topology(topology).devices)
     with progress(f"Compiling {config.model.name} for {topology}"):
-        return compile_step(build_computation(config, mesh, **data_sizes(config)))
+        return compile_step(computation)

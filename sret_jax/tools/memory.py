@@ -1,4 +1,4 @@
-"""How much memory this process and its workers hold."""
+"""How much memory this machine has, and how much this process and its workers hold."""
 
 import contextlib
 import os
@@ -6,6 +6,19 @@ import pathlib
 from collections.abc import Iterator
 
 MEGABYTE = 1 << 20
+CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # as a container sees its own
+
+
+def machine_memory(limit: pathlib.Path = CGROUP_LIMIT) -> int:
+    """Bytes of the machine, or as many as its container may use.
+
+    Args:
+      limit: the file that says how many; it may hold "max" or not be there.
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        return min(machine, int(limit.read_text()))
+    return machine
 
 
 def resident_megabytes() -> float:

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -179,6 +179,20 @@ class Planner:
             if topology.chip:
                 report |= estimated(found, topology.chip, computation.last_step)
         return report
+
+
+def computation_for(config: ConfigDict, devices: Sequence[jax.Device]) -> Computation:
+    """What a run of the config would compute on those devices, without any data.
+
+    Raises:
+      UserError: what training would refuse.
+    """
+    config = copy.deepcopy(config)
+    config.data.synthetic = True
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp, devices)
+    check_settings(config, mesh)
+    return build_computation(config, mesh, **data_sizes(config))
 
 
 def data_sizes(config: ConfigDict) -> dict[str, int]:

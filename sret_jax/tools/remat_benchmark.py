@@ -6,10 +6,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.recursion import REMAT
 from sret_jax.tools.compilation import DoesNotFit
-from sret_jax.tools.compiled_bytes import try_to_compile
+from sret_jax.tools.compiled_bytes import compile_for
 
 MEGABYTE = 1e6
 
@@ -26,14 +27,19 @@ def benchmark_remat(
       plot: a PNG to draw them in.
 
     Raises:
-      UserError: what training would refuse, or an unknown topology.
+      UserError: what training would refuse, an unknown topology, or too little memory for any.
     """
     rows = [_row(config, choice, topology) for choice in REMAT]
-    fitting = [row for row in rows if "does_not_fit" not in row]
-    print_table(rows, fitting, config.batch_size)
+    print_table(rows, config.batch_size)
     if json_file:
         write_json(json_file, rows)
-    if plot and fitting:
+    fitting = _fitting(rows)
+    if not fitting:
+        raise UserError(
+            f"a batch of {config.batch_size:,} fits with no model.remat; give a smaller "
+            "--config.batch_size"
+        )
+    if plot:
         draw(fitting, plot)
     return rows
 
@@ -44,9 +50,9 @@ def _row(config: ConfigDict, choice: str, topology: str) -> dict[str, Any]:
     changed.model.remat = choice
     row: dict[str, Any] = {"model": config.model.name, "topology": topology, "remat": choice}
     try:
-        found = try_to_compile(changed, topology)
+        found = compile_for(changed, topology)
     except DoesNotFit as error:
-        return row | {"does_not_fit": str(error)}
+        return row | {"does_not_fit": error.shortage}
     return row | {
         "temporary_bytes_per_image": found.memory.temporaries / found.images_per_device,
         "flops_per_image": 2 * found.macs / found.batch_size,
@@ -55,10 +61,14 @@ def _row(config: ConfigDict, choice: str, topology: str) -> dict[str, Any]:
     }
 
 
-def print_table(rows: list[dict[str, Any]], fitting: list[dict[str, Any]], batch_size: int) -> None:
+def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "does_not_fit" not in row]
+
+
+def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
     """A line for each choice, with its ratios to the first that fits."""
     print(f"{rows[0]['model']}, batch {batch_size}, compiled for {rows[0]['topology']}")
-    base = fitting[0] if fitting else {"remat": REMAT[0]}
+    base = next(iter(_fitting(rows)), rows[0])
     ratio = f"of {base['remat']}"
     print(f"{'remat':8}{'temporaries/image':>20}{ratio:>10}{'GFLOPs/image':>15}{ratio:>10}")
     for row in rows:
@@ -74,7 +84,7 @@ def print_table(rows: list[dict[str, Any]], fitting: list[dict[str, Any]], batch
 
 
 def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
-    """Temporaries against FLOPs, both relative to the first choice's."""
+    """Temporaries against FLOPs, both relative to the first that fits."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 3.6), layout="constrained")

@@ -30,7 +30,7 @@ NO_TRAFFIC = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind and size in one run of a program.
+    """Collectives of one kind, each among as many devices, in one run of a program.
 
     Attributes:
       kind: as in "all-reduce".
@@ -80,18 +80,18 @@ class Program:
     def collectives(self) -> list[Collective]:
         """The collectives of one run, by kind and devices."""
         found: dict[tuple[str, int | None], list[int]] = {}
-        channels = set()
+        channels: set[str] = set()
         for instruction, computation, times in self._runs(self.entry, 1):
             for channel, kind, devices, size in self._messages(instruction, computation):
                 if channel not in channels:
                     found.setdefault((kind, devices), []).extend([size] * times)
-                    channels.add(channel)
+                channels.update([channel] if channel else [])
         ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 0))
         return [Collective(*key, len(sizes), sum(sizes)) for key, sizes in ordered]
 
     def _messages(
         self, instruction: Instruction, where: HloComputation
-    ) -> Iterator[tuple[str, str, int | None, int]]:
+    ) -> Iterator[tuple[str | None, str, int | None, int]]:
         """(channel, kind, devices, bytes) of a collective, or of those in a fusion.
 
         XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce, and an
@@ -101,16 +101,16 @@ class Program:
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             size = _collective_bytes(kind, instruction, where)
-            named = re.search(r"channel_id=\d+", instruction.attributes)
-            channel = named[0] if named else instruction.name
-            yield channel, kind, _group_size(instruction.attributes), size
+            channel = re.search(r"channel_id=\d+", instruction.attributes)
+            devices = _group_size(instruction.attributes)
+            yield channel and channel[0], kind, devices, size
         elif kind == "fusion":
             fused = self.computations[instruction.called("calls")]
             sliced = any(inner.opcode == "dynamic-slice" for inner in fused.instructions.values())
             for inner in fused.instructions.values():
-                for channel, kind, devices, size in self._messages(inner, fused):
-                    scatters = sliced and kind == "all-reduce"
-                    yield channel, "reduce-scatter" if scatters else kind, devices, size
+                for number, name, devices, size in self._messages(inner, fused):
+                    scatters = sliced and name == "all-reduce"
+                    yield number, "reduce-scatter" if scatters else name, devices, size
 
     def trips(self, loop: Instruction) -> int | None:
         """How often the body of a while loop runs; None where the program does not tell.

@@ -150,14 +150,24 @@ def test_attention_too_large_for_the_fast_memory_of_a_tpu_is_left_to_xla(tokens,
 @needs_libtpu
 @pytest.mark.usefixtures("no_compilation_cache")
 @pytest.mark.parametrize(
-    ("tokens", "groups", "permuted"), [(2304, 1, False), (4096, 8, False), (1600, 2, True)]
+    ("tokens", "groups", "permuted", "dtype"),
+    [
+        (2512, 1, False, "bfloat16"),
+        (4096, 8, False, "bfloat16"),
+        (1792, 2, True, "bfloat16"),
+        (1184, 2, True, "float32"),
+    ],
 )
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2"])
-def test_the_largest_attention_that_a_kernel_is_given_compiles(chip, tokens, groups, permuted):
-    qkv = jax.ShapeDtypeStruct((2, tokens, 378), jnp.bfloat16)
-    d_out = jax.ShapeDtypeStruct((2, tokens, 126), jnp.bfloat16)
+def test_the_largest_attention_that_a_kernel_is_given_compiles(
+    chip, tokens, groups, permuted, dtype
+):
+    qkv = jax.ShapeDtypeStruct((2, tokens, 378), dtype)
+    d_out = jax.ShapeDtypeStruct((2, tokens, 126), dtype)
     permutation = np.arange(tokens) if permuted else None
-    assert can_hold(qkv, 3, groups, permuted=permuted)
+    larger = jax.ShapeDtypeStruct((2, tokens + 16 * groups, 378), dtype)
+    sizes = [can_hold(x, 3, groups, permuted=permuted) for x in (qkv, larger)]
+    assert sizes == [True, False]
 
     def run(d_out, qkv):
         attend = lambda x: fused_attention(x, permutation, 3, groups, False)  # noqa: E731
@@ -169,13 +179,18 @@ def test_the_largest_attention_that_a_kernel_is_given_compiles(chip, tokens, gro
 @needs_libtpu
 @pytest.mark.usefixtures("no_compilation_cache")
 @pytest.mark.parametrize(
-    ("tokens", "channels", "hidden"),
-    [(4096, 126, 453), (784, 384, 1536), (49, 512, 2048)],
+    ("tokens", "channels", "hidden", "dtype"),
+    [
+        (4096, 126, 453, "bfloat16"),
+        (784, 384, 1536, "bfloat16"),
+        (49, 512, 2048, "bfloat16"),
+        (49, 504, 1512, "float32"),
+    ],
 )
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2"])
-def test_the_largest_mlp_that_a_kernel_is_given_compiles(chip, tokens, channels, hidden):
-    layer = ResidualMLP(hidden, dtype=jnp.bfloat16)
-    x, k = jax.ShapeDtypeStruct((2, tokens, channels), jnp.bfloat16), jnp.ones(2)
+def test_large_mlps_that_a_kernel_is_given_compile(chip, tokens, channels, hidden, dtype):
+    layer = ResidualMLP(hidden, dtype=dtype)
+    x, k = jax.ShapeDtypeStruct((2, tokens, channels), dtype), jnp.ones(2)
     assert fused_mlp.can_hold(x, hidden)
     params = jax.eval_shape(layer.init, jax.random.key(0), x, k)
 
@@ -278,11 +293,15 @@ def kernel_macs(call):
     return math.prod(call.params["grid_mapping"].grid) * jaxpr_macs(call.params["jaxpr"])
 
 
-def attention_program(permutation=None):
-    qkv, d_out = normal(0, 4, 48, 3 * 24), normal(1, 4, 48, 24)
+def attention_program(permutation=None, tokens=48, groups=4):
+    qkv, d_out = normal(0, 4, tokens, 3 * 24), normal(1, 4, tokens, 24)
     return lambda qkv: value_and_gradients(
-        lambda x: fused_attention(x, permutation, 3, 4, True), d_out, qkv
+        lambda x: fused_attention(x, permutation, 3, groups, True), d_out, qkv
     ), qkv
+
+
+def attention_in_blocks_program():
+    return attention_program(tokens=1500, groups=1)
 
 
 def permuted_attention_program():
@@ -298,7 +317,10 @@ def mlp_program():
     return run, x
 
 
-@pytest.mark.parametrize("program", [attention_program, permuted_attention_program, mlp_program])
+@pytest.mark.parametrize(
+    "program",
+    [attention_program, attention_in_blocks_program, permuted_attention_program, mlp_program],
+)
 def test_cost_estimates_follow_from_the_blocks_the_grid_and_the_program(program):
     run, x = program()
     calls = list(kernel_calls(jax.make_jaxpr(run)(x).jaxpr))

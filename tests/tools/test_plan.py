@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import os
+import pathlib
 
 import jax
 import pytest
@@ -13,12 +13,14 @@ from sret_jax.errors import UserError
 from sret_jax.tools import topology
 from sret_jax.tools.chips import CHIPS, GIB
 from sret_jax.tools.compilation import _memory_of_error, available_memory
+from sret_jax.tools.memory import machine_memory
 from sret_jax.tools.plan_report import print_report
 from sret_jax.tools.planning import Planner, plan
 from sret_jax.tools.roofline import roofline
 from sret_jax.tools.topology import open_topology
 from sret_jax.tools.traffic import Collective
 from sret_jax.training.experiment import open_experiment
+from sret_jax.training.flops import model_macs
 from tests.conftest import needs_libtpu, run_python
 
 FLOAT = 4
@@ -63,16 +65,29 @@ def test_the_plan_of_this_machine_counts_what_is_known_by_hand(planned, capsys):
     assert 2.5 < report["flops_per_step"] / forward <= 3
     # All gradients are reduced, on CPU those of a block at each of its two loops; beside them only
     # BatchNorm's sums and the metrics.
-    reduced = {c["kind"]: c["bytes"] for c in report["collectives"]}
-    assert size * FLOAT <= reduced["all-reduce"] <= 2 * size * FLOAT + 4_000
-    assert sum(reduced.values()) - reduced["all-reduce"] < 4_000
-    # Eight devices share this machine, whose memory no chip publishes.
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert (report["fits"], report["memory_available"]) == (True, machine // 8)
+    reduced = sum(c["bytes"] for c in report["collectives"] if c["kind"] == "all-reduce")
+    assert size * FLOAT <= reduced <= 2 * size * FLOAT + 4_000
+    assert sum(c["bytes"] for c in report["collectives"]) - reduced < 4_000
+    assert (report["fits"], report["memory_available"]) == (True, machine_memory() // 8)
     assert "estimate" not in report
     json.dumps(report)
     print_report(report)
     assert "A batch of 64 fits (1 compilation)" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_machine_is_what_its_container_may_use(tmp_path):
+    total = int(pathlib.Path("/proc/meminfo").read_text().split()[1]) * 1024  # MemTotal, in kB
+    limit = tmp_path / "memory.max"
+    assert machine_memory(limit) == pytest.approx(total, rel=0.01)
+    for written, available in (("max\n", total), ("1000000\n", 10**6)):
+        limit.write_text(written)
+        assert machine_memory(limit) == pytest.approx(available, rel=0.01)
+
+
+def test_a_step_is_as_many_forward_passes_as_its_products_say(planned):
+    planner, report, found = planned
+    forward = 64 * model_macs(planner._computation(64).model)
+    assert found.forward_passes == pytest.approx(report["flops_per_step"] / 2 / forward)
 
 
 def test_where_nobody_knows_the_memory_neither_does_the_report(planned, capsys):
@@ -166,10 +181,9 @@ def test_the_plan_of_sret_t_on_a_tpu_slice_that_is_not_there(tmp_path):
 
     assert report["loops_counted_once"] <= 8  # of mixup's Beta distribution, two nested in each
     # One reduction of the gradients, some of them in bfloat16, and nothing of the images' size.
-    kinds = {c["kind"]: c for c in report["collectives"]}
-    assert set(kinds) == {"all-reduce"}
+    assert {c["kind"] for c in report["collectives"]} == {"all-reduce"}
     gradients = report["parameters"] * FLOAT
-    assert 0.4 * gradients < kinds["all-reduce"]["bytes"] < 1.1 * gradients
+    assert 0.4 * gradients < sum(c["bytes"] for c in report["collectives"]) < 1.1 * gradients
 
     estimate, peaks = report["estimate"], report["peaks"]
     assert estimate["compute"] == pytest.approx(report["flops_per_step"] / (4 * peaks["flops"]))

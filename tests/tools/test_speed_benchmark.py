@@ -9,7 +9,6 @@ from configs import quickstart
 from sret_jax.errors import UserError
 from sret_jax.models.recursion import REMAT
 from sret_jax.tools.compilation import DoesNotFit
-from sret_jax.tools.compile_benchmark import benchmark_compile
 from sret_jax.tools.compiled_bytes import benchmark_bytes
 from sret_jax.tools.label_benchmark import benchmark_labels
 from sret_jax.tools.remat_benchmark import benchmark_remat, print_table
@@ -22,6 +21,7 @@ from sret_jax.tools.speed_benchmark import (
     figures,
     open_step,
 )
+from sret_jax.tools.trace_benchmark import benchmark_trace
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import IMAGENET_CLASSES
 from sret_jax.training.flops import model_macs
@@ -84,8 +84,11 @@ def test_a_step_that_the_twin_does_not_do_is_not_compared_with_it(config, change
 
 
 def test_a_step_that_does_not_fit_says_by_how_much():
-    error = DoesNotFit(needed=20 << 30, available=16 << 30)
-    assert str(error) == "a device needs 20.00 GiB, 4.00 GiB more than the 16.00 GiB there are"
+    error = DoesNotFit(needed=20 << 30, available=16 << 30, batch_size=4096)
+    assert str(error) == (
+        "a batch of 4,096 does not fit: a device needs 20.00 GiB, 4.00 GiB more than the 16.00 GiB "
+        "there are; give a smaller --config.batch_size"
+    )
 
 
 def test_a_share_is_the_step_s_flops_over_those_of_matrix_products_in_its_time(config, tmp_path):
@@ -179,22 +182,16 @@ def test_a_remat_choice_that_does_not_fit_says_so_beside_those_that_do(capsys):
         same | dict(remat=choice, temporary_bytes_per_image=size * 1e6, flops_per_image=flops * 1e9)
         for choice, size, flops in (("block", 6, 8), ("full", 3, 10))
     )
-    print_table([none, block, full], [block, full], 4096)
+    print_table([none, block, full], 4096)
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "none    does not fit: a device needs 20.00 GiB"
-    assert "of block" in lines[1] and lines[4].split() == [
-        "full",
-        "3.00",
-        "MB",
-        "0.50",
-        "10.00",
-        "1.25",
-    ]
+    assert "of block" in lines[1]
+    assert lines[4].split() == "full 3.00 MB 0.50 10.00 1.25".split()  # noqa: SIM905
 
 
 def test_tracing_many_loops_is_compared_with_tracing_few(config, tmp_path, capsys):
     file = epath.Path(tmp_path) / "figures.json"
-    rows = benchmark_compile(config, loops=[10, 1000], rounds=1, json_file=file)
+    rows = benchmark_trace(config, loops=[10, 1000], rounds=1, json_file=file)
     assert json.loads(file.read_text()) == rows
     assert [row["applications"] for row in rows] == [20, 2000]
     ten, thousand = (row["characters"] for row in rows)
@@ -208,8 +205,8 @@ def test_tracing_many_loops_is_compared_with_tracing_few(config, tmp_path, capsy
         (["train", "--rounds=0"], "--rounds=0 must be at least 1"),
         (["infer", "--config.batch_size=7"], "config.batch_size=7 is not divisible by the 8"),
         (["train", "--topology=v9"], "v9"),
-        (["compile", "--loops=ten"], "'ten' is not numbers separated by commas"),
-        (["compile", "--loops=0,10"], "loops=0 must be a whole number of at least 1"),
+        (["trace", "--loops=ten"], "'ten' is not numbers separated by commas"),
+        (["trace", "--loops=0,10"], "loops=0 must be a whole number of at least 1"),
         (["slicing", "--models=sret_x"], "unknown --models 'sret_x'; did you mean 'sret_"),
     ],
 )

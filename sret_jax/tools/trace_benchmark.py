@@ -1,4 +1,4 @@
-"""How much longer a train step of many loops takes to trace and to lower, and its program is."""
+"""How the time to trace and lower a train step, and the length of its program, grow with loops."""
 
 import copy
 import time
@@ -10,14 +10,12 @@ from ml_collections import ConfigDict
 
 from sret_jax.files import write_json
 from sret_jax.models.recursion import REMAT
-from sret_jax.parallel.mesh import make_mesh
-from sret_jax.tools.planning import data_sizes
+from sret_jax.tools.planning import computation_for
 from sret_jax.tools.speed_benchmark import check_counts
-from sret_jax.training.checks import check_numbers
-from sret_jax.training.experiment import Computation, build_computation, check_settings
+from sret_jax.training.experiment import Computation
 
 
-def benchmark_compile(
+def benchmark_trace(
     config: ConfigDict, *, loops: list[int], rounds: int, json_file: epath.Path | None
 ) -> list[dict[str, Any]]:
     """Traces and lowers the train step with each number of loops, in turn, and prints a table.
@@ -32,7 +30,7 @@ def benchmark_compile(
       UserError: a number out of range, or what training would refuse.
     """
     check_counts(rounds=rounds)
-    steps = [_computation(config, count) for count in loops]
+    steps = [_with_loops(config, count) for count in loops]
     taken = [[_trace_and_lower(step) for step in steps] for _ in range(rounds)]
     rows = [
         {
@@ -51,14 +49,10 @@ def benchmark_compile(
     return rows
 
 
-def _computation(config: ConfigDict, loops: int) -> Computation:
-    config = copy.deepcopy(config)
-    config.data.synthetic = True
-    config.model.loops = loops
-    check_numbers(config)
-    mesh = make_mesh(config.fsdp)
-    check_settings(config, mesh)
-    return build_computation(config, mesh, **data_sizes(config))
+def _with_loops(config: ConfigDict, loops: int) -> Computation:
+    changed = copy.deepcopy(config)
+    changed.model.loops = loops
+    return computation_for(changed, jax.devices())
 
 
 def _trace_and_lower(step: Computation) -> tuple[float, int]:
