@@ -117,7 +117,12 @@ def main(argv: list[str] | None = None) -> None:
         epilog=CONFIG_FLAGS,
         allow_abbrev=False,
     )
-    tracing.add_argument("--loops", type=_numbers, default=[10, 100, 1000], help="10,100,1000")
+    tracing.add_argument(
+        "--loops",
+        type=_numbers,
+        default=[10, 100, 1000],
+        help="of every block; default: 10,100,1000",
+    )
     tracing.add_argument("--rounds", type=int, default=3, help="of which the least counts")
     tracing.add_argument("--json", type=epath.Path, help="also write the figures here")
     tracing.set_defaults(run=run_trace)
