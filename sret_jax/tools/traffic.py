@@ -85,7 +85,8 @@ class Program:
             for channel, kind, devices, size in self._messages(instruction, computation):
                 if channel not in channels:
                     found.setdefault((kind, devices), []).extend([size] * times)
-                channels.update([channel] if channel else [])
+                if channel:
+                    channels.add(channel)
         ordered = sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 0))
         return [Collective(*key, len(sizes), sum(sizes)) for key, sizes in ordered]
 
