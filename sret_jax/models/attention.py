@@ -47,7 +47,7 @@ class SlicedAttention(nn.Module):
 
     For the slice G of the (permuted) sequence, per head of width d = C / heads:
     out_G = softmax(Q_G K_G^T / sqrt(d)) V_G. One slice is plain attention. The softmax is
-    float32 for every dtype.
+    in float32 at least.
 
     Shapes: (B, N, C) -> (B, N, C); `permutation` is (N,): slot i takes token permutation[i].
     """
@@ -102,7 +102,7 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
     """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
 
     Heads come before tokens, so that every matrix product finds its operands contiguous, which
-    CPUs need. The softmax is float32 for every dtype.
+    CPUs need. The softmax is in float32 at least.
 
     Shapes: (B, N, 3C), along which Q, K and V follow each other, heads inside -> (B, N, C).
     """
@@ -112,7 +112,8 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
     q, k, v = jnp.moveaxis(qkv, (3, 4), (0, 3))  # (B, G, heads, N/G, d): contiguous matrices
 
     q *= head_dim**-0.5
-    scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=wide)
     # The softmax divides by its sums last: there are fewer outputs than scores.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bghnm,bghmd->bghnd", weights.astype(v.dtype), v)

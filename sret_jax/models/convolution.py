@@ -49,20 +49,21 @@ _learn.defvjp(_learn_forward, _learn_backward)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """(B, H, W, C) and (B, H/2, W/2, F) -> (3, 3, C, F) in float32."""
+    """(B, H, W, C) and (B, H/2, W/2, F) -> (3, 3, C, F), in float32 at least."""
     _, height, width, features = dy.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = jnp.concatenate([x[:, :, j : j + 2 * width : 2] for j in range(3)], -1)  # (B, H+2, W/2, 3C)
     rows = [x[:, i : i + 2 * height : 2].reshape(-1, x.shape[-1]) for i in range(3)]  # (n, 3C)
     dy = dy.reshape(-1, features)  # (n, F)
-    products = [jnp.einsum("nc,nf->cf", r, dy, preferred_element_type=jnp.float32) for r in rows]
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
+    products = [jnp.einsum("nc,nf->cf", r, dy, preferred_element_type=wide) for r in rows]
     return jnp.stack(products).reshape(3, 3, -1, features)
 
 
 def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y[b, r, s, m*c + k] = sum_ij x[b, 2r+i-1, 2s+j-1, c] * kernel[i, j, c, k], k = 0 .. m-1.
 
-    Shapes: x (B, H, W, C), kernel (3, 3, C, m) -> (B, H/2, W/2, m*C) in float32.
+    Shapes: x (B, H, W, C), kernel (3, 3, C, m) -> (B, H/2, W/2, m*C), in float32 at least.
     """
     return jax.lax.platform_dependent(x, kernel, tpu=_grouped, default=_shifted)
 
@@ -76,7 +77,7 @@ def _grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
-    return out.astype(jnp.float32)
+    return out.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -87,7 +88,7 @@ def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     height, width = x.shape[1] // 2, x.shape[2] // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)
-    out = jnp.zeros((), jnp.float32)
+    out = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
     for i, j in itertools.product(range(3), range(3)):
         shifted = x[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
         out += shifted * kernel[None, None, None, i, j]  # (B, H/2, W/2, C, m)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import FAST_MEMORY, ROWS, cost, dot, tiled_bytes
+from sret_jax.models.kernels import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
 from sret_jax.models.row_order import gather_rows, row_planes, scatter_rows
 
 TILE_ROWS = 2 * ROWS  # bfloat16 packs two rows into one
@@ -57,7 +57,7 @@ def fused_attention(
 
 def can_hold(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> bool:
     """Whether fast memory holds what the kernel needs, with what permutes its tokens or without."""
-    return _queries(qkv, heads, groups, permuted=permuted) > 0
+    return knows(qkv.dtype) and _queries(qkv, heads, groups, permuted=permuted) > 0
 
 
 def _queries(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> int:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels import FAST_MEMORY, ROWS, cost, dot, tiled_bytes
+from sret_jax.models.kernels import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
 from sret_jax.models.layers import LAYER_NORM_EPSILON
 
 MOST_BYTES = FAST_MEMORY * 15 // 16  # of what `_needed` counts
@@ -68,7 +68,7 @@ def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) 
 
 def can_hold(x: Shape, hidden: int) -> bool:
     """Whether fast memory holds an MLP of so many hidden units, and some tokens of x (B, N, C)."""
-    return _block(x, hidden) > 0
+    return knows(x.dtype) and _block(x, hidden) > 0
 
 
 @functools.partial(jax.jit, static_argnums=3)

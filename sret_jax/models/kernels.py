@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import DTypeLike
 
 # The kernel where the step is lowered for a TPU and XLA elsewhere, or one of them everywhere; what
 # is too large for a TPU's fast memory is left to XLA.
@@ -80,6 +81,11 @@ class Kernels:
 def _runs_kernels(device: Any) -> bool:
     """Whether it is a TPU whose kernels can multiply bfloat16 matrices."""
     return device.platform == "tpu" and device.device_kind not in ("TPU v2", "TPU v3")
+
+
+def knows(dtype: DTypeLike) -> bool:
+    """Whether kernels compute in it: bfloat16 or float32, since a TPU has no float64."""
+    return jnp.dtype(dtype).itemsize <= 4
 
 
 def cost(

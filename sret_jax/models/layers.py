@@ -54,16 +54,16 @@ def linear(
 
 
 def layer_norm(*, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm over channels with eps 1e-6; its statistics are float32 for every dtype."""
+    """LayerNorm over channels with eps 1e-6; its statistics are in float32 at least."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x/2 (1 + erf(x / sqrt(2))), the exact GELU, in float32 for every dtype.
+    """x/2 (1 + erf(x / sqrt(2))), the exact GELU, in float32 at least.
 
     `nn.gelu` takes erfc, which costs a CPU three times as much.
     """
-    h = x.astype(jnp.float32)
+    h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (h / 2 * (1 + jax.lax.erf(h * math.sqrt(0.5)))).astype(x.dtype)
 
 
@@ -103,8 +103,8 @@ class LearnedResidual(nn.Module):
     a starts at 1, b at `branch_init`: 1 as published, less in very deep models. k is the drop
     path's factor of each image.
 
-    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is taken in float32 and stored in x's
-    dtype (SReT section 3.3, "learnable residual connection").
+    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is taken in float32 at least and stored
+    in x's dtype (SReT section 3.3, "learnable residual connection").
     """
 
     branch_init: float = 1.0

@@ -31,7 +31,7 @@ class SReT(nn.Module):
     Build it with `create_model`, which checks the sizes.
 
     Shapes: images (B, image_size, image_size, 3), normalised with the ImageNet mean and standard
-    deviation -> float32 logits (B, num_classes). Training needs the rng streams "drop_path" and
+    deviation -> logits (B, num_classes). Training needs the rng streams "drop_path" and
     "permutation" and the mutable collection "batch_stats".
     """
 
@@ -94,9 +94,10 @@ class SReT(nn.Module):
                 )(x, train=train)
             x = x.reshape(batch, height, breadth, width)
 
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # (B, C)
-        x = layer_norm(dtype=jnp.float32, name="norm")(x)
-        return linear(self.num_classes, x.shape[-1], dtype=jnp.float32, name="head")(x)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = jnp.mean(x, axis=(1, 2), dtype=wide)  # (B, C)
+        x = layer_norm(dtype=wide, name="norm")(x)
+        return linear(self.num_classes, x.shape[-1], dtype=wide, name="head")(x)
 
 
 def abstract_variables(model: SReT) -> Any:
@@ -119,8 +120,8 @@ def create_model(
       name: one of `list_models()`.
       num_classes: width of the logits.
       image_size: side of the square input in pixels, a multiple of 8 * 2^(stages - 1).
-      dtype: of activations and matrix products; parameters, softmax, normalisation statistics
-        and logits stay float32.
+      dtype: of activations and matrix products; parameters are float32, and softmax,
+        normalisation statistics and logits float32 or, where dtype is, float64.
       **overrides: any of
         blocks (unique blocks per stage), loops (applications of each), groups (per stage, the
         cycle of group counts that the loops run through; None or all ones: unsliced),
@@ -135,7 +136,7 @@ def create_model(
         mesh (the devices over which batches are spread; None: one).
 
     Returns:
-      A Flax module; `model.apply(variables, images_nhwc, train=False)` gives float32 logits
+      A Flax module; `model.apply(variables, images_nhwc, train=False)` gives logits
       (B, num_classes).
 
     Raises:

@@ -61,9 +61,29 @@ def loss_fn(model, params, batch_stats, images, labels):
     )
 
 
+def gradient_tolerance(key, expected, dtype):
+    """How far a gradient may be off, given all published ones, which are float32.
+
+    The gradient of a residual coefficient sums terms a thousand times as large, so how float32
+    rounds it depends on the processor: there, all coefficients are measured as one vector. In
+    float64, ours are exact, and what is off is the published rounding.
+    """
+    if dtype == "float64":
+        return 5e-5 * np.abs(expected[key]).max()
+    if "coefficient" in key:
+        return 1e-5 * max(np.abs(expected[k]).max() for k in expected if "coefficient" in k)
+    return 1e-4 * np.abs(expected[key]).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TINY_TRAINED)
-def test_training_mode_logits_gradients_and_statistics_are_the_published_ones(name):
-    model = golden.build(name, permutation="identity")
+def test_training_mode_logits_gradients_and_statistics_are_the_published_ones(name, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        check_training_mode(name, dtype)
+
+
+def check_training_mode(name, dtype):
+    model = golden.build(name, permutation="identity", dtype=jnp.dtype(dtype).type)
     variables = golden.variables(model)
     x = golden.images(0, 2, batch=8, size=64)
     labels = np.random.default_rng([0, 3]).integers(0, 10, 8)
@@ -76,19 +96,18 @@ def test_training_mode_logits_gradients_and_statistics_are_the_published_ones(na
     np.testing.assert_allclose(loss, expected["train_loss"], rtol=1e-6)
 
     ours = sret_jax.to_torch({"params": grads, "batch_stats": stats}, model)
-    gradients = [k for k in expected if k.startswith("grad/")]
+    gradients = {k: v for k, v in expected.items() if k.startswith("grad/")}
     buffers = ("running_mean", "running_var")
     keys = golden.MODELS[name]["keys"]
     assert len(gradients) == len({c for n, c, _ in keys if not n.endswith(buffers)})
-    for key in gradients:
+    for key, published in gradients.items():
         gradient = ours[key.removeprefix("grad/")]
-        largest = np.abs(expected[key]).max()
         if "patch_embed.conv" in key and key.endswith("bias"):
             # BatchNorm takes the mean away: the exact gradient is 0, both hold rounding noise.
-            assert max(np.abs(gradient).max(), largest) < 1e-6
+            assert max(np.abs(gradient).max(), np.abs(published).max()) < 1e-6
         else:
-            atol = 1e-4 * largest
-            np.testing.assert_allclose(gradient, expected[key], rtol=0, atol=atol, err_msg=key)
+            atol = gradient_tolerance(key, gradients, dtype)
+            np.testing.assert_allclose(gradient, published, rtol=0, atol=atol, err_msg=key)
 
     before = sret_jax.to_torch(variables, model)
     statistics = [k for k in expected if k.startswith("after/") and "num_batches" not in k]
