@@ -1,10 +1,11 @@
 """Training and inference as shares of the rate of one large matrix product, taken in one run.
 
 share = 2 * P * MACs * images/s / R, with P = 3 passes in training (forward, and backward for the
-inputs and for the weights), 1 in inference, and R the FLOP/s of a 2048^3 matrix product on the
-same devices. A multiply-accumulate is two FLOPs; the model's are counted from its program. A
-teacher's forward pass takes time and counts as no work. Against PyTorch, its twin of the model
-takes its turn in the same rounds, eager and compiled.
+inputs and for the weights), 1 in inference, and R the FLOP/s of one matrix product on the same
+devices: 2048^3 on CPUs, and elsewhere 8192^3, since less would not fill them. A multiply-accumulate
+is two FLOPs; the model's are counted from its program. A teacher's forward pass takes time and
+counts as no work. Against PyTorch, its twin of the model takes its turn in the same rounds, eager
+and compiled.
 """
 
 import os
@@ -31,7 +32,6 @@ from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
 
-SIDE = 2048  # of the matrices
 OURS = "ours"  # beside names of PyTorch's
 BURST_SECONDS = 0.5  # of matrix products before the steps of each round
 
@@ -57,14 +57,21 @@ class Timing(NamedTuple):
 
 
 class MatrixProduct:
-    """One SIDE^3 matrix product on every device at once."""
+    """One side^3 matrix product on every device at once.
+
+    Attributes:
+      side: of the matrices.
+      flops: of all products.
+    """
 
     def __init__(self, mesh: Mesh, dtype: str):
-        ones = jnp.ones((SIDE, SIDE), dtype)
-        rows = jnp.tile(ones, (mesh.size, 1))  # SIDE on each device
-        self._operands = jax.device_put((rows, ones), (batch_sharding(mesh), replicated(mesh)))
+        self.side = 2048 if jax.default_backend() == "cpu" else 8192
+        # Not of ones, which some devices multiply faster.
+        matrix = jax.random.normal(jax.random.key(0), (self.side, self.side), dtype)
+        rows = jnp.tile(matrix, (mesh.size, 1))  # `side` on each device
+        self._operands = jax.device_put((rows, matrix), (batch_sharding(mesh), replicated(mesh)))
         self._product = jax.jit(jnp.matmul)
-        self.flops = 2 * mesh.size * SIDE**3
+        self.flops = 2 * mesh.size * self.side**3
 
     def __call__(self) -> None:
         jax.block_until_ready(self._product(*self._operands))
@@ -163,6 +170,7 @@ def benchmark_step(
         "rounds": rounds,
         "compile_seconds": step.compile_seconds,
         "peak_dtype": dtype,
+        "peak_side": product.side,
         "load_average": os.getloadavg()[0],
         "peak_gflops": spread([product.flops / 1e9 / t.seconds for t in peak]),
         "shares": by_name,
@@ -256,12 +264,16 @@ def figures(
 
 def _twin_of(config: ConfigDict) -> Any:
     """PyTorch's step; raises UserError where it would not do what ours does."""
-    device = jax.devices()[0]
-    if device.platform != "cpu" or config.model.dtype != "float32":
+    device, dtype = jax.devices()[0], config.model.dtype
+    if (device.platform, dtype) not in (("cpu", "float32"), ("gpu", "bfloat16")):
         raise UserError(
-            "--against=torch computes in float32 on CPUs, and the step in "
-            f"{config.model.dtype} on {device.device_kind}; set --config.model.dtype=float32 "
-            "and JAX_PLATFORMS=cpu"
+            "--against=torch computes in float32 on CPUs and in bfloat16 on GPUs, and the step in "
+            f"{dtype} on {device.device_kind}; set --config.model.dtype, or JAX_PLATFORMS=cpu"
+        )
+    if device.platform == "gpu" and jax.device_count() > 1:
+        raise UserError(
+            f"--against=torch takes one GPU, and here are {jax.device_count()}; set "
+            "CUDA_VISIBLE_DEVICES=0"
         )
     if config.model.nll_every not in (None, 1):
         raise UserError(
@@ -298,13 +310,14 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['load_average']:.1f}; compiled in {duration(report['compile_seconds'])}; medians "
         f"of {report['rounds']} rounds (least to largest)"
     )
-    print(f"{report['peak_dtype']} {SIDE}^3 matrix product: {_text(peak, ',.0f')} GFLOP/s")
-    print(f"{'':14}{'share of its rate':>26}{'images/s':>24}{'seconds':>24}{'CPU seconds':>24}")
+    product = f"{report['peak_dtype']} {report['peak_side']}^3 matrix product"
+    print(f"{product}: {_text(peak, ',.0f')} GFLOP/s")
+    print(f"{'':14}{'share of its rate':>26}{'images/s':>28}{'seconds':>28}{'CPU seconds':>28}")
     for name, values in report["shares"].items():
         print(
             f"{name:14}{_text(values['share_of_peak'], '.3f'):>26}"
-            f"{_text(values['images_per_second'], ',.1f'):>24}"
-            f"{_text(values['step_seconds'], '.2f'):>24}{_text(values['cpu_seconds'], '.2f'):>24}"
+            f"{_text(values['images_per_second'], ',.1f'):>28}"
+            f"{_text(values['step_seconds'], '.3g'):>28}{_text(values['cpu_seconds'], '.3g'):>28}"
         )
     print(
         f"The share is 2 * {passes} * {report['gmacs_per_image']:.3f} GMACs * images/s over the "

@@ -138,7 +138,9 @@ class Stage(nn.Module):
         return x.transpose(1, 2).reshape(shape)
 
     def _permutation(self) -> Tensor:
-        return torch.randperm(len(self.fixed)) if self.training else self.fixed
+        if not self.training:
+            return self.fixed
+        return torch.randperm(len(self.fixed), device=self.fixed.device)
 
 
 class Stem(nn.Module):
