@@ -184,6 +184,7 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
 
         benchmark_bytes(flags.FLAGS.config, args.topology, json_file=args.json)
         return
+    _step_as_runs_do()
     from sret_jax.tools.speed_benchmark import benchmark_step
 
     benchmark_step(
@@ -201,6 +202,7 @@ def run_products(
 ) -> None:
     """Times the products of the train step; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
+    _step_as_runs_do()
     from sret_jax.tools.product_benchmark import benchmark_products
 
     benchmark_products(
@@ -220,7 +222,10 @@ def run_plot(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
 def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Compares models with their unsliced twins; `rest` names the config of the rest."""
     parse_flags(define_config, [parser.prog, *rest])
-    _need_no_devices(args.topology)
+    if args.topology:
+        _need_no_devices(args.topology)
+    else:
+        _step_as_runs_do()
     from sret_jax.tools.slicing_benchmark import benchmark_slicing
 
     benchmark_slicing(
@@ -278,6 +283,13 @@ def _need_no_devices(topology: str | None) -> None:
     """Leaves this machine's accelerators alone where a program is compiled for others."""
     if topology not in (None, "local"):
         os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _step_as_runs_do() -> None:
+    """Keeps freed memory, as main.py does, while no device was asked for: later is too late."""
+    from sret_jax.parallel.freed_memory import keep_temporaries
+
+    keep_temporaries()
 
 
 def define_config() -> None:

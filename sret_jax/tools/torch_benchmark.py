@@ -1,12 +1,9 @@
 """Steps of SReT's PyTorch twin, eager and compiled, and its products, to be timed beside ours."""
 
-import jax
-import jax.numpy as jnp
 import torch
 import torch.nn.functional as F
 
 from sret_jax.data.read_ahead import available_cores
-from sret_jax.errors import UserError
 from sret_jax.models.sret import SReT
 from sret_jax.tools.products import Product
 from sret_jax.tools.torch_twin import TorchTwin
@@ -16,7 +13,6 @@ class TorchStep:
     """One train step (loss, gradient, AdamW) or inference of the twin, on noise.
 
     It does less than ours: no augmentation, no moving average, no check that losses are finite.
-    It runs on a GPU where ours does. A bfloat16 model's runs under autocast.
 
     Attributes:
       images: of a step.
@@ -26,16 +22,11 @@ class TorchStep:
     def __init__(self, model: SReT, images: int, flops: int, *, train: bool, compiled: bool):
         torch.set_num_threads(available_cores())
         self.images, self.flops = images, flops
-        self._device = _device()
-        self._autocast = torch.autocast(
-            self._device, torch.bfloat16, enabled=model.dtype == jnp.bfloat16
-        )
-        self._twin = TorchTwin(model).train(train).to(self._device)
+        self._twin = TorchTwin(model).train(train)
         self._apply = torch.compile(self._twin) if compiled else self._twin
         self._optimizer = torch.optim.AdamW(self._twin.parameters(), lr=1e-4, weight_decay=0.05)
-        shape = (images, 3, model.image_size, model.image_size)
-        self._batch = torch.randn(shape, device=self._device)
-        self._labels = torch.randint(model.num_classes, (images,), device=self._device)
+        self._batch = torch.randn(images, 3, model.image_size, model.image_size)
+        self._labels = torch.randint(model.num_classes, (images,))
 
     @classmethod
     def both(cls, model: SReT, images: int, flops: int, train: bool) -> dict[str, "TorchStep"]:
@@ -47,35 +38,14 @@ class TorchStep:
         }
 
     def __call__(self) -> None:
-        if self._twin.training:
-            self._train()
-        else:
-            with torch.inference_mode(), self._autocast:
+        if not self._twin.training:
+            with torch.inference_mode():
                 self._apply(self._batch)
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-
-    def _train(self) -> None:
+            return
         self._optimizer.zero_grad()
-        with self._autocast:
-            loss = F.cross_entropy(self._apply(self._batch), self._labels, label_smoothing=0.1)
+        loss = F.cross_entropy(self._apply(self._batch), self._labels, label_smoothing=0.1)
         loss.backward()
         self._optimizer.step()
-
-
-def _device() -> str:
-    """PyTorch's name of what JAX runs on, a CPU or a GPU.
-
-    Raises:
-      UserError: PyTorch does not see the GPU.
-    """
-    if jax.default_backend() == "cpu":
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise UserError(
-            "PyTorch sees no GPU; install a build of it for CUDA, or set JAX_PLATFORMS=cpu"
-        )
-    return "cuda"
 
 
 class TorchProduct:

@@ -138,9 +138,7 @@ class Stage(nn.Module):
         return x.transpose(1, 2).reshape(shape)
 
     def _permutation(self) -> Tensor:
-        if not self.training:
-            return self.fixed
-        return torch.randperm(len(self.fixed), device=self.fixed.device)
+        return torch.randperm(len(self.fixed)) if self.training else self.fixed
 
 
 class Stem(nn.Module):

@@ -7,11 +7,15 @@ import pytest
 from tests.conftest import run_python
 
 STEPS = """
-import resource, sys
+import contextlib, resource, sys
 import jax, jax.numpy as jnp
 from sret_jax.parallel.freed_memory import keep_temporaries
+from sret_jax.tools import benchmark
 if sys.argv[1] == "keep":
     keep_temporaries()
+elif sys.argv[1] != "leave":
+    with contextlib.suppress(SystemExit):  # of no rounds it complains after it has set memory up
+        benchmark.main([sys.argv[1], "--config=configs/quickstart.py", "--rounds=0"])
 step = jax.jit(lambda x: jnp.exp(x @ x.T) @ x)  # 64 MB of temporaries: 16,384 pages
 x = jnp.ones((4096, 8))
 for _ in range(16):
@@ -28,6 +32,7 @@ def page_faults(choice):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries have no such options")
-def test_steps_find_the_temporaries_of_the_last_one():
-    (least, *_), kept = page_faults("leave"), page_faults("keep")
+@pytest.mark.parametrize("choice", ["keep", "train", "products", "slicing"])
+def test_steps_find_the_temporaries_of_the_last_one(choice):
+    (least, *_), kept = page_faults("leave"), page_faults(choice)
     assert kept[len(kept) // 2] < least / 10  # the first steps still cut up what was freed

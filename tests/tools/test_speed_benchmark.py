@@ -73,10 +73,7 @@ def test_the_twin_takes_its_turn_eager_and_compiled(config, capsys, train):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            dict(dtype="bfloat16"),
-            "float32 on CPUs and in bfloat16 on GPUs, and the step in bfloat16",
-        ),
+        (dict(dtype="bfloat16"), "float32 on CPUs, and the step in bfloat16"),
         (dict(nll_every=2), "nll_every is 2; set --config.model.nll_every=1"),
     ],
 )
