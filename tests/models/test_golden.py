@@ -64,15 +64,17 @@ def loss_fn(model, params, batch_stats, images, labels):
 def gradient_tolerance(key, expected, dtype):
     """How far a gradient may be off, given all published ones, which are float32.
 
-    The gradient of a residual coefficient sums terms a thousand times as large, so how float32
-    rounds it depends on the processor: there, all coefficients are measured as one vector. In
-    float64, ours are exact, and what is off is the published rounding.
+    In float64 ours are exact, and what is off is the published rounding. In float32 the gradient of
+    a residual coefficient can sum terms a thousand times as large, and how that rounds depends on
+    the processor: one below a hundredth of the largest coefficient's is measured by that hundredth.
     """
+    largest = np.abs(expected[key]).max()
     if dtype == "float64":
-        return 5e-5 * np.abs(expected[key]).max()
+        return 5e-5 * largest
     if "coefficient" in key:
-        return 1e-5 * max(np.abs(expected[k]).max() for k in expected if "coefficient" in k)
-    return 1e-4 * np.abs(expected[key]).max()
+        of_all = max(np.abs(expected[k]).max() for k in expected if "coefficient" in k)
+        largest = max(largest, of_all / 100)
+    return 1e-4 * largest
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
