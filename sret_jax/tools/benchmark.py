@@ -279,9 +279,9 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {example}") from None
 
 
-def _need_no_devices(topology: str | None) -> None:
+def _need_no_devices(topology: str) -> None:
     """Leaves this machine's accelerators alone where a program is compiled for others."""
-    if topology not in (None, "local"):
+    if topology != "local":
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
