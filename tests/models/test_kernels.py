@@ -113,6 +113,12 @@ def assert_attention_is_plain(qkv, permutation, d_out, heads, groups):
     assert_close(ours, theirs)
 
 
+def test_float64_which_a_tpu_has_not_is_left_to_xla():
+    for dtype, held in ((np.float32, True), (np.float64, False)):
+        assert can_hold(jax.ShapeDtypeStruct((1, 196, 192), dtype), 2, 1, permuted=False) == held
+        assert fused_mlp.can_hold(jax.ShapeDtypeStruct((1, 196, 64), dtype), 128) == held
+
+
 def test_tokens_that_overfill_the_fast_memory_are_permuted_outside_the_kernel():
     assert can_hold(jax.ShapeDtypeStruct((1, 784, 378), jnp.float32), 3, 2, permuted=True)
     x = normal(0, 1, 3136, 8)
