@@ -13,6 +13,30 @@ from sret_jax.files import write_json
 
 CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 
+# What a run did before a setting existed. A new setting is added here too, with the value that
+# means what was done until then, so that every earlier workdir is still read.
+BEFORE: dict[str, Any] = {
+    "init_from": "",
+    "init_ema": False,
+    "model.nll_every": None,
+    "model.branch_init": None,
+    "model.attention": None,
+    "model.mlp": None,
+    "optim.layer_decay": 1.0,
+    "optim.backbone_lr": 1.0,
+    "optim.freeze_backbone": False,
+    "mixed_depth.loops": 0,
+    "mixed_depth.weight": 1.0,
+    "data.soft_labels": "",
+    "data.crops_per_image": 1,
+    "teacher": "",
+    "distill.required": False,
+    "distill.temperature": 1.0,
+    "distill.hard_weight": 0.0,
+    "distill.teacher_ema": False,
+    "distill.teacher_groups": None,
+}
+
 
 def save_description(config: ConfigDict, class_names: list[str], workdir: epath.Path) -> None:
     """Writes config.json and class_names.json beside the checkpoints."""
@@ -36,6 +60,8 @@ def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, str]:
 def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDict | None:
     """The config saved in a workdir, if there is one.
 
+    A setting that did not exist when it was saved has its value of `BEFORE`.
+
     Args:
       workdir: of a run.
       like: a config with all the settings there are; without it any are taken.
@@ -52,6 +78,7 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise TypeError(f"expected an object, found {settings!r:.40}")
+        _add_missing(settings)
         saved = ConfigDict(settings)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} holds no config ({_one_line(e)}); {mend}") from e
@@ -68,6 +95,16 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     except TypeError as e:
         raise UserError(f"{path}: {_one_line(e)}; {mend}") from e
     return config
+
+
+def _add_missing(settings: dict[str, Any]) -> None:
+    for name, value in BEFORE.items():
+        *sections, last = name.split(".")
+        inner: Any = settings
+        for section in sections:
+            inner = inner.setdefault(section, {}) if isinstance(inner, dict) else None
+        if isinstance(inner, dict):
+            inner.setdefault(last, value)
 
 
 def _one_line(error: Exception) -> str:

@@ -61,7 +61,7 @@ DAMAGED = {
     "[" * 100_000: "holds no config .maximum recursion",
     '{"a\\n.b": 1}': "holds no config .*does not accept dots",
     changed(batchsize=1): r"config.json: unknown setting 'batchsize'; did you mean 'batch_size'\?",
-    changed(data={"name": "x"}): "lacks the settings data.crops_per_image; data.data_dir; ",
+    changed(data={"name": "x"}): "lacks the settings data.data_dir; data.eval_split; ",
     changed(data=3): "unknown setting 'data'",
     changed(batch_size="many"): "config.json: Could not override field 'batch_size'",
     changed(seed={"a": 1}): "unknown setting 'seed.a'",
