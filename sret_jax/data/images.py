@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -95,9 +96,9 @@ def decode_crops(
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The evaluation view: shorter side to round(size / crop), bicubic, then the central square.
+    """The evaluation view: shorter side to floor(size / crop), bicubic, then the central square.
 
-    Shapes: an RGB image of any size -> (size, size, 3) uint8.
+    DeiT and timm compute it so. Shapes: an RGB image of any size -> (size, size, 3) uint8.
     """
 
     size: int
@@ -107,10 +108,15 @@ class EvalTransform:
         if not 0 < self.crop <= 1:
             raise UserError(f"data.test_crop={self.crop} is no share; use a number in (0, 1]")
 
+    @property
+    def shorter_side(self) -> int:
+        """What the shorter side is resized to, in pixels."""
+        return math.floor(self.size / self.crop)
+
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> np.ndarray:
         del rng
         image = decode(data)
-        short = round(self.size / self.crop)
+        short = self.shorter_side
         if image.width <= image.height:
             target = (short, max(short, short * image.height // image.width))
         else:

@@ -17,6 +17,7 @@ from etils import epath
 from jax import export
 
 from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.data.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json, write_text
 from sret_jax.tools import exported
@@ -95,7 +96,7 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
     """What is done to an image before the model, and inside it, by name."""
     size = trained.model.image_size
     return {
-        "resize_shorter_side": round(size / trained.test_crop),
+        "resize_shorter_side": EvalTransform(size, trained.test_crop).shorter_side,
         "resample": "bicubic",
         "center_crop": size,
         "channels": "RGB",

@@ -29,19 +29,26 @@ def test_unreadable_or_truncated_bytes_are_a_bad_image(data):
         decode(data)
 
 
-@pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (300, 1200), (90, 60)])
-def test_evaluation_view_is_pillows_bicubic_and_the_central_square(size):
-    photo = photographs(1, seed=2)[0].resize(size)
+AS_TIMM = [(224, 0.875, 256), (384, 0.875, 438), (512, 0.875, 585), (224, 0.9, 248)]
+
+
+@pytest.mark.parametrize(("size", "crop", "short"), AS_TIMM)
+@pytest.mark.parametrize("stored", [(500, 375), (375, 500), (256, 256), (300, 1200), (90, 60)])
+def test_evaluation_view_is_pillows_bicubic_and_the_central_square(stored, size, crop, short):
+    photo = photographs(1, seed=2)[0].resize(stored)
     buffer = io.BytesIO()
     photo.save(buffer, "PNG")
-    view = EvalTransform(224, 0.875)(buffer.getvalue())
+    view = EvalTransform(size, crop)(buffer.getvalue())
 
-    width, height = size
-    scale = 256 / min(size)
-    target = (256, int(height * scale)) if width <= height else (int(width * scale), 256)
+    width, height = stored
+    target = (
+        (short, int(short * height / width))
+        if width <= height
+        else (int(short * width / height), short)
+    )
     resized = photo.resize(target, Image.Resampling.BICUBIC)
-    left, top = round((target[0] - 224) / 2), round((target[1] - 224) / 2)
-    expected = np.asarray(resized)[top : top + 224, left : left + 224]
+    left, top = round((target[0] - size) / 2), round((target[1] - size) / 2)
+    expected = np.asarray(resized)[top : top + size, left : left + size]
     np.testing.assert_array_equal(view, expected)
 
 

@@ -11,6 +11,7 @@ from sklearn.datasets import load_sample_image
 
 import sret_jax
 from sret_jax.tools import export
+from sret_jax.tools.trained import Trained
 from sret_jax.training.predict import logits_of
 from tests.conftest import refusal
 
@@ -80,6 +81,12 @@ def test_labels_and_preprocessing_lie_beside_it(exported):
     assert (spec["dtype"], spec["layout"], spec["output"]) == ("uint8", "NHWC", "logits")
     assert "(b, 16, 16, 3)" in (exported / "README.md").read_text()
     assert sorted(path.name for path in exported.parent.iterdir()) == ["out"]
+
+
+def test_an_exported_model_of_another_size_sees_the_evaluation_view_of_that_size():
+    model = sret_jax.create_model("sret_t", image_size=384, groups=None)
+    spec = export.preprocessing(Trained(model, {}, [], test_crop=0.875))
+    assert (spec["resize_shorter_side"], spec["center_crop"]) == (438, 384)
 
 
 def test_what_cannot_be_exported_is_a_sentence(exported, saved_run, tmp_path, capsys):
