@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict
 
@@ -32,9 +33,15 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-    """A random-access split of a classification data set."""
+    """A random-access split of a classification data set.
+
+    Attributes:
+      class_names: of the labels: those it was opened with, or its own.
+      classes_here: those of them that this split has, as far as is known without reading it.
+    """
 
     class_names: list[str]
+    classes_here: list[str]
 
     def __len__(self) -> int: ...
 
@@ -52,10 +59,14 @@ class Source(Protocol):
 class TfdsSource:
     """A split of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, classes: list[str] | None = None
+    ):
         self.image_key, self.label_key = classification_keys(builder)
-        self.class_names = _class_names(builder.info.features[self.label_key])
         self._title = f"{builder.info.full_name} {split}"
+        self.classes_here = _class_names(builder.info.features[self.label_key])
+        self.class_names = self.classes_here if classes is None else list(classes)
+        self._labels = _labels_by_name(self.classes_here, self.class_names, repr(self._title))
         try:
             self._records: Sequence[dict[str, Any]] = builder.as_data_source(
                 split, decoders={self.image_key: tfds.decode.SkipDecoding()}
@@ -80,7 +91,9 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         record = self._record(index)
-        return {"image": record[self.image_key], "label": int(record[self.label_key])}
+        label = int(record[self.label_key])
+        known = 0 <= label < len(self._labels)  # a split without labels has -1
+        return {"image": record[self.image_key], "label": self._labels[label] if known else label}
 
     def record_name(self, index: int) -> str:
         """See `Source`."""
@@ -103,33 +116,42 @@ class TfdsSource:
 class FolderSource:
     """A split of a folder laid out as `tfds.ImageFolder` expects: ROOT/SPLIT/CLASS/IMAGE.
 
-    Labels number the sorted class names of all splits together. Images may lie in subfolders of
-    their class; hidden files and folders, and files that are no images, are passed over. A file
-    that cannot be read holds no bytes, and so counts as an unreadable image.
+    The classes are the sorted names of the class folders of the splits that are used, unless it is
+    opened with others. Images may lie in subfolders of their class; hidden files and folders, and
+    files that are no images, are passed over. A file that cannot be read holds no bytes, and so
+    counts as an unreadable image.
 
     Raises:
-      UserError: no images at all, or none of some class in any split; a split that is not there;
-        a folder that cannot be listed, or that a class holds twice.
+      UserError: no images at all; none of some class of its own; a class that is not among those
+        it is opened with; a split that is not there; a folder that cannot be listed, or that a
+        class holds twice.
     """
 
-    def __init__(self, root: epath.Path, split: str):
+    def __init__(self, root: epath.Path, split: str, classes: list[str] | None = None):
         with _listing(root):
-            classes, files = _list_images(root)
-        self.class_names = [name_of_file(name) for name in classes]
+            own, files = _list_images(root, split)
+        names = [name_of_file(name) for name in own]
         if not any(files.values()):
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
                 f"{root}/SPLIT/CLASS/IMAGE.jpg"
             )
         filled = {label for of in files.values() for _, label in of}
-        empty = [name for label, name in enumerate(self.class_names) if label not in filled]
-        if empty:
+        empty = [name for label, name in enumerate(names) if label not in filled]
+        if empty and classes is None:
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) of the class "
-                f"{few([repr(name) for name in empty])}; add some or remove the folder"
+                f"{few([repr(name) for name in empty])} in its split {split!r}; add some or remove "
+                "the folder"
             )
-        _check_folders(root, split, files)
-        self._files = [file for part in _parts(split, files) for file in part]
+        chosen = [file for part in _parts(split, files) for file in part]
+        here = sorted({label for _, label in chosen})
+        self.class_names = names if classes is None else list(classes)
+        self.classes_here = [names[label] for label in here]
+        where = f"the split {split!r} of {root}"
+        labels = _labels_by_name(self.classes_here, self.class_names, where)
+        label_of = dict(zip(here, labels, strict=True))
+        self._files = [(file, label_of[label]) for file, label in chosen]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -151,7 +173,7 @@ class SyntheticSource:
     """As many examples as a data set has, none of which is ever read: for `SyntheticLoader`."""
 
     def __init__(self, length: int, classes: int):
-        self.class_names = [str(label) for label in range(classes)]
+        self.class_names = self.classes_here = [str(label) for label in range(classes)]
         self._length = length
 
     def __len__(self) -> int:
@@ -169,7 +191,9 @@ class SyntheticSource:
         return ""
 
 
-def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
+def open_source(
+    name: str, split: str, data_dir: epath.Path | None, classes: list[str] | None = None
+) -> Source:
     """Opens a split of a data set by TFDS name or by the path of a folder.
 
     Args:
@@ -178,10 +202,12 @@ def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
       split: in TFDS's slicing syntax, e.g. "train[:99%]".
       data_dir: where TFDS data is prepared; None is TFDS's own default, `TFDS_DATA_DIR` or
         ~/tensorflow_datasets.
+      classes: names that the labels number, where they are not to be the split's own: those of the
+        training split, or of a model. The split may have fewer.
 
     Raises:
-      UserError: unknown name, missing or unprepared data, TFRecord data, unknown split, or a
-        data set without one image and one class label.
+      UserError: unknown name, missing or unprepared data, TFRecord data, unknown split, a data set
+        without one image and one class label, or a class that is not among `classes`.
     """
     source: Source
     if is_folder(name):
@@ -192,7 +218,7 @@ def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
             raise UserError(f"config.data.name={name}: there is no storage {e}; use gs://") from e
         if not exists:
             raise UserError(f"the data folder {name} does not exist; correct config.data.name")
-        source = FolderSource(root, split)
+        source = FolderSource(root, split, classes)
     else:
         builder = find_builder(name, data_dir)
         if not builder.is_prepared():
@@ -201,7 +227,7 @@ def open_source(name: str, split: str, data_dir: epath.Path | None) -> Source:
                 f"{name} is not prepared in {builder.data_dir}; prepare it with: "
                 f"{PREPARE} {name} --data_dir={builder.data_dir_root}{archives}"
             )
-        source = TfdsSource(builder, split)
+        source = TfdsSource(builder, split, classes)
     if not len(source):
         raise UserError(f"the split {split!r} of {name} is empty; choose a larger slice")
     return source
@@ -298,6 +324,31 @@ def _listing(root: epath.Path) -> Iterator[None]:
         ) from e
 
 
+def _labels_by_name(here: list[str], classes: list[str], where: str) -> list[int]:
+    """The numbers that the names `here` have among `classes`.
+
+    Raises:
+      UserError: one is not among them; a name that differs in case or blanks alone is suggested.
+    """
+    number = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in here if name not in number]
+    if unknown:
+        alike = {_plain(name): name for name in classes}
+        twins = [(name, alike[_plain(name)]) for name in unknown if _plain(name) in alike]
+        hint = "".join(f"; {name!r} may be {twin!r}" for name, twin in twins[:1])
+        known = ", ".join(map(repr, classes[:4])) + (", ..." if len(classes) > 4 else "")
+        raise UserError(
+            f"{where} has the classes {few([repr(name) for name in unknown])}, which are not among "
+            f"the {len(classes):,} that were trained on ({known}){hint}; rename or remove them"
+        )
+    return [number[name] for name in here]
+
+
+def _plain(name: str) -> str:
+    """A name without what is easily mistyped: case, blanks, and how accents are encoded."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def _class_names(label: tfds.features.ClassLabel) -> list[str]:
     return list(label.names or map(str, range(label.num_classes)))
 
@@ -318,29 +369,42 @@ def _parts(split: str, files: Files) -> list[list[tuple[str, int]]]:
     return [files[part.splitname][part.from_ : part.to] for part in parts]
 
 
-def _check_folders(root: epath.Path, split: str, files: Files) -> None:
-    """Raises UserError for a split, e.g. "train[:99%]+val", of a folder that is not there."""
+def _used_folders(root: epath.Path, split: str) -> list[str]:
+    """The folders that a split such as "train[:99%]+val" names; for "all", those there are.
+
+    Raises:
+      UserError: one that is not there.
+    """
+    folders = sorted(d.name for d in root.iterdir() if _is_visible_dir(d))
+    used = []
     for part in split.split("+"):
         name = part.partition("[")[0].strip()
-        if re.fullmatch(r"[\w-]+", name) and name not in (*files, "all"):
+        if not re.fullmatch(r"[\w-]+", name):  # no split at all, as is said later
+            continue
+        if name == "all":
+            used += folders
+        elif name in folders:
+            used.append(name)
+        elif folders:
             raise UserError(
-                f"{root} has no folder {name!r} but {', '.join(map(repr, files))}; set "
+                f"{root} has no folder {name!r} but {', '.join(map(repr, folders))}; set "
                 "config.data.train_split and config.data.eval_split to two of them, or make "
                 f"{root / name} with a folder of images for each class"
             )
+    return list(dict.fromkeys(used)) or folders
 
 
-def _list_images(root: epath.Path) -> tuple[list[str], Files]:
-    """The sorted names of the classes, and the images of every split."""
-    splits = {d.name: d for d in sorted(root.iterdir()) if _is_visible_dir(d)}
-    classes = sorted({c.name for d in splits.values() for c in d.iterdir() if _is_visible_dir(c)})
+def _list_images(root: epath.Path, split: str) -> tuple[list[str], Files]:
+    """The sorted names of the classes, and the images, of every folder that a split uses."""
+    folders = {name: root / name for name in _used_folders(root, split)}
+    classes = sorted({c.name for d in folders.values() for c in d.iterdir() if _is_visible_dir(c)})
     files = {
         split: [
             (os.fspath(file), label)
             for label, name in enumerate(classes)
             for file in _images_in(folder / name, set(_place(folder / name).parents))
         ]
-        for split, folder in splits.items()
+        for split, folder in folders.items()
     }
     return classes, files
 

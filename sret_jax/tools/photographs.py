@@ -19,7 +19,7 @@ class Photographs:
     """JPEG files in memory, as a `Source`; image i is of class i mod `classes`."""
 
     def __init__(self, images: list[bytes], classes: int = 1):
-        self.class_names = [f"photograph {label}" for label in range(classes)]
+        self.class_names = self.classes_here = [f"photograph {label}" for label in range(classes)]
         self._images = images
 
     def __len__(self) -> int:

@@ -164,15 +164,16 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     mesh = make_mesh(config.fsdp)
     check_settings(config, mesh)  # mistakes show before data is opened
     train_source = open_split(config, workdir, config.data.train_split)
-    eval_source = open_split(config, workdir, config.data.eval_split)
+    classes = train_source.class_names
+    eval_source = open_split(config, workdir, config.data.eval_split, classes)
     computation = build_computation(
         config,
         mesh,
         images=len(train_source),
-        train_classes=len(train_source.class_names),
-        classes=len(eval_source.class_names),
+        train_classes=len(train_source.classes_here),
+        classes=len(classes),
     )
-    check_class_names(config.teacher, eval_source.class_names)
+    check_class_names(config.teacher, classes)
     if computation.soft_labels:
         check_same_data(computation.soft_labels, train_source, config)
     check_room(workdir, computation.abstract_state)
@@ -215,8 +216,8 @@ def build_computation(
       config: as configs/common.py makes it.
       mesh: from `make_mesh`; its devices need not be there.
       images: in the training split.
-      train_classes: in the training split, at least two.
-      classes: in the data, which the model has where the config does not say.
+      train_classes: that have images in the training split, at least two.
+      classes: of the training split, which the model has where the config does not say.
 
     Raises:
       UserError: the config does not fit the data, or its teacher or stored labels cannot be read
@@ -263,8 +264,13 @@ def make_label_loss(config: ConfigDict) -> LabelLoss:
     return LabelLoss(config.distill.temperature, config.distill.hard_weight)
 
 
-def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.Source:
-    """Opens a split of config.data; process 0 first prepares the embedded digits if need be."""
+def open_split(
+    config: ConfigDict, workdir: epath.Path, split: str, classes: list[str] | None = None
+) -> sources.Source:
+    """Opens a split of config.data; process 0 first prepares the embedded digits if need be.
+
+    Its labels number `classes`, or the split's own; see `sources.open_source`.
+    """
     if config.data.synthetic:
         train = split == config.data.train_split
         length = IMAGENET_IMAGES if train else config.eval_batch_size
@@ -273,7 +279,7 @@ def open_split(config: ConfigDict, workdir: epath.Path, split: str) -> sources.S
     with agreed():
         if is_leader():
             sources.prepare_embedded(name, data_dir)
-    return sources.open_source(name, split, data_dir)
+    return sources.open_source(name, split, data_dir, classes)
 
 
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:

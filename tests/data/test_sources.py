@@ -90,11 +90,46 @@ def test_images_in_subfolders_belong_to_their_class(folder):
 
 def test_a_class_without_images_is_named(folder):
     (folder / "train" / "dog").mkdir()
-    with pytest.raises(UserError, match=r"no images .* of the class 'dog'; add some or remove"):
+    with pytest.raises(UserError, match=r"no images .* of the class 'dog' in its split 'train'; "):
         sources.open_source(str(folder), "train", None)
-    (folder / "val" / "dog").mkdir()
-    (folder / "val" / "dog" / "rex.jpg").write_bytes(encode(photographs(1, seed=0)[0]))
-    assert sources.open_source(str(folder), "train", None).class_names[2] == "dog"
+    assert len(sources.open_source(str(folder), "val", None)) == 6
+
+
+def test_classes_come_from_the_splits_that_are_used(folder):
+    (folder / "docs" / "figures").mkdir(parents=True)
+    (folder / "docs" / "figures" / "plot.png").write_bytes(b"")
+    names = ["ape", "cat", "ünder"]
+    assert sources.open_source(str(folder), "train", None).class_names == names
+    assert sources.open_source(str(folder), "train+val", None).class_names == names
+    assert sources.open_source(str(folder), "all", None).class_names == [
+        "ape",
+        "cat",
+        "figures",
+        "ünder",
+    ]
+
+
+def test_a_split_is_labelled_by_the_names_it_is_opened_with(folder, digits_dir):
+    shutil.rmtree(folder / "val" / "ape")
+    given = ["ünder", "yak", "cat"]
+    source = sources.open_source(str(folder), "val", None, given)
+    assert [source[i]["label"] for i in range(len(source))] == [2, 2, 0, 0]
+    assert source.class_names == given and source.classes_here == ["cat", "ünder"]
+
+    backwards = [str(digit) for digit in reversed(range(10))]
+    plain = sources.open_source("digits", "test", digits_dir)
+    renamed = sources.open_source("digits", "test", digits_dir, ["none", *backwards])
+    assert [renamed[i]["label"] for i in range(9)] == [10 - plain[i]["label"] for i in range(9)]
+    assert renamed.classes_here == plain.class_names and renamed.class_names[0] == "none"
+
+
+def test_a_class_that_was_not_trained_on_is_named_with_its_likely_twin(folder, digits_dir):
+    with pytest.raises(UserError, match=r"val' of .* has the classes 'ape', which are not among"):
+        sources.open_source(str(folder), "val", None, ["cat", "ünder"])
+    with pytest.raises(UserError, match=r"\('Cat ', 'ape', 'ünder'\); 'cat' may be 'Cat '; rename"):
+        sources.open_source(str(folder), "val", None, ["Cat ", "ape", "ünder"])
+    with pytest.raises(UserError, match=r"'digits/1.0.0 test' has the classes '8'; '9', which"):
+        sources.open_source("digits", "test", digits_dir, [str(digit) for digit in range(8)])
 
 
 def test_folders_slice_as_tfds_does(folder):
