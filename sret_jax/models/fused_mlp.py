@@ -5,8 +5,8 @@
 with residual coefficients a and b, and the drop path's factor k of each image. Backward, with dy,
 g = k*dy and s = g W2^T:
 
-    dh = b*s * GELU'(h),  dx = a*dy + LN'(dh W1^T),  da = <dy, x>,  db = <s, GELU(h)> + <g, b2>,
-    dW1 = u^T dh,  dW2 = b * GELU(h)^T g.
+    dh = b*s * GELU'(h),  dx = a*dy + LN'(dh W1^T),  dW1 = u^T dh,  dW2 = b * GELU(h)^T g,
+    da = <dy, x>,  db = k*q,  dk = b*q of each image,  q = <dy W2^T, GELU(h)> + <dy, b2>.
 
 A grid step holds a block of one image's tokens; the weights and their gradients stay in fast
 memory all along. (SReT section 3.2: the MLP of the shared block, and the non-linear layer.)
@@ -56,7 +56,7 @@ def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) 
 
     Args:
       x: (B, N, C) that fast memory `can_hold`; matrix products take its dtype, all else is float32.
-      keep: (B,), k of each image; nothing is differentiated with respect to it.
+      keep: (B,), k of each image.
       weights: of the MLP.
       interpret: runs the kernel step by step on any device.
 
@@ -99,20 +99,22 @@ def _backward(
     operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x), h, dy)
     sums = [jax.ShapeDtypeStruct((_cores(x), *w.shape), jnp.float32) for w in weights]
     block = _block(x, h.shape[2])
-    dx, *d_weights = pl.pallas_call(
+    d_keep = jax.ShapeDtypeStruct((x.shape[0], 1, 1), jnp.float32)
+    dx, d_keep, *d_weights = pl.pallas_call(
         _backward_kernel,
         grid=_grid(x, block),
         in_specs=[
             *(_tokens(x, block), _factor(x), *map(_whole, weights)),
             *(_tokens(h, block), _tokens(dy, block)),
         ],
-        out_specs=[_tokens(x, block), *map(_sum, sums)],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *sums],
-        cost_estimate=cost(4 * x.size * h.shape[2], 2 * h.size, [*operands, x, *sums]),
+        out_specs=[_tokens(x, block), _factor(x), *map(_sum, sums)],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), d_keep, *sums],
+        cost_estimate=cost(4 * x.size * h.shape[2], 2 * h.size, [*operands, x, d_keep, *sums]),
         compiler_params=_PARAMS,
         interpret=interpret,
     )(*operands)
-    return dx, jnp.zeros_like(keep), Weights(*(d.sum(0) for d in d_weights))
+    d_keep = d_keep.ravel().astype(keep.dtype)  # (B,)
+    return dx, d_keep, Weights(*(d.sum(0) for d in d_weights))
 
 
 fused_mlp.defvjp(_forward, _backward)
@@ -191,18 +193,18 @@ def _forward_kernel(
 
 def _backward_kernel(
     x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
-    h_ref: Any, dy_ref: Any, dx_ref: Any, *sums: Any,
+    h_ref: Any, dy_ref: Any, dx_ref: Any, dk_ref: Any, *sums: Any,
 ) -> None:  # fmt: skip
-    d_weights = _zero_at_first(Weights(*sums))
+    d_weights = _zero_at_first(Weights(*sums), dk_ref)
     x, dy = x_ref[...], dy_ref[...].astype(jnp.float32)  # (n, C)
-    a, b = ab[0, 0], ab[0, 1]
+    a, b, k = ab[0, 0], ab[0, 1], k_ref[0, 0]
     normal, inverse_deviation = _normalise(x)
     u = normal * scale[...] + shift[...]
     active, slope = _gelu(h_ref[...])  # (n, hidden)
 
-    g = k_ref[0, 0] * dy
-    s = dot(g.astype(x.dtype), w2[...].T)  # (n, hidden)
-    dh = b * s * slope
+    g = k * dy
+    d_active = dot(dy.astype(x.dtype), w2[...].T)  # (n, hidden), k and b left out
+    dh = b * k * d_active * slope
     du = dot(dh.astype(x.dtype), w1[...].T)  # (n, C)
     d_normal = du * scale[...]
     mean = jnp.mean(d_normal, axis=1, keepdims=True)
@@ -210,9 +212,10 @@ def _backward_kernel(
     dx = a * dy + inverse_deviation * (d_normal - mean - along * normal)
     dx_ref[...] = dx.astype(dx_ref.dtype)
 
-    da, db = jnp.sum(dy * x.astype(jnp.float32)), jnp.sum(s * active) + jnp.sum(g * b2[...])
+    da, q = jnp.sum(dy * x.astype(jnp.float32)), jnp.sum(d_active * active) + jnp.sum(dy * b2[...])
+    dk_ref[...] += jnp.full(dk_ref.shape, b * q)
     is_first = jax.lax.broadcasted_iota(jnp.int32, ab.shape, 1) == 0
-    d_weights.coefficients[...] += jnp.where(is_first, da, db)
+    d_weights.coefficients[...] += jnp.where(is_first, da, k * q)
     d_weights.scale[...] += _over_tokens(du * normal)
     d_weights.shift[...] += _over_tokens(du)
     d_weights.w1[...] += dot(u.astype(x.dtype).T, dh.astype(x.dtype))
@@ -221,13 +224,18 @@ def _backward_kernel(
     d_weights.b2[...] += b * _over_tokens(g)
 
 
-def _zero_at_first(sums: Weights) -> Weights:
-    """The sums over a core's steps, which its first step sets to zero."""
+def _zero_at_first(sums: Weights, dk_ref: Any) -> Weights:
+    """Sets the sums over a core's steps to zero at its first, dk at the first of each image."""
+    first_part = pl.program_id(2) == 0
 
-    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+    @pl.when((pl.program_id(1) == 0) & first_part)
     def _() -> None:
         for total in sums:
             total[...] = jnp.zeros_like(total)
+
+    @pl.when(first_part)
+    def _() -> None:
+        dk_ref[...] = jnp.zeros_like(dk_ref)
 
     return sums
 

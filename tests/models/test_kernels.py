@@ -249,10 +249,13 @@ def test_the_mlp_kernel_has_the_values_and_gradients_of_the_plain_layer(
     fused = layer.clone(kernels=Kernels(mlp="pallas"))
     d_out = normal(2, *x.shape)
     ours, theirs = (
-        value_and_gradients(lambda p, x, m=m: m.apply({"params": p}, x, keep), d_out, params, x)
+        value_and_gradients(
+            lambda p, x, k, m=m: m.apply({"params": p}, x, k), d_out, params, x, keep
+        )
         for m in (fused, layer)
     )
     assert_close(ours, theirs, 1e-5)
+    assert np.abs(ours[1][2]).min() > 0, "the drop path's factor has a gradient too"
 
 
 def test_the_mlp_kernel_in_bfloat16_is_as_exact_as_the_plain_layer():
