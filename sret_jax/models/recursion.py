@@ -94,13 +94,17 @@ class RecursiveBlock(nn.Module):
         Deep Nets with Sublinear Memory Cost", 2016). A segment is computed again as a whole, and
         if it is longer than two applications once more as by "block".
 
-    `permutation` None means the default: random in training, fixed in evaluation. Random ones
-    come from the rng stream "permutation", drop path from "drop_path": one key per application.
+    `permutation` None means the default: random in training, fixed in evaluation. Random ones,
+    and those of a given function, take their keys from the rng stream "permutation", drop path
+    from "drop_path": one key per application.
 
     A variable "gradient_norm" (loops,) in the collection "probes" gets, as its gradient, the norm
     of the loss's gradient with respect to what each application puts out, its NLL included.
 
     Shapes: (B, N, C) -> (B, N, C).
+
+    Raises:
+      ValueError: permutations need the rng stream "permutation", which is missing.
     """
 
     loops: int
@@ -176,10 +180,17 @@ class RecursiveBlock(nn.Module):
         return lambda part: part
 
     def _permutation_keys(self, permutation: str | PermutationFn) -> jax.Array:
-        needed = permutation == "random" and any(g > 1 for g in self.groups[1 : self.loops])
-        # Where none is needed, none need be passed.
-        given = needed or self.has_rng("permutation")
-        return self._split(self.make_rng("permutation") if given else jax.random.key(0))
+        if self.has_rng("permutation"):
+            return self._split(self.make_rng("permutation"))
+        permutes = any(g > 1 for g in self.groups[1 : self.loops])
+        draws = permutation == "random" or callable(permutation)
+        if permutes and draws and not self.is_initializing():
+            what = "random" if permutation == "random" else "a function of a key"
+            raise ValueError(
+                f"the permutations are {what}, and no rng stream 'permutation' was given, without "
+                "which all would be the same; pass rngs={'permutation': key} to apply"
+            )
+        return self._split(jax.random.key(0))  # nothing is drawn from it
 
     def _drop_path_keys(self, train: bool) -> jax.Array | None:
         drops = train and self.drop_path_rate > 0

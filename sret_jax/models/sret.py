@@ -1,6 +1,7 @@
 """The Sliced Recursive Transformer (SReT, ECCV 2022) and its constructor."""
 
 import difflib
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from sret_jax.models.recursion import REMAT, RecursiveBlock
 from sret_jax.models.variants import SLICED, VARIANTS, list_models
 
 STEM_STRIDE = 8
+MOST_UNROLLED = 16  # applications that a program contains one by one
 
 
 class SReT(nn.Module):
@@ -126,7 +128,8 @@ def create_model(
         blocks (unique blocks per stage), loops (applications of each), groups (per stage, the
         cycle of group counts that the loops run through; None or all ones: unsliced),
         heads (per stage), dim (channels per head), mlp_ratio, nll_ratio (hidden widths relative
-        to the stage's), nll_every (an NLL follows only every n-th application of a block),
+        to the stage's), nll_every (an NLL follows only every n-th application of a block;
+        the least common multiple with a stage's group counts is at most 16),
         branch_init (what the residual coefficients of all branches start at; 1 as published),
         drop_path_rate (of the last application),
         permutation ("random", "fixed", "identity" or a function (key, n) -> indices; None, the
@@ -163,6 +166,7 @@ def check_model(model: SReT) -> None:
     _check_sizes(model)
     _check_choices(model)
     _check_groups(model)
+    _check_periods(model)
 
 
 def _unknown(what: str, value: str, known: Sequence[str]) -> str:
@@ -259,3 +263,16 @@ def _check_groups(model: SReT) -> None:
                     f"{g} groups do not divide; the nearest group counts that do are "
                     f"{' and '.join(map(str, nearest))}"
                 )
+
+
+def _check_periods(model: SReT) -> None:
+    """The program contains each application of a period; many would compile for minutes."""
+    for s, cycle in enumerate(model.groups):
+        period = math.lcm(len(cycle), model.nll_every)
+        if min(period, model.loops) > MOST_UNROLLED:
+            raise ValueError(
+                f"stage {s} repeats only every {period} applications, the least common multiple of "
+                f"nll_every={model.nll_every} and its {len(cycle)} group counts, and the program "
+                f"would contain each of them; at most {MOST_UNROLLED} are supported, so use a "
+                "smaller nll_every, a multiple of the number of group counts where it can be"
+            )

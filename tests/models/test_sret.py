@@ -108,7 +108,8 @@ def test_a_caller_chooses_the_permutation_also_by_a_function_of_key_and_size():
     variables = init(model)
 
     def logits(permutation):
-        return jax.jit(model.clone(permutation=permutation).apply)(variables, images())
+        run = jax.jit(model.clone(permutation=permutation).apply)
+        return run(variables, images(), rngs={"permutation": jax.random.key(0)})
 
     transposed = logits(transpose)
     assert set(seen) == {64}  # stage 1's second element is plain attention
@@ -137,6 +138,16 @@ def test_random_permutations_differ_between_applications():
     assert len(seen) == 2 + 2  # two permuted loops in each stage's one block
     assert len(set(seen)) == len(seen)
     assert all(sorted(p) == list(range(len(p))) for p in seen)
+
+
+@pytest.mark.parametrize("permutation", ["random", jax.random.permutation])
+def test_permutations_that_need_a_key_are_refused_without_their_rng_stream(permutation):
+    model = tiny(groups=((8, 4), (4, 2)), permutation=permutation)
+    variables = init(model)
+    with pytest.raises(ValueError, match=r"no rng stream 'permutation' was given.*pass rngs="):
+        model.apply(variables, images())
+    plain = tiny(groups=((8, 1), (1, 1)), permutation=permutation)
+    assert jax.eval_shape(plain.apply, variables, images()).shape == (len(images()), 10)
 
 
 def test_drop_path_rates_rise_by_unique_block_and_are_shared_by_its_loops():
@@ -209,6 +220,10 @@ BAD = [
     (dict(nll_every=3), "nll_every=3 is more than loops=2, .* use at most 2"),
     (dict(branch_init=2.0), r"branch_init=2.0 must be in \[0, 1\]"),
     (dict(loops=0), "loops=0 must be a whole number of at least 1"),
+    (
+        dict(groups=((1,), (1,)), loops=40, nll_every=17),
+        "stage 0 repeats only every 17 applications, .* use a smaller nll_every",
+    ),
     (dict(permutation="rand"), "unknown permutation 'rand'; did you mean 'random'?"),
     (dict(groups=(8, 4)), r"groups=\(8, 4\) must hold a tuple of whole numbers per stage"),
     (dict(groups=((), (1,))), "must hold a tuple of whole numbers per stage"),
