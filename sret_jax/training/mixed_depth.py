@@ -7,7 +7,8 @@ one's by `with_loops` (the shared blocks, and of every block the first NLLs), an
     loss = L(deep path) + weight * L(shallow path),
 
 with L the loss of the run on the same images and labels. BatchNorm is in the stem alone, before
-any loop, so both paths have the same batch statistics; the deep path's are kept.
+any loop, so both paths have the same batch statistics; the deep path's are kept. Each path drops
+paths and permutes tokens by keys of its own.
 """
 
 import dataclasses

@@ -21,6 +21,7 @@ from sret_jax.training.state import TrainState, Variables
 from sret_jax.training.teacher import Teacher
 
 MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other
+SHALLOW_PATH = 1  # folded into the key of mixed depth's second path
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -82,7 +83,8 @@ def make_train_step(
       grad_accum: micro-batches per step; it must divide each device's rows.
       label_loss: of the student's logits and their targets.
       teacher: from `open_teacher`.
-      mixed_depth: adds the loss of a path with fewer loops.
+      mixed_depth: adds the loss of a path with fewer loops, whose drop paths and permutations are
+        drawn independently.
       head_only: all but the head is a constant and, as in evaluation, drops no paths, permutes
         alike and normalises by BatchNorm's running statistics, which stay.
 
@@ -126,7 +128,7 @@ def make_train_step(
         loss = label_loss(logits, targets)
         if mixed_depth.loops:
             shallow = with_loops(model, variables, mixed_depth.loops)
-            shallow_logits, _ = forward(*shallow, images, key)
+            shallow_logits, _ = forward(*shallow, images, jax.random.fold_in(key, SHALLOW_PATH))
             loss += mixed_depth.weight * label_loss(shallow_logits, targets)
         main_class = targets["hard"].argmax(-1)  # (B,)
         metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}

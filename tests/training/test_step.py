@@ -141,6 +141,22 @@ def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
     jax.tree_util.tree_map_with_path(check, mixed, deep, shallow)
 
 
+def test_mixed_depth_draws_the_permutations_of_its_paths_independently(model):
+    seen = set()
+
+    def spy(key, tokens):
+        jax.debug.callback(lambda data: seen.add(tuple(data.tolist())), jax.random.key_data(key))
+        return jnp.arange(tokens)
+
+    small = dict(blocks=(1,), groups=((2, 2),), heads=(2,), loops=4, permutation=spy)
+    state, step, data = start(model.clone(**small), SGD, mixed_depth=MixedDepth(loops=2))
+    jax.effects_barrier()
+    seen.clear()  # of what the first weights were made with
+    jax.block_until_ready(step(state, data))
+    jax.effects_barrier()
+    assert len(seen) == 2 + 1, "every second application permutes: two of four, and one of two"
+
+
 def test_batch_statistics_are_those_of_the_global_batch(model):
     state, step, data = start(model, SGD)
     params = jax.device_get(state.variables["params"]["stem"]["conv1"])
