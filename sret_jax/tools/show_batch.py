@@ -79,6 +79,7 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
     import jax.numpy as jnp
     import numpy as np
 
+    from sret_jax.data.imagenet import display_names
     from sret_jax.data.loader import train_samples
     from sret_jax.data.mixing import row_keys
     from sret_jax.training.experiment import open_experiment
@@ -100,7 +101,7 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
         labels = mixing.hard_targets(rows["label"], experiment.model.num_classes)
     images, targets = jax.jit(mixing)(normalise(rows["image"]), {"shown": labels}, keys)
     pixels = np.asarray(images) * IMAGENET_STD + IMAGENET_MEAN
-    return np.clip(pixels, 0, 1), np.asarray(targets["shown"]), source.class_names
+    return np.clip(pixels, 0, 1), np.asarray(targets["shown"]), display_names(source.class_names)
 
 
 def _label(target: Any, names: list[str]) -> str:

@@ -6,6 +6,9 @@ from typing import Any
 
 from etils import epath
 
+from sret_jax.data.classes import difference
+from sret_jax.data.imagenet import CLASSES as IMAGENET_CLASSES
+from sret_jax.data.imagenet import display_names, imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT
@@ -18,7 +21,7 @@ class Trained:
 
     Attributes:
       model, variables: as `sret_jax.load` gives them.
-      classes: a name for each logit; its number where there is none.
+      classes: a name to show for each logit (ImageNet's in words); its number where there is none.
       test_crop: the share of an image's shorter side that is seen.
     """
 
@@ -53,7 +56,8 @@ def open_trained(args: argparse.Namespace) -> Trained:
     """Loads what the arguments name.
 
     Raises:
-      UserError: see `sret_jax.load`; or a file of class names of another length.
+      UserError: see `sret_jax.load`; or a file with other than one name for each logit, or with the
+        run's own in another order.
     """
     settings = {"groups": None} if args.unsliced else {}
     model, variables = load(args.checkpoint, ema=args.ema, **settings)
@@ -66,16 +70,40 @@ def open_trained(args: argparse.Namespace) -> Trained:
 
 
 def _classes(checkpoint: epath.Path, file: epath.Path | None, count: int) -> list[str]:
-    if file is None:
-        names = class_names(checkpoint) or []
-        return names + [str(label) for label in range(len(names), count)]
+    """A name to show for each logit; says so where it is not the checkpoint's own."""
+    kept = class_names(checkpoint)
+    if file is not None:
+        return _read_names(file, checkpoint, kept, count)
+    if kept is None and count == IMAGENET_CLASSES:
+        print(f"{checkpoint} keeps no class names; its 1,000 are taken for ImageNet's.", flush=True)
+        kept = imagenet_ids()
+    elif kept is None:
+        print(
+            f"{checkpoint} keeps no class names, so classes are shown by number; --classes=FILE "
+            "gives names.",
+            flush=True,
+        )
+    names = display_names(kept or [])
+    return names + [str(label) for label in range(len(names), count)]
+
+
+def _read_names(
+    file: epath.Path, checkpoint: epath.Path, kept: list[str] | None, count: int
+) -> list[str]:
+    """The lines of a file, blank ones left out, if they can be the names of these logits."""
     try:
-        names = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a mark first
     except (OSError, ValueError) as e:
-        raise UserError(f"--classes={file} cannot be read ({e}); give a text file") from e
+        raise UserError(f"--classes={file} cannot be read ({e}); give a UTF-8 text file") from e
+    names = [line.strip() for line in lines if line.strip()]
     if len(names) != count:
         raise UserError(
-            f"--classes={file} has {len(names):,} lines, but {checkpoint} has {count:,} classes; "
+            f"--classes={file} has {len(names):,} names, but {checkpoint} has {count:,} classes; "
             "give one name a line, in the order of the logits"
         )
-    return names
+    if kept and sorted(names) == sorted(kept) and (differs := difference(kept, names)):
+        raise UserError(
+            f"--classes={file} has the names of {checkpoint} in another order: {differs}; leave "
+            "it out, or give the order of the logits"
+        )
+    return display_names(names)

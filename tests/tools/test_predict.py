@@ -97,7 +97,7 @@ def test_what_cannot_be_predicted_is_a_sentence(saved_run, folder, tmp_path, cap
     assert f"there is no image or folder {none}" in fails(capsys, checkpoint, scan, none)
     assert "empty holds no images" in fails(capsys, checkpoint, tmp_path / "empty")
     classes = f"--classes={tmp_path / 'two.txt'}"
-    assert "two.txt has 2 lines, but" in fails(capsys, checkpoint, scan, classes)
+    assert "two.txt has 2 names, but" in fails(capsys, checkpoint, scan, classes)
     assert "none cannot be read" in fails(capsys, checkpoint, scan, f"--classes={none}")
     assert "cannot be written" in fails(capsys, checkpoint, scan, f"--json={none}/out.json")
     assert "cannot be written" in fails(capsys, checkpoint, scan, f"--sheet={none}/sheet.png")
