@@ -92,10 +92,10 @@ def _read_names(
 ) -> list[str]:
     """The lines of a file, blank ones left out, if they can be the names of these logits."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows writes a mark first
+        text = file.read_bytes().decode("utf-8-sig")  # editors on Windows write a mark first
     except (OSError, ValueError) as e:
         raise UserError(f"--classes={file} cannot be read ({e}); give a UTF-8 text file") from e
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(names) != count:
         raise UserError(
             f"--classes={file} has {len(names):,} names, but {checkpoint} has {count:,} classes; "

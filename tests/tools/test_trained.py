@@ -7,6 +7,7 @@ import shutil
 
 import jax.numpy as jnp
 import pytest
+from etils import epath
 
 import sret_jax
 from sret_jax.checkpoints.manager import Checkpoints
@@ -27,7 +28,7 @@ def test_weights_of_1000_classes_without_names_show_imagenet_s_and_say_so(
 ):
     _, variables = sret_jax.load(saved_run)
     variables["params"]["head"] = {"kernel": jnp.zeros((32, 1000)), "bias": jnp.zeros(1000)}
-    with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
         checkpoints.save(0, {"model": variables})
     shutil.copy(saved_run / "config.json", tmp_path)
     assert names_of(tmp_path)[:2] == ["tench", "goldfish"]
