@@ -7,7 +7,7 @@ block shared by several loops stands there once for each.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -148,8 +148,9 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
 
     Raises:
       ValueError: a model with nll_every above 1.
-      StateDictError: lists every missing or surplus name, every value that is no array or has
-        another shape, or else every shared array whose copies differ.
+      StateDictError: lists every missing or surplus name (the latter first where they are names of
+        the model behind a prefix), every value that is no array or has another shape, or else every
+        shared array whose copies differ.
     """
     # Broadcast zeros have the right shapes and no memory.
     zeros = jax.tree.map(
@@ -172,7 +173,10 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
             problems.append(f"{name} has shape {array.shape}, expected {template.shape}")
         else:
             arrays[name] = array
-    problems += [f"surplus {_printable(name)}" for name in given if name not in expected]
+    surplus = [name for name in given if name not in expected]
+    named = [f"surplus {_printable(name)}" for name in surplus]
+    # Names behind an unknown prefix explain those that are missing.
+    problems = named + problems if _prefixed(surplus, expected) else problems + named
     if not problems:
         variables, problems = _gather(arrays, model)
     if problems:
@@ -234,6 +238,11 @@ def _to_numpy(value: Any) -> np.ndarray | None:
         return np.asarray(value, np.float32)
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def _prefixed(surplus: Iterable[Any], expected: Mapping[str, Any]) -> bool:
+    """Whether some of these are expected names behind a prefix, such as encoder.head.bias."""
+    return any(str(name).endswith(tuple(f".{known}" for known in expected)) for name in surplus)
 
 
 def _printable(name: Any) -> str:

@@ -1,6 +1,10 @@
-"""Files of weights under the published PyTorch names: .pth, .pt and .safetensors."""
+"""Files of weights under the published PyTorch names: torch's, or safetensors."""
 
 import argparse
+import dataclasses
+import json
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,60 +14,90 @@ from etils import epath
 from sret_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt")
-SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")  # of files written here; those read have any
+
+RAW = ("model", "state_dict", "model_state_dict")  # what training scripts wrap weights in
+AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")
+DESCRIPTION = "sret_jax"  # the key of what our files say of their weights
+COUNTERS = ("num_batches_tracked", "n_averaged")
+
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how torch files begin, since 1.6 and before
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
 
-def read_state_dict(path: epath.Path) -> dict[str, Any]:
-    """The state dict in a file, freed of the wrappers that training scripts put around it.
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a weight file holds.
 
-    Returns:
-      Torch tensors or NumPy arrays by name.
+    Attributes:
+      state_dict: torch tensors or NumPy arrays by name, without wrappers and shared prefixes.
+      description: what the file says of its weights, if it was written here.
+      taken: a sentence on which of several sets of weights this is; "" of one.
+    """
+
+    state_dict: dict[str, Any]
+    description: Any = None
+    taken: str = ""
+
+
+def read_weight_file(path: epath.Path, *, ema: bool = False) -> WeightFile:
+    """Reads a torch or safetensors file, told by its content.
+
+    Args:
+      path: of the file.
+      ema: takes the averaged weights that a training script keeps beside the raw ones.
 
     Raises:
-      UserError: the file is unreadable, would run code, or holds no state dict.
+      UserError: the file is unreadable, would run code, holds no state dict, or no averaged one.
     """
-    content = _read(path)
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+    content, description = _read(path)
+    state_dict, key, others = _choose(path, content, ema)
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
         raise UserError(f"{path} holds no state dict; expected names and arrays")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    named = {n: array for n, array in state_dict.items() if not n.endswith(COUNTERS)}
+    taken = f"{path} holds {' and '.join([key, *others])}: {key} is taken." if others else ""
+    return WeightFile(without_shared_prefix(named), description, taken)
 
 
-def write_state_dict(path: epath.Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays by name, in the format that the file's suffix says.
+def write_weight_file(
+    path: epath.Path, state_dict: Mapping[str, np.ndarray], description: Mapping[str, Any]
+) -> None:
+    """Writes arrays by name, and what they are, in the format that the file's suffix says.
+
+    Args:
+      path: ends in one of SUFFIXES.
+      state_dict: under the published names.
+      description: in values that JSON knows.
 
     Raises:
       UserError: a torch file, and torch is not installed.
     """
+    text = json.dumps(description, ensure_ascii=False)
     if path.suffix in TORCH_SUFFIXES:
         torch = import_torch()
         tensors = {key: torch.from_numpy(array.copy()) for key, array in state_dict.items()}
         with path.open("wb") as f:
-            torch.save({"model": tensors}, f)
+            torch.save({"model": tensors, DESCRIPTION: text}, f)
     else:
         from safetensors.numpy import save
 
-        path.write_bytes(save(dict(state_dict)))
+        path.write_bytes(save(dict(state_dict), metadata={DESCRIPTION: text}))
 
 
 def read_torch(path: epath.Path) -> Any:
     """What a torch file holds; it is only ever read with weights_only: it cannot run code.
 
     Raises:
-      UserError: torch is not installed, or the file is damaged or holds more than plain weights.
+      UserError: torch is not installed, or the file is damaged or holds more than plain data.
     """
     torch = import_torch()
     try:
-        # DeiT-style training checkpoints carry their command line.
-        allowed = [argparse.Namespace, *_array_types()]
-        with path.open("rb") as f, torch.serialization.safe_globals(allowed):
+        with path.open("rb") as f, torch.serialization.safe_globals(_harmless_types()):
             return torch.load(f, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file raises almost anything
-        reason = (str(e) or repr(e)).splitlines()[0]
         raise UserError(
-            f"{path} is no torch file of plain weights and was not loaded ({reason}); save its "
+            f"{path} is no torch file of plain weights and was not loaded ({_reason(e)}); save its "
             "state dict alone with torch.save"
         ) from e
 
@@ -74,30 +108,126 @@ def import_torch() -> Any:
         import torch
     except ImportError as e:
         raise UserError(
-            "torch is not installed, which .pth files need; pip install torch, or use a "
-            ".safetensors file"
+            "torch is not installed, which torch files (.pth, ...) need; pip install torch, or use "
+            "a .safetensors file"
         ) from e
     return torch
 
 
-def _array_types() -> list[Any]:
-    """What torch must know of NumPy to load arrays of numbers, and no more than that."""
-    from numpy._core.multiarray import _reconstruct
+def without_shared_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Removes what wrappers put before every name: module._orig_mod.head.bias -> head.bias.
 
-    kinds = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    by_numpy_1 = (_reconstruct, "numpy.core.multiarray._reconstruct")
-    return [_reconstruct, by_numpy_1, np.ndarray, np.dtype, *kinds]
+    A layer's own name is no prefix: head.weight and head.bias alone keep theirs.
+    """
+    while True:
+        first = {name.partition(".")[0] for name in arrays}
+        inner = {name.partition(".")[2]: array for name, array in arrays.items()}
+        if len(first) != 1 or not any("." in name for name in inner):
+            return dict(arrays)
+        arrays = inner
 
 
-def _read(path: epath.Path) -> Any:
-    if path.suffix in TORCH_SUFFIXES:
-        return read_torch(path)
+def _choose(path: epath.Path, content: Any, ema: bool) -> tuple[Any, str, list[str]]:
+    """A state dict of a file's content, the key that it was under, and those of the others."""
+    keys = [
+        key
+        for key in (*RAW, *AVERAGED)
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+    ]
+    wanted = [key for key in keys if key in AVERAGED] if ema else keys
+    if ema and not wanted:
+        raise UserError(
+            f"{path} holds no averaged weights ({', '.join(AVERAGED)}); leave out ema, or set "
+            "config.init_ema=False"
+        )
+    if not wanted:
+        return content, "", []
+    key = wanted[0]
+    inner, _, _ = _choose(path, content[key], ema=False)
+    return inner, key, [other for other in keys if other != key]
+
+
+def _read(path: epath.Path) -> tuple[Any, Any]:
+    """The content of a file, and its description."""
+    with path.open("rb") as f:
+        start = f.read(64)
+    if start[8:9] == b"{":  # after the length of a safetensors file's header
+        content, metadata = _read_safetensors(path)
+        return content, _parse(path, metadata.get(DESCRIPTION))
+    if start.startswith((ZIP, PICKLE)):
+        content = read_torch(path)
+        text = content.get(DESCRIPTION) if isinstance(content, Mapping) else None
+        return content, _parse(path, text)
+    raise UserError(
+        f"{path} is neither a torch file nor safetensors (it begins with {start[:32]!r}); give a "
+        "file of weights, or the folder of a run"
+    )
+
+
+def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    data = path.read_bytes()
     try:
-        return load(path.read_bytes())
+        arrays = load(data)
     except SafetensorError as e:
         raise UserError(f"{path} is no readable safetensors file ({e})") from e
     except KeyError as e:  # a type that NumPy has not
         raise UserError(f"{path} holds arrays of type {e.args[0]}; save them as F32") from e
+    length = int.from_bytes(data[:8], "little")
+    return arrays, json.loads(data[8 : 8 + length]).get("__metadata__", {})
+
+
+def _parse(path: epath.Path, text: Any) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise UserError(
+            f"what {path} says of its weights ({DESCRIPTION}) is damaged ({e}); write it again"
+        ) from e
+
+
+def _reason(error: Exception) -> str:
+    """What torch did not load, in a line without terminal codes."""
+    text = ESCAPES.sub("", str(error) or repr(error))
+    if refused := REFUSED_TYPE.search(text):
+        return f"it holds a {refused[1]}, which could run code"
+    _, _, cause = text.rpartition("WeightsUnpickler error:")
+    line = cause.strip().splitlines()[0]
+    return line if line.isprintable() else repr(line)
+
+
+def _plain_dict(factory: Any = None) -> dict[Any, Any]:
+    del factory
+    return {}
+
+
+def _harmless_types() -> list[Any]:
+    """What training scripts keep beside weights, and cannot run code.
+
+    Paths are read as pure ones, which any system has.
+    """
+    from numpy._core.multiarray import _reconstruct, scalar
+
+    numbers = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 ? U1 S1"
+    numpy_1 = "numpy.core.multiarray"
+    posix, windows = pathlib.PurePosixPath, pathlib.PureWindowsPath
+    return [
+        *(argparse.Namespace, dict, float, int, list, set, str),
+        (_plain_dict, "collections.defaultdict"),  # which torch would not fill
+        *(_reconstruct, scalar, np.ndarray, np.dtype),
+        *((_reconstruct, f"{numpy_1}._reconstruct"), (scalar, f"{numpy_1}.scalar")),
+        *(type(np.dtype(name)) for name in numbers.split()),
+        *(
+            (kind, f"{module}.{name}")
+            for module in ("pathlib", "pathlib._local")  # the latter of Python 3.13
+            for kind, names in (
+                (posix, ("PosixPath", "PurePosixPath")),
+                (windows, ("WindowsPath", "PureWindowsPath")),
+            )
+            for name in names
+        ),
+    ]

@@ -21,6 +21,11 @@ from sret_jax.models.variants import SLICED, VARIANTS, list_models
 STEM_STRIDE = 8
 MOST_UNROLLED = 16  # applications that a program contains one by one
 
+# Settings that change how fast a model computes, or how it rounds, but not what.
+SPEED_ONLY = frozenset({"unroll", "remat", "attention", "mlp", "mesh", "dtype"})
+# Settings that only training sees.
+TRAINING_ONLY = frozenset({"branch_init", "drop_path_rate"})
+
 
 class SReT(nn.Module):
     """Stem -> + position -> recursive blocks, pooling between stages -> mean -> LN -> linear.
@@ -106,6 +111,21 @@ def abstract_variables(model: SReT) -> Any:
     """The shapes of the model's variables {"params", "batch_stats"}, at no cost."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def model_settings(model: SReT) -> dict[str, Any]:
+    """What a model is: its settings by name, all but those of SPEED_ONLY."""
+    return {
+        name: getattr(model, name)
+        for name in SReT.__dataclass_fields__
+        if name not in SPEED_ONLY and name not in ("parent", "name")
+    }
+
+
+def function_settings(model: SReT) -> dict[str, Any]:
+    """What a trained model computes depends on these settings and its weights alone."""
+    settings = model_settings(model)
+    return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
 
 
 def create_model(

@@ -1,5 +1,6 @@
 """The published members of the SReT family, by name (SReT tables 3, 5 and 6)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 SLICED = ((8, 2), (4, 1), (1, 1))
@@ -14,3 +15,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
     return sorted(VARIANTS)
+
+
+def nearest_variant(settings: Mapping[str, Any]) -> str:
+    """The variant that shares most of its settings with these."""
+
+    def shared(name: str) -> int:
+        return sum(settings.get(key) == value for key, value in VARIANTS[name].items())
+
+    return max(list_models(), key=shared)

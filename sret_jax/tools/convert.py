@@ -13,7 +13,7 @@ from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.checkpoints.torch_names import to_torch
-from sret_jax.checkpoints.weight_files import SUFFIXES, write_state_dict
+from sret_jax.checkpoints.weight_files import SUFFIXES, write_weight_file
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
@@ -40,8 +40,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
         args.target.parent.mkdir(parents=True, exist_ok=True)
-        if args.source.suffix in SUFFIXES and args.source.is_file():
-            file_to_folder(args.source, args.target, args.model)
+        if not args.source.exists():
+            raise UserError(f"there is no {args.source}; correct the path")
+        if args.source.is_file():
+            file_to_folder(args.source, args.target, args.model, ema=args.ema)
         elif args.target.suffix in SUFFIXES and args.source.is_dir():
             folder_to_file(args.source, args.target, args.model, ema=args.ema)
         else:
@@ -52,14 +54,16 @@ def main(argv: list[str] | None = None) -> None:
     print(f"Written: {args.target}")
 
 
-def file_to_folder(source: epath.Path, target: epath.Path, name: str | None) -> None:
+def file_to_folder(
+    source: epath.Path, target: epath.Path, name: str | None, *, ema: bool = False
+) -> None:
     """Writes a checkpoint folder from a published weight file.
 
     Raises:
       UserError: an unreadable file, or arrays that are not that model's, or no known model's.
     """
     # Without groups, images of any size will do.
-    _, variables = load_on_host(source, name=name, groups=None)
+    _, variables = load_on_host(source, ema=ema, name=name, groups=None)
     with contextlib.closing(Checkpoints(target)) as checkpoints:
         checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
         if not checkpoints.settle():
@@ -75,7 +79,7 @@ def folder_to_file(source: epath.Path, target: epath.Path, name: str | None, *, 
     """
     model, variables = load_on_host(source, ema=ema, name=name)
     try:
-        write_state_dict(target, to_torch(variables, model))
+        write_weight_file(target, to_torch(variables, model), {})
     except ValueError as e:
         raise UserError(f"{source}: {e}") from e
 

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from sret_jax.checkpoints.manager import differences, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
-from sret_jax.checkpoints.weight_files import SUFFIXES, read_state_dict
+from sret_jax.checkpoints.weight_files import read_weight_file
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT, abstract_variables
@@ -40,11 +40,13 @@ class Saved:
       model: of the run's architecture, with the classes, image size and loops of the weights.
       variables: whole on every device, or NumPy arrays.
       class_names: where they are kept.
+      taken: which of several sets of weights they are, in a sentence.
     """
 
     model: SReT
     variables: Variables
     class_names: list[str] | None
+    taken: str = ""
 
 
 def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
@@ -66,7 +68,7 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
         return experiment.init_state()
     with _naming_init_from(config.init_from):
         place = absolute(config.init_from)
-        if place.suffix in SUFFIXES:
+        if place.is_file():
             saved = _read_file(place, model, ema=config.init_ema)
         else:
             target = replicated(experiment.mesh)
@@ -91,6 +93,8 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
         changed.append(
             f"a new head for {model.num_classes} classes, not the {saved.model.num_classes} there"
         )
+    if saved.taken:
+        say(saved.taken)
     say(f"Starting from {place}" + (f", with {'; '.join(changed)}" if changed else "") + ".")
     return fresh.replace(variables=variables, ema=ema)
 
@@ -128,14 +132,10 @@ def _read_folder(place: epath.Path, like: SReT, target: NamedSharding, *, ema: b
 def _read_file(place: epath.Path, like: SReT, *, ema: bool) -> Saved:
     """The weights under the published names in a file."""
     with agreed():
-        if not place.exists():
-            raise UserError("there is no such file; correct the path")
-        if ema:
-            raise UserError("a file holds no averaged weights; set config.init_ema=False")
-        state_dict = read_state_dict(place)
-        model = as_saved(like, _shown_by(state_dict, like))
+        file = read_weight_file(place, ema=ema)
+        model = as_saved(like, _shown_by(file.state_dict, like))
         try:
-            return Saved(model, from_torch(state_dict, model), None)
+            return Saved(model, from_torch(file.state_dict, model), None, file.taken)
         except StateDictError as e:
             raise _other_architecture(e.problems) from e
         except ValueError as e:

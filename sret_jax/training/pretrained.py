@@ -11,13 +11,14 @@ from etils import epath
 
 from sret_jax.checkpoints.manager import CHECKPOINTS, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
-from sret_jax.checkpoints.weight_files import SUFFIXES, read_state_dict
+from sret_jax.checkpoints.weight_files import read_weight_file
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import with_image_size
 from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
 from sret_jax.models.variants import list_models
+from sret_jax.parallel.distributed import is_leader
 from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
@@ -34,8 +35,9 @@ def load(
 
     Args:
       path: the workdir of a run, one of its steps (RUN/checkpoints/120), a converted checkpoint,
-        or a file of published weights (.pth, .pt, .safetensors).
-      ema: takes a run's averaged weights.
+        or a file of weights under the published names, told by its content (torch's or
+        safetensors).
+      ema: takes a run's averaged weights, or those that a training script keeps in a file.
       name: of the published variant; default: as a run's config.json says, or the one that the
         arrays fit.
       **settings: of the model, where they are not to be those of the run, e.g. loops=3 (see
@@ -59,10 +61,8 @@ def load_on_host(
     """As `load`, with NumPy arrays, to be laid on any devices."""
     place = absolute(path)
     loops, image_size = (settings.pop(key, None) for key in ("loops", "image_size"))
-    if place.suffix in SUFFIXES:
-        if ema:
-            raise UserError(f"{place} holds one set of weights; leave out ema")
-        model, variables = _load_file(place, name, settings)
+    if place.is_file():
+        model, variables = _load_file(place, name, ema, settings)
     else:
         model, variables = _load_folder(place, name, ema, settings)
     try:
@@ -177,6 +177,11 @@ def _load_folder(
     place: epath.Path, name: str | None, ema: bool, settings: dict[str, Any]
 ) -> tuple[SReT, dict[str, Any]]:
     workdir, step = split_step(place)
+    if not workdir.exists():
+        raise UserError(
+            f"there is no {workdir}; give a run, one of its steps, a converted checkpoint or a "
+            "weight file"
+        )
     model = model_of_folder(workdir, name, step, **settings)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = abstract_variables(model)
@@ -189,21 +194,23 @@ def _load_folder(
 
 
 def _load_file(
-    place: epath.Path, name: str | None, settings: dict[str, Any]
+    place: epath.Path, name: str | None, ema: bool, settings: dict[str, Any]
 ) -> tuple[SReT, dict[str, Any]]:
     """The published variant of that name, or the one that the file's arrays fit."""
-    if not place.exists():
-        raise UserError(f"there is no weight file {place}; correct the path")
-    state_dict = read_state_dict(place)
+    file = read_weight_file(place, ema=ema)
+    state_dict = file.state_dict
     misfits: dict[str, list[str]] = {}
     for variant in [name] if name else list_models():
         try:
             model = model_of_state_dict(state_dict, variant, **settings)
-            return model, from_torch(state_dict, model)
+            variables = from_torch(state_dict, model)
         except StateDictError as e:
             misfits[variant] = e.problems
         except UserError as e:
             raise UserError(f"{place}: {e}") from e
+        else:
+            _say(file.taken)
+            return model, variables
     nearest = min(misfits, key=lambda variant: len(misfits[variant]))
     raise UserError(
         f"{place} does not fit {' or '.join(misfits)}, of which {nearest} is the nearest: "
@@ -223,6 +230,11 @@ def _variant_with(shapes: Shapes, settings: Mapping[str, Any], folder: epath.Pat
         f"{folder} has no config.json, and its arrays fit none of {', '.join(list_models())}; put "
         "the config.json of its run there"
     )
+
+
+def _say(sentence: str) -> None:
+    if sentence and is_leader():
+        print(sentence, flush=True)
 
 
 def model_shapes(model: SReT) -> dict[str, tuple[int, ...]]:

@@ -62,6 +62,15 @@ def test_everything_that_does_not_fit_is_listed_in_one_error():
         assert part in message
 
 
+def test_names_behind_an_unknown_prefix_are_shown_before_those_that_are_missing():
+    model = golden.build("tiny_sliced")
+    published = {f"encoder.{name}": array for name, array in golden.state_dict(model).items()}
+    published["queue"] = np.zeros(3)
+    with pytest.raises(StateDictError) as error:
+        sret_jax.from_torch(published, model)
+    assert error.value.problems[0] == "surplus encoder.pos_embed"
+
+
 def test_copies_of_a_shared_block_must_agree():
     model = golden.build("tiny_sliced")
     published = golden.state_dict(model)

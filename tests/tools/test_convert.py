@@ -161,7 +161,7 @@ NO_FILE = r"is no readable safetensors file \(.*"
 LYING = {
     struct.pack("<Q", 2**60) + b"{}": NO_FILE + "header too large",
     struct.pack("<Q", 1000) + b"{}": NO_FILE + "invalid header length",
-    safetensors_file([1]): NO_FILE + "invalid JSON in header",
+    safetensors_file([1]): "neither a torch file nor safetensors",
     safetensors_file({"a": tensor("F32", [2], 0, 8), "b": tensor("F32", [2], 4, 12)}, bytes(12)): (
         NO_FILE + "invalid offset for tensor `b`"
     ),
@@ -208,8 +208,8 @@ def test_what_does_not_fit_is_said(state_dict, tmp_path, capsys):
     assert "does not fit sret_s" in fails(capsys, t, tmp_path / "a", "--model=sret_s")
     assert "did you mean 'sret_t'" in fails(capsys, t, tmp_path / "a", "--model=sret_tt")
     assert "exists already" in fails(capsys, t, tmp_path / "there", "--model=sret_t")
-    assert "no readable safetensors" in fails(
+    assert "neither a torch file nor safetensors" in fails(
         capsys, tmp_path / "broken.safetensors", tmp_path / "a", "--model=sret_t"
     )
-    assert "cannot convert" in fails(capsys, tmp_path / "none.pth", tmp_path / "a")
+    assert "there is no" in fails(capsys, tmp_path / "none.pth", tmp_path / "a")
     assert "holds no checkpoints/" in fails(capsys, tmp_path / "there", tmp_path / "o.safetensors")

@@ -92,7 +92,7 @@ def test_an_exported_model_of_another_size_sees_the_evaluation_view_of_that_size
 def test_what_cannot_be_exported_is_a_sentence(exported, saved_run, tmp_path, capsys):
     for args, sentence in (
         ((f"--checkpoint={saved_run}", exported), "exists already; give another OUT or remove it"),
-        ((f"--checkpoint={tmp_path / 'none'}", tmp_path / "out"), "holds no checkpoints/"),
+        ((f"--checkpoint={tmp_path / 'none'}", tmp_path / "out"), "there is no"),
         ((f"--checkpoint={saved_run}", "--classes=none", tmp_path / "out"), "cannot be read"),
     ):
         assert sentence in refusal(capsys, export.main, *args)

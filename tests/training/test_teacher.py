@@ -196,7 +196,7 @@ def test_a_plan_counts_the_teacher_s_forward_pass_and_weights(config):
     ("settings", "sentence"),
     [
         ({"teacher": "/nowhere"}, "config.teacher=/nowhere does not exist; give the workdir"),
-        ({"teacher": __file__}, r"config.teacher=.*test_teacher.py: .* holds no checkpoints"),
+        ({"teacher": __file__}, r"config.teacher=.*test_teacher.py: .* is neither a torch file"),
         ({"teacher": "", "distill.required": True}, "distils, and config.teacher is empty; give"),
         ({"model.num_classes": 12}, r"teacher=.* tells 10 classes apart and the student 12; give"),
         ({"distill.temperature": 0.0}, "config.distill.temperature=0.0 must be above 0"),
