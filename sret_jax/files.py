@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import uuid
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -24,15 +25,21 @@ def is_remote(path: epath.PathLike) -> bool:
 def written_whole(path: epath.Path, mode: str = "w") -> Iterator[IO]:
     """A new file that takes its place once it is whole; what is raised leaves the old one.
 
+    Of several writers at once, the last to end wins.
+
     Raises:
       UserError: the storage does not take it.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open(mode) as file:  # text is UTF-8
             yield file
         temporary.replace(path)
-    except OSError as e:
+    except BaseException as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(e, OSError):
+            raise
         raise UserError(f"{path} cannot be written ({e.strerror or e}); mend the storage") from e
 
 

@@ -51,7 +51,7 @@ def test_other_paths_become_absolute(tmp_path, monkeypatch):
 def test_what_a_run_writes_itself_works_in_a_bucket(bucket):
     write_json(bucket / "config.json", {"seed": 0})
     assert json.loads((bucket / "config.json").read_text()) == {"seed": 0}
-    assert not (bucket / "config.json.tmp").exists()
+    assert [path.name for path in bucket.iterdir()] == ["config.json"]
 
     Rollbacks(((1, 4),)).write(bucket)
     assert Rollbacks.read(bucket) == Rollbacks(((1, 4),))
@@ -87,4 +87,15 @@ def test_a_file_that_is_not_written_whole_leaves_the_old_one(tmp_path):
     with pytest.raises(KeyboardInterrupt), written_whole(path) as file:
         file.write("new")
         raise KeyboardInterrupt
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [tmp_path / "x.json"]
+
+
+def test_of_two_writers_of_one_file_at_once_the_last_to_end_wins(tmp_path):
+    path = epath.Path(tmp_path / "x.json")
+    with written_whole(path) as slow:
+        slow.write("slow, ")
+        write_text(path, "quick")
+        assert path.read_text() == "quick"
+        slow.write("but whole")
+    assert path.read_text() == "slow, but whole"
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.json"]

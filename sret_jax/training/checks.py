@@ -1,6 +1,7 @@
 """What a config or a workdir can get wrong whatever the data are: numbers, storage."""
 
 import math
+import secrets
 import shutil
 from typing import Any
 
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError
 from sret_jax.files import is_remote
-from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.parallel.distributed import agreed, gather, is_leader
 from sret_jax.training.state import TrainState
 
 LARGEST_SEED = 2**32 - 1  # JAX drops the bits above
@@ -80,7 +81,8 @@ def check_writable(workdir: epath.Path) -> None:
     Raises:
       UserError: a process cannot write it, or the processes do not share it.
     """
-    probe = workdir / ".probe"
+    name = int(gather(secrets.randbelow(2**31))[0])  # of process 0: other runs may check as well
+    probe = workdir / f".probe-{name:08x}"
     with agreed():
         try:
             workdir.mkdir(parents=True, exist_ok=True)

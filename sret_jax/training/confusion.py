@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from sret_jax.files import write_json
+from sret_jax.files import write_json, written_whole
 
 PER_CLASS_FILE, CONFUSION_FILE = "per_class.json", "confusion.png"
 MOST_CLASSES = 200  # more make no picture to read, and counts that cost
@@ -104,7 +104,7 @@ class Confusion:
                 colour = "white" if shares[row, column] > 0.3 else "black"
                 text = f"{self.counts[row, column]:,}"
                 axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
-        with path.open("wb") as f:
+        with written_whole(path, "wb") as f:
             figure.savefig(f, format="png", dpi=110)
 
 

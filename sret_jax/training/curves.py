@@ -2,6 +2,7 @@
 
 from etils import epath
 
+from sret_jax.files import written_whole
 from sret_jax.training.metrics_file import read_metrics
 
 CURVES_FILE = "curves.png"
@@ -43,6 +44,6 @@ def draw_curves(workdir: epath.Path) -> epath.Path:
     rates.set_title("learning rate")
 
     path = workdir / CURVES_FILE
-    with path.open("wb") as f:
+    with written_whole(path, "wb") as f:
         figure.savefig(f, format="png", dpi=110)
     return path
