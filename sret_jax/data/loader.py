@@ -235,22 +235,26 @@ def check_batch_size(
     *,
     in_pairs: bool = False,
     crops: int = 1,
-    hosts: int | None = None,
+    processes: int | None = None,
 ) -> None:
-    """Raises UserError unless each device gets whole micro-batches, pairs and images' crops."""
+    """Raises UserError unless each device gets whole micro-batches, pairs and images' crops.
+
+    `processes` drive the devices; default: all of this run.
+    """
     parts = batch_unit(devices, grad_accum, in_pairs=in_pairs, crops=crops)
-    hosts = jax.process_count() if hosts is None else hosts
+    processes = jax.process_count() if processes is None else processes
     if batch_size < 1 or batch_size % parts:
         nearest = max(1, round(batch_size / parts)) * parts
         micro = f" times config.grad_accum={grad_accum}" if grad_accum > 1 else ""
+        of_all = f" of {processes} processes" if processes > 1 else ""
         why = ""
         if in_pairs:
             why = ", each of which mixes pairs of images (config.augment.mixup, cutmix)"
         elif crops > 1:
             why = f", each of which takes config.data.crops_per_image={crops} of every image"
         raise UserError(
-            f"config.{field}={batch_size} is not divisible by the {devices} devices "
-            f"({hosts} hosts){micro}{why}; use {nearest}"
+            f"config.{field}={batch_size} is not divisible by the {devices} devices{of_all}"
+            f"{micro}{why}; use {nearest}"
         )
 
 

@@ -33,7 +33,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     return jax.make_mesh(shape, BATCH_AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def host_count(mesh: Mesh) -> int:
+def process_count(mesh: Mesh) -> int:
     """Processes that drive the mesh's devices."""
     return len({device.process_index for device in mesh.devices.flat})
 

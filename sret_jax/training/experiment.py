@@ -22,7 +22,7 @@ from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.distributed import agreed, is_leader
-from sret_jax.parallel.mesh import host_count, make_mesh, state_shardings
+from sret_jax.parallel.mesh import make_mesh, process_count, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.losses import LabelLoss
@@ -184,7 +184,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
 
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for what is wrong whatever the data: batches, model, augmentation."""
-    mixing, hosts = make_mixing(config), host_count(mesh)
+    mixing, processes = make_mixing(config), process_count(mesh)
     check_batch_size(
         "batch_size",
         config.batch_size,
@@ -192,9 +192,9 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         config.grad_accum,
         in_pairs=mixing.in_pairs,
         crops=config.data.crops_per_image,
-        hosts=hosts,
+        processes=processes,
     )
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, hosts=hosts)
+    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, processes=processes)
     make_label_loss(config)
     if config.distill.required and not (config.teacher or config.data.soft_labels):
         raise UserError(

@@ -69,8 +69,9 @@ def train(
             check_writable(workdir)
             lock = resources.enter_context(locked(workdir)) if is_leader() else Lock()
             experiment = open_experiment(config, workdir)
+        watchdog = resources.enter_context(Watchdog(**config.watchdog))
         run = resources.enter_context(
-            contextlib.closing(Run(experiment, preemption, lock, callbacks))
+            contextlib.closing(Run(experiment, preemption, lock, watchdog, callbacks))
         )
         try:
             run.train()
@@ -88,12 +89,13 @@ class Run:
         experiment: Experiment,
         preemption: Preemption,
         lock: Lock,
+        watchdog: Watchdog,
         callbacks: Sequence[Callback],
     ):
         self.experiment = experiment
         self._preemption = preemption
         self._lock = lock
-        self._watchdog = Watchdog(**experiment.config.watchdog)
+        self._watchdog = watchdog
         self._resources = contextlib.ExitStack()
         self.state: TrainState
         self.step: int
@@ -139,15 +141,14 @@ class Run:
             self._reporter.say(f"Training is complete at step {self.step:,}.")
             return
         train_step = self._compile_step()
-        with self._watchdog:
-            try:
-                while not self._results or self.step < self.experiment.last_step:
-                    try:
-                        self._take_steps(train_step)
-                    except Diverged as diverged:
-                        self._roll_back(diverged)
-            except Preempted:
-                raise Preempted(self._save_before_stopping()) from None
+        try:
+            while not self._results or self.step < self.experiment.last_step:
+                try:
+                    self._take_steps(train_step)
+                except Diverged as diverged:
+                    self._roll_back(diverged)
+        except Preempted:
+            raise Preempted(self._save_before_stopping()) from None
 
     def finish(self) -> dict[str, Any]:
         """Evaluates if the last step was not yet, and writes and prints the result.
@@ -333,11 +334,14 @@ class Run:
     def _restore(self) -> int:
         """Takes the newest checkpoint or the first state; returns the step whose weights it has."""
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
-        restored = self._checkpoints.restore_newest(to_items(target))
+        with self._watchdog.during("restoring a checkpoint"):
+            restored = self._checkpoints.restore_newest(to_items(target))
         step, items = restored or (0, {})
-        self.state = (
-            from_items(items) if items else initial_state(self.experiment, self._reporter.say)
-        )
+        if items:
+            self.state = from_items(items)
+        else:
+            with self._watchdog.during("making the first state"):
+                self.state = initial_state(self.experiment, self._reporter.say)
         self.step = self._rollbacks.goes_on_at(step)
         if self.step != step:
             self.state = self.state.replace(
@@ -357,7 +361,8 @@ class Run:
     def _compile_step(self) -> CompiledStep:
         start = time.perf_counter()
         self._reporter.say("Compiling the train step...")
-        compiled = self.experiment.compile_train_step()
+        with self._watchdog.during("compiling the train step"):
+            compiled = self.experiment.compile_train_step()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 

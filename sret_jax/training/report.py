@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 from clu import metric_writers, parameter_overview
+from jax.sharding import Mesh
 
 from sret_jax.files import write_json
-from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.parallel.distributed import agreed, host_count, is_leader
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Results, percent
@@ -59,6 +60,7 @@ class Reporter:
             if is_leader():
                 class_names = experiment.eval_source.class_names
                 save_description(experiment.config, class_names, experiment.workdir)
+        devices = devices_in_words(experiment.mesh)
         if not is_leader():
             return
         abstract = experiment.abstract_state.variables["params"]
@@ -69,8 +71,7 @@ class Reporter:
             f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
             f"images in {len(experiment.eval_source.class_names):,} classes; "
             f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,} on "
-            f"{experiment.mesh.size} {jax.devices()[0].platform} devices "
-            f"({jax.process_count()} hosts); results in {experiment.workdir}"
+            f"{devices}; results in {experiment.workdir}"
         )
 
     def training(self, step: int) -> None:
@@ -157,3 +158,13 @@ class Reporter:
             if complaint != self._storage_complaint:
                 self.say(f"Not all metrics can be written ({complaint}); the run goes on.")
             self._storage_complaint = complaint
+
+
+def devices_in_words(mesh: Mesh) -> str:
+    """A run's devices, and its processes and hosts where there are several; also a barrier."""
+    processes, hosts = jax.process_count(), host_count()
+    platform = mesh.devices.flat[0].platform
+    devices = f"{mesh.size} {platform} device{'' if mesh.size == 1 else 's'}"
+    if processes == 1:
+        return devices
+    return f"{devices} ({processes} processes on {hosts} host{'' if hosts == 1 else 's'})"

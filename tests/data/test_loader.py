@@ -234,7 +234,7 @@ def test_evaluation_passes_count_every_example_once(digits):
 
 
 def test_a_batch_the_devices_do_not_divide_is_an_error(digits):
-    with pytest.raises(UserError, match=r"batch_size=12 .* 8 devices \(1 hosts\); use 16"):
+    with pytest.raises(UserError, match=r"batch_size=12 .* 8 devices; use 16"):
         train_loader(
             digits, quickstart.get_config(), 8, 12, sharding(jax.devices()), start_step=0
         )  # fmt: skip
