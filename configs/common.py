@@ -111,6 +111,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
     config.fsdp = 1  # devices that share one copy of the parameters
     config.ema_decay = 0.99996
+    config.ema_warmup = True  # decay min(ema_decay, (1 + t) / (10 + t)) at step t; timm: False
     # Trained weights to start from: a run, one of its steps, a converted checkpoint, or a file.
     config.init_from = ""
     config.init_ema = False  # takes that run's averaged weights

@@ -174,7 +174,7 @@ def rectangle(
     return ((y >= top) & (y < bottom)) & ((x >= left) & (x < right))
 
 
-def row_keys(seed: int, step: jax.Array, batch_size: int) -> jax.Array:
+def row_keys(seed: jax.typing.ArrayLike, step: jax.Array, batch_size: int) -> jax.Array:
     """A key for each row of global batch `step`, a function of seed and position modulo 2^32.
 
     Shapes: -> (B,).

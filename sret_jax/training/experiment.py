@@ -6,7 +6,6 @@ What a config can get wrong is found here, before anything compiles.
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import optax
@@ -22,12 +21,13 @@ from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.distributed import agreed, is_leader
-from sret_jax.parallel.mesh import make_mesh, process_count, state_shardings
+from sret_jax.parallel.mesh import make_mesh, process_count, replicated, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
+from sret_jax.training.hyperparameters import Hyperparameters, make_hyperparameters
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.mixed_depth import MixedDepth
-from sret_jax.training.optimizer import make_optimizer, make_schedule
+from sret_jax.training.optimizer import make_optimizer
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
 from sret_jax.training.stored_labels import check_same_data, stored_labels
@@ -52,7 +52,7 @@ class Computation:
       mesh: of all devices.
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
-      schedule: step -> learning rate.
+      hyperparameters: the numbers that the step takes as arguments.
       optimizer: AdamW, the rate left out.
       abstract_state, shardings: shapes of the state, and how it lies on the mesh.
     """
@@ -66,7 +66,7 @@ class Computation:
     mesh: Mesh
     steps_per_epoch: float
     total_steps: int
-    schedule: Callable[[int], Any]
+    hyperparameters: Hyperparameters
     optimizer: optax.GradientTransformation
     abstract_state: TrainState
     shardings: TrainState
@@ -77,16 +77,13 @@ class Computation:
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
 
     def make_train_step(self) -> jax.stages.Wrapped:
-        """The jitted step: (state, batch) and perhaps the teacher -> (state, metrics)."""
+        """The jitted step: (state, batch, hyperparameters) and perhaps the teacher -> ..."""
         return make_train_step(
             self.model,
             self.optimizer,
             self.mesh,
             self.shardings,
-            schedule=self.schedule,
-            seed=self.config.seed,
             mixing=self.mixing,
-            ema_decay=self.config.ema_decay,
             grad_accum=self.config.grad_accum,
             label_loss=self.label_loss,
             teacher=self.teacher,
@@ -99,21 +96,22 @@ class Computation:
         labels = self.soft_labels.manifest.row_labels if self.soft_labels else {}
         batch = abstract_batch(self.config.batch_size, self.model.image_size, labels)
         teacher = (self.teacher.abstract_variables,) if self.teacher else ()
-        return self.make_train_step().trace(self.abstract_state, batch, *teacher)
+        arguments = (self.abstract_state, batch, self.hyperparameters, *teacher)
+        return self.make_train_step().trace(*arguments)
 
     def compile_train_step(self) -> CompiledStep:
-        """The compiled step (state, batch) -> (state, metrics), its teacher on the devices."""
+        """The compiled step (state, batch) -> (state, metrics), its constants on the devices."""
         compiled = self.trace_train_step().lower().compile()
+        hyperparameters = jax.device_put(self.hyperparameters, replicated(self.mesh))
         teacher = (self.teacher.place(),) if self.teacher else ()
-        return lambda state, batch: compiled(state, batch, *teacher)
+        return lambda state, batch: compiled(state, batch, hyperparameters, *teacher)
 
     def init_state(self) -> TrainState:
         """The fresh state, made in place on its devices."""
         init = jax.jit(
-            lambda: init_state(self.model, self.optimizer, self.config.seed),
-            out_shardings=self.shardings,
+            lambda seed: init_state(self.model, self.optimizer, seed), out_shardings=self.shardings
         )
-        return init()
+        return init(self.hyperparameters.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +243,7 @@ def build_computation(
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        schedule=make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps),
+        hyperparameters=make_hyperparameters(config, steps_per_epoch, total_steps),
         optimizer=optimizer,
         abstract_state=abstract_state,
         shardings=state_shardings(abstract_state, mesh),

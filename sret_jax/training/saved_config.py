@@ -16,6 +16,7 @@ CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
 # What a run did before a setting existed. A new setting is added here too, with the value that
 # means what was done until then, so that every earlier workdir is still read.
 BEFORE: dict[str, Any] = {
+    "ema_warmup": False,
     "init_from": "",
     "init_ema": False,
     "model.nll_every": None,

@@ -30,7 +30,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
 
 
-def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
     """A fresh state, its average equal to its weights; a pure function of the seed."""
     image = jnp.zeros((1, model.image_size, model.image_size, 3))
     variables: Variables = dict(model.init(jax.random.key(seed), image))

@@ -15,6 +15,7 @@ from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
+from sret_jax.training.hyperparameters import Hyperparameters
 from sret_jax.training.losses import LabelLoss, marginal_smoothing
 from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.state import TrainState, Variables
@@ -45,23 +46,20 @@ def make_train_step(
     mesh: Mesh,
     shardings: TrainState,
     *,
-    schedule: optax.Schedule,
-    seed: int,
     mixing: Mixing,
-    ema_decay: float,
     grad_accum: int,
     label_loss: LabelLoss,
     teacher: Teacher | None = None,
     mixed_depth: MixedDepth = DEEP_ONLY,
     head_only: bool = False,
 ) -> jax.stages.Wrapped:
-    """Builds the jitted step (state, batch) -> (state, metrics).
+    """Builds the jitted step (state, batch, hyperparameters) -> (state, metrics).
 
     The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
     donated. Loss and BatchNorm statistics are those of the global batch. All randomness is a
     function of seed and step, that of the augmentation of seed and position in the stream.
 
-    With a teacher, its variables are the step's third argument, and it labels the very images that
+    With a teacher, its variables are the step's fourth argument, and it labels the very images that
     the student sees. A batch may hold soft labels of its own, "soft" (B, K), or (B, k) of the
     "soft_classes" (B, k), which are mixed as the images are. With neither, labels are hard.
 
@@ -73,13 +71,11 @@ def make_train_step(
 
     Args:
       model: from `create_model`.
-      optimizer: makes the gradient a direction d; params <- params - lr * d.
+      optimizer: makes the gradient a direction d; params <- params - lr * d, with lr a function of
+        the step, so that steps that update nothing do not delay the schedule.
       mesh: from `make_mesh`.
       shardings: of the state, from `state_shardings`.
-      schedule: step -> lr; of the step, so that steps that update nothing do not delay it.
-      seed: of augmentation, drop path and permutations.
       mixing: erasing, mixup, cutmix and label smoothing, applied to the normalised images.
-      ema_decay: d of ema <- d * ema + (1 - d) * variables, after every step.
       grad_accum: micro-batches per step; it must divide each device's rows.
       label_loss: of the student's logits and their targets.
       teacher: from `open_teacher`.
@@ -95,6 +91,7 @@ def make_train_step(
       (as in the state: 0 where the step updated it).
     """
     model = model.clone(mesh=mesh)
+    optimizer = optax.with_extra_args_support(optimizer)
     # XLA:CPU would draw the noise of all images, and again wherever an image is used.
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
@@ -160,30 +157,39 @@ def make_train_step(
 
         inputs = (micro_batches(batch, grad_accum, mesh), jax.random.split(key, grad_accum))
         first = jax.tree.map(lambda x: x[0], inputs)
-        rest = jax.tree.map(lambda x: x[1:], inputs)
-        carry = micro_step(variables["batch_stats"], first)
-        (batch_stats, total), _ = jax.lax.scan(accumulate, carry, rest)
+        _, shapes = jax.eval_shape(micro_step, variables["batch_stats"], first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (batch_stats, total), _ = jax.lax.scan(
+            accumulate, (variables["batch_stats"], zeros), inputs
+        )
         grads, metrics = jax.tree.map(lambda x: x / grad_accum, total)
         return grads, batch_stats, metrics
 
     def train_step(
-        state: TrainState, batch: Batch, teacher_variables: Any = None
+        state: TrainState,
+        batch: Batch,
+        hyperparameters: Hyperparameters,
+        teacher_variables: Any = None,
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), MODEL_STREAM)
+        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), MODEL_STREAM)
         key = jax.random.fold_in(key, state.step)
-        row_key = row_keys(seed, state.step, len(batch["label"]))
+        row_key = row_keys(hyperparameters.seed, state.step, len(batch["label"]))
         batch = {**batch, "key": jax.lax.with_sharding_constraint(row_key, batch_sharding(mesh))}
         grads, batch_stats, metrics = gradients(state.variables, batch, teacher_variables, key)
         params = state.variables["params"]
-        direction, opt_state = optimizer.update(grads, state.opt_state, params)
-        lr = schedule(state.step)
+        direction, opt_state = optimizer.update(
+            grads, state.opt_state, params, weight_decay=hyperparameters.weight_decay
+        )
+        lr = hyperparameters.schedule(state.step)
         params = optax.apply_updates(params, optax.tree.scale(-lr, direction))
         variables = {"params": params, "batch_stats": batch_stats}
         updated = TrainState(
             step=state.step + 1,
             bad_streak=jnp.zeros_like(state.bad_streak),
             variables=variables,
-            ema=optax.incremental_update(variables, state.ema, 1 - ema_decay),
+            ema=optax.incremental_update(
+                variables, state.ema, hyperparameters.ema_rate_at(state.step)
+            ),
             opt_state=opt_state,
         )
         skipped = state.replace(step=state.step + 1, bad_streak=state.bad_streak + 1)
@@ -193,7 +199,7 @@ def make_train_step(
         return state, {
             **metrics,
             "grad_norm": grad_norm,
-            "lr": jnp.asarray(lr, jnp.float32),
+            "lr": lr,
             "bad_images": batch["bad"].sum(),
             "bad_streak": state.bad_streak,
         }
@@ -201,7 +207,7 @@ def make_train_step(
     constants = (teacher.shardings,) if teacher else ()
     return jax.jit(
         train_step,
-        in_shardings=(shardings, batch_sharding(mesh), *constants),
+        in_shardings=(shardings, batch_sharding(mesh), replicated(mesh), *constants),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -10,8 +10,9 @@ import sret_jax
 from configs import common
 from sret_jax.data.mixing import Mixing
 from sret_jax.models.loops import with_loops
-from sret_jax.parallel.mesh import batch_sharding, make_mesh, state_shardings
+from sret_jax.parallel.mesh import batch_sharding, make_mesh, replicated, state_shardings
 from sret_jax.training.accuracy import in_top_k
+from sret_jax.training.hyperparameters import Hyperparameters, Schedule
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.optimizer import make_optimizer
@@ -19,14 +20,7 @@ from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 
 SGD = optax.identity()  # params <- params - lr * gradient
-SETTINGS = dict(
-    seed=0,
-    schedule=lambda step: 0.1,
-    mixing=Mixing(label_smoothing=0.1),
-    ema_decay=0.9,
-    grad_accum=1,
-    label_loss=LabelLoss(),
-)
+SETTINGS = dict(mixing=Mixing(label_smoothing=0.1), grad_accum=1, label_loss=LabelLoss())
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +48,31 @@ def batch(size=32):
     }
 
 
+def numbers(**changes):
+    """Hyper-parameters with a constant learning rate of 0.1."""
+    schedule = Schedule(*map(np.float32, (0.1, 0.0, 1.0, 0, 1)))
+    settings = dict(seed=0, weight_decay=0.0, ema_rate=0.1, ema_warmup=False)
+    return Hyperparameters(schedule=schedule, **{**settings, **changes})
+
+
 def start(model, optimizer, fsdp=1, **changes):
+    """A fresh state, the step, and the step's other arguments."""
     mesh = make_mesh(fsdp)
     abstract = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     shardings = state_shardings(abstract, mesh)
     state = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=shardings)()
     step = make_train_step(model, optimizer, mesh, shardings, **{**SETTINGS, **changes})
-    return state, step, jax.device_put(batch(), batch_sharding(mesh))
+    return state, step, place(batch(), mesh)
+
+
+def place(data, mesh):
+    return jax.device_put(data, batch_sharding(mesh)), jax.device_put(numbers(), replicated(mesh))
 
 
 def test_a_step_updates_weights_statistics_average_and_counter(model):
     state, step, data = start(model, SGD)
     before = jax.device_get(state)
-    state, metrics = step(state, data)
+    state, metrics = step(state, *data)
     assert int(state.step) == 1
     assert float(metrics["bad_images"]) == 1
     kernel = lambda s: np.asarray(s["params"]["head"]["kernel"])  # noqa: E731
@@ -83,7 +89,7 @@ def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
     state.variables["params"]["head"]["bias"] = bias.at[3].set(jnp.nan)
     before = jax.device_get(state)
     for streak in (1, 2):
-        state, metrics = step(state, data)
+        state, metrics = step(state, *data)
         assert int(metrics["bad_streak"]) == streak and np.isnan(float(metrics["loss"]))
     assert (int(state.step), int(state.bad_streak)) == (2, 2)
     jax.tree.map(
@@ -92,7 +98,7 @@ def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
         before.replace(step=0, bad_streak=0),
     )
     state.variables["params"]["head"]["bias"] = bias  # of before: mended
-    state, metrics = step(state, data)
+    state, metrics = step(state, *data)
     assert (int(state.step), int(state.bad_streak)) == (3, 0)
 
 
@@ -102,7 +108,7 @@ def test_only_the_head_moves_where_the_backbone_is_frozen(model):
     state, step, data = start(model, make_optimizer(optim), head_only=True, fsdp=2)
     before = jax.device_get(state.variables)
     for _ in range(2):
-        state, metrics = step(state, data)
+        state, metrics = step(state, *data)
     after = jax.device_get(state.variables)
     for variables in (before, after):
         head = variables["params"].pop("head")
@@ -123,7 +129,7 @@ def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
         variables = jax.tree.map(
             lambda w, x: jax.device_put(w, x.sharding), weights, state.variables
         )
-        state, metrics = step(state.replace(variables=variables), data)
+        state, metrics = step(state.replace(variables=variables), *data)
         moved = jax.tree.map(jnp.subtract, state.variables["params"], weights["params"])
         return moved, state.variables["batch_stats"], float(metrics["loss"])
 
@@ -160,7 +166,7 @@ def test_mixed_depth_draws_the_permutations_of_its_paths_independently(model):
 def test_batch_statistics_are_those_of_the_global_batch(model):
     state, step, data = start(model, SGD)
     params = jax.device_get(state.variables["params"]["stem"]["conv1"])
-    state, _ = step(state, data)
+    state, _ = step(state, *data)
     x = jax.lax.conv_general_dilated(
         normalise(jnp.asarray(batch()["image"])),
         params["kernel"],
@@ -194,7 +200,7 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches(model):
 
     def parameters(data, **changes):
         state, step, _ = start(model, SGD, **changes)
-        state, metrics = step(state, jax.device_put(data, batch_sharding(make_mesh())))
+        state, metrics = step(state, *place(data, make_mesh()))
         return state.variables["params"], metrics
 
     expected, one = parameters(half)
@@ -212,7 +218,7 @@ def test_fsdp_splits_parameters_and_optimizer_state(model):
     for tree in (state.variables["params"], *moments):
         kernel = tree["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
         assert kernel.addressable_shards[0].data.size == kernel.size // 4
-    state, _ = step(state, data)
+    state, _ = step(state, *data)
     kernel = state.variables["params"]["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
@@ -224,7 +230,7 @@ COLLECTIVE = re.compile(r"= (.*) (all-|reduce-scatter|collective-)")
 @pytest.mark.parametrize("changes", [{}, dict(grad_accum=2)])
 def test_mixing_moves_no_image_between_devices(model, changes):
     state, step, data = start(model, SGD, mixing=FULL, **changes)
-    program = step.lower(state, data).compile().as_text()
+    program = step.lower(state, *data).compile().as_text()
     moved = [m[1] for m in map(COLLECTIVE.search, program.splitlines()) if m]
     assert moved, "gradients at least must be summed"
     assert not [shape for shape in moved if re.search(r"\[(\d+,)+16,16,3\]", shape)]
@@ -233,8 +239,8 @@ def test_mixing_moves_no_image_between_devices(model, changes):
 def test_the_step_lets_nothing_cross_to_the_host(model):
     state, step, data = start(model, SGD, mixing=FULL)
     with jax.transfer_guard("disallow"):
-        state, metrics = step(state, data)
-        step(state, data)
+        state, metrics = step(state, *data)
+        step(state, *data)
     assert np.isfinite(float(metrics["loss"]))
 
 
@@ -246,7 +252,7 @@ def test_a_bfloat16_step_follows_the_float32_one(model, changes):
     def gradient_norm(dtype):
         clone = model.clone(dtype=dtype, loops=3, remat="full")
         state, step, data = start(clone, SGD, **changes)
-        state, metrics = step(state, data)
+        state, metrics = step(state, *data)
         assert {p.dtype for p in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
         return float(metrics["loss"]), float(metrics["grad_norm"])
 

@@ -20,6 +20,7 @@ from sret_jax.training import loop
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import build_computation
 from sret_jax.training.flops import jaxpr_macs, model_macs
+from sret_jax.training.hyperparameters import make_hyperparameters
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
@@ -116,15 +117,14 @@ def test_a_step_learns_the_soft_labels_of_the_mixed_images(
         optax.identity(),
         mesh,
         shardings,
-        schedule=lambda step: 0.1,
-        seed=5,
         mixing=FULL,
-        ema_decay=0.9,
         grad_accum=grad_accum,
         label_loss=label_loss,
         teacher=teacher,
     )
     placed = (teacher.place(),) if teacher else ()
+    config.seed = 5
+    numbers = make_hyperparameters(config, steps_per_epoch=1, total_steps=1)
 
     keys = row_keys(5, jnp.asarray(0), 32)
     parts = micro_batches({**jax.tree.map(jnp.asarray, data), "key": keys}, grad_accum, mesh)
@@ -134,7 +134,7 @@ def test_a_step_learns_the_soft_labels_of_the_mixed_images(
         [plain(jax.tree.map(lambda x, i=i: x[i], parts)) for i in range(grad_accum)], axis=0
     )
 
-    _, found = step(state, jax.device_put(data, batch_sharding(mesh)), *placed)
+    _, found = step(state, jax.device_put(data, batch_sharding(mesh)), numbers, *placed)
     assert float(found["loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(found["teacher_top1"]) == pytest.approx(teacher_top1)
     if teacher:
