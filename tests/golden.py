@@ -15,6 +15,7 @@ from sret_jax.models.sret import SReT, abstract_variables
 DATA = pathlib.Path(__file__).parent / "data"
 MODELS = json.loads((DATA / "golden_models.json").read_text())
 ARRAYS = np.load(DATA / "golden.npz")
+ARRAYS64 = np.load(DATA / "golden64.npz")
 
 
 def build(name: str, **overrides) -> SReT:
@@ -70,9 +71,10 @@ def state_dict(model: SReT) -> dict[str, np.ndarray]:
     }
 
 
-def variables(model: SReT) -> dict:
-    """The generated weights as Flax variables."""
-    return jax.tree.map(jnp.asarray, sret_jax.from_torch(state_dict(model), model))
+def variables(model: SReT, dtype: str = "float32") -> dict:
+    """The generated weights as Flax variables: float32 numbers, as arrays of a dtype."""
+    weights = sret_jax.from_torch(state_dict(model), model)
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), weights)
 
 
 def images(*seed: int, batch: int, size: int) -> np.ndarray:

@@ -7,12 +7,24 @@ import optax
 import pytest
 
 import sret_jax
+from configs import common
+from sret_jax.models.sret import abstract_variables
 from sret_jax.training.flops import model_macs
-from sret_jax.training.optimizer import decay_mask
+from sret_jax.training.optimizer import make_optimizer
 from tests import golden
 
-TOLERANCE = {"float32": 1e-4, "float64": 5e-5}  # of gradients; the published are float32
-TINY_TRAINED = ("tiny_sliced", "tiny_unsliced", "tiny_unsliced_3_loops")
+TINY = [name for name in golden.MODELS if name.startswith("tiny")]
+WITH_GRADIENTS = ("tiny_sliced", "tiny_unsliced_3_loops")
+FULL_SIZE = [
+    name
+    if name in ("sret_t", "sret_t_unsliced", "sret_s")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in golden.MODELS
+    if name not in TINY
+]
+# Relative to the largest entry. Whatever the order in which a processor sums, float64 leaves 1e-13
+# of rounding in these models and float32 less than 1e-3, even in sums that nearly cancel.
+LIMITS = {"float64": 1e-10, "float32": 1e-3}
 
 GMACS = [  # from the published table, to three decimals
     ("sret_t", {}, 1.112),
@@ -28,22 +40,45 @@ GMACS = [  # from the published table, to three decimals
 ]
 
 
-@pytest.mark.parametrize("name", golden.MODELS)
-def test_logits_and_parameter_count_are_the_published_ones(name):
-    model = golden.build(name, permutation="identity")
-    variables = golden.variables(model)
-    count = sum(p.size for p in jax.tree.leaves(variables["params"]))
-    assert count == golden.MODELS[name]["num_params"]
+def assert_close(ours, published, dtype, err_msg=""):
+    atol = LIMITS[dtype] * np.abs(published).max()
+    np.testing.assert_allclose(ours, published, rtol=0, atol=atol, err_msg=err_msg)
 
-    x = golden.images(0, 1, batch=2, size=model.image_size)
-    kinds = [k for k in golden.ARRAYS if k.startswith(f"{name}/logits")]
+
+@pytest.mark.parametrize("name", golden.MODELS)
+def test_the_parameters_are_as_many_as_the_published_ones(name):
+    params = abstract_variables(golden.build(name))["params"]
+    assert sum(p.size for p in jax.tree.leaves(params)) == golden.MODELS[name]["num_params"]
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_logits_are_the_published_ones(name):
+    check_logits(name, "float32", golden.ARRAYS)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_logits_in_float64_are_the_published_ones(name):
+    with jax.enable_x64(True):
+        check_logits(name, "float64", golden.ARRAYS64)
+
+
+@pytest.mark.parametrize("name", ["tiny_sliced", "tiny_sliced_all"])
+def test_logits_of_random_permutations_are_the_published_ones(name):
+    check_logits(name, "float32", golden.ARRAYS)
+
+
+def check_logits(name, dtype, published):
+    model = golden.build(name, permutation="identity", dtype=jnp.dtype(dtype).type)
+    variables = golden.variables(model, dtype)
+    x = golden.images(0, 1, batch=2, size=model.image_size).astype(dtype)
+    kinds = [k for k in published if k.startswith(f"{name}/logits")]
     assert kinds
     for kind in kinds:
         if kind.endswith("random_perm"):
             model = model.clone(permutation=lambda key, n: golden.ARRAYS[f"perm/{n}"])
         logits = jax.jit(model.apply)(variables, x, rngs={"permutation": jax.random.key(0)})
-        assert logits.dtype == jnp.float32
-        np.testing.assert_allclose(logits, golden.ARRAYS[kind], rtol=0, atol=2e-5, err_msg=kind)
+        assert logits.dtype == dtype
+        assert_close(logits, published[kind], dtype, kind)
 
 
 def test_published_variants_are_those_of_the_reference():
@@ -62,52 +97,57 @@ def loss_fn(model, params, batch_stats, images, labels):
     )
 
 
-def in_float64(path, leaf):
-    """A residual coefficient in float64: its gradient can sum terms a thousand times its size.
-
-    How float32 would round that sum depends on the processor, so it is taken without rounding.
-    """
-    names = {getattr(key, "key", None) for key in path}
-    return leaf.astype("float64") if names & {"skip", "branch"} else leaf
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", TINY_TRAINED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("tiny_sliced", "float64"),
+        ("tiny_unsliced_3_loops", "float64"),
+        ("tiny_unsliced_3_loops", "float32"),
+        *(
+            pytest.param(name, "float64", marks=pytest.mark.slow)
+            for name in TINY
+            if name not in WITH_GRADIENTS
+        ),
+    ],
+)
 def test_training_mode_logits_gradients_and_statistics_are_the_published_ones(name, dtype):
-    with jax.enable_x64(True):
-        check_training_mode(name, jnp.dtype(dtype).type, TOLERANCE[dtype])
+    with jax.enable_x64(dtype == "float64"):
+        check_training_mode(name, dtype)
 
 
-def check_training_mode(name, dtype, tolerance):
-    model = golden.build(name, permutation="identity", dtype=dtype, mlp="xla")
-    variables = golden.variables(model)
-    variables["params"] = jax.tree_util.tree_map_with_path(in_float64, variables["params"])
-    x = golden.images(0, 2, batch=8, size=64)
+def check_training_mode(name, dtype):
+    model = golden.build(name, permutation="identity", dtype=jnp.dtype(dtype).type)
+    variables = golden.variables(model, dtype)
+    x = golden.images(0, 2, batch=8, size=64).astype(dtype)
     labels = np.random.default_rng([0, 3]).integers(0, 10, 8)
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn, argnums=1, has_aux=True), static_argnums=0)
     (loss, (logits, stats)), grads = value_and_grad(
         model, variables["params"], variables["batch_stats"], x, labels
     )
-    expected = {k.split("/", 1)[1]: v for k, v in golden.ARRAYS.items() if k.startswith(name + "/")}
-    np.testing.assert_allclose(logits, expected["train_logits"], rtol=0, atol=2e-5)
-    np.testing.assert_allclose(loss, expected["train_loss"], rtol=1e-6)
+    for leaf in jax.tree.leaves((loss, logits, stats, grads)):
+        assert leaf.dtype == dtype
+    arrays = golden.ARRAYS64
+    expected = {k.split("/", 1)[1]: arrays[k] for k in arrays if k.startswith(name + "/")}
+    assert_close(logits, expected["train_logits"], dtype)
+    assert_close(loss, expected["train_loss"], dtype)
 
     ours = sret_jax.to_torch({"params": grads, "batch_stats": stats}, model)
     gradients = {k: v for k, v in expected.items() if k.startswith("grad/")}
     buffers = ("running_mean", "running_var")
     keys = golden.MODELS[name]["keys"]
-    assert len(gradients) == len({c for n, c, _ in keys if not n.endswith(buffers)})
+    if name in WITH_GRADIENTS:
+        assert len(gradients) == len({c for n, c, _ in keys if not n.endswith(buffers)})
+    largest = max(np.abs(gradient).max() for gradient in gradients.values()) if gradients else 0
     for key, published in gradients.items():
         gradient = ours[key.removeprefix("grad/")]
         if "patch_embed.conv" in key and key.endswith("bias"):
             # BatchNorm takes the mean away: the exact gradient is 0, both hold rounding noise.
-            assert max(np.abs(gradient).max(), np.abs(published).max()) < 1e-6
+            assert np.abs(gradient).max() < LIMITS[dtype] * largest
         else:
-            atol = tolerance * np.abs(published).max()
-            np.testing.assert_allclose(gradient, published, rtol=0, atol=atol, err_msg=key)
+            assert_close(gradient, published, dtype, key)
 
     before = sret_jax.to_torch(variables, model)
-    statistics = [k for k in expected if k.startswith("after/") and "num_batches" not in k]
+    statistics = [k for k in expected if k.startswith("after/")]
     assert len(statistics) == 6
     for key in statistics:
         buffer = key.removeprefix("after/")
@@ -117,34 +157,47 @@ def check_training_mode(name, dtype, tolerance):
             side = 64 // 2 ** int(buffer.split("bn")[1][0])
             n = 8 * side**2
             new = 0.9 * before[buffer] + (new - 0.9 * before[buffer]) * n / (n - 1)
-        np.testing.assert_allclose(new, expected[key], rtol=1e-5, atol=1e-6, err_msg=key)
+        assert_close(new, expected[key], dtype, key)
 
 
-@pytest.mark.parametrize("name", TINY_TRAINED)
-def test_forty_adamw_steps_follow_the_published_loss_curve(name):
-    model = golden.build(name, permutation="identity")
-    variables = golden.variables(model)
-    optimizer = optax.adamw(
-        lambda t: 1e-3 * jnp.minimum(1.0, (t + 1) / 10), weight_decay=0.05, mask=decay_mask
-    )
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("tiny_sliced", 6), *(pytest.param(name, 40, marks=pytest.mark.slow) for name in TINY)],
+)
+def test_adamw_steps_follow_the_published_loss_curve(name, steps):
+    with jax.enable_x64(True):
+        losses = adamw_losses(golden.build(name, permutation="identity", dtype=np.float64), steps)
+    assert_close(losses, golden.ARRAYS64[f"{name}/adamw_losses"][:steps], "float64")
+
+
+def adamw_losses(model, steps):
+    variables = golden.variables(model, "float64")
+    optimizer = make_optimizer(common.get_config().optim)
 
     @jax.jit
-    def step(params, batch_stats, opt_state, images, labels):
+    def step(params, batch_stats, opt_state, images, labels, lr):
         (loss, (_, batch_stats)), grads = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)(
             model, params, batch_stats, images, labels
         )
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), batch_stats, opt_state, loss
+        direction, opt_state = optimizer.update(grads, opt_state, params, weight_decay=0.05)
+        params = optax.apply_updates(params, optax.tree.scale(-lr, direction))
+        return params, batch_stats, opt_state, loss
 
     params, batch_stats = variables["params"], variables["batch_stats"]
     opt_state = optimizer.init(params)
     losses = []
-    for t in range(40):
+    for t in range(steps):
+        images, labels = golden.adamw_batch(t)
         params, batch_stats, opt_state, loss = step(
-            params, batch_stats, opt_state, *golden.adamw_batch(t)
+            params,
+            batch_stats,
+            opt_state,
+            images.astype("float64"),
+            labels,
+            1e-3 * min(1, (t + 1) / 10),
         )
-        losses.append(loss)
-    np.testing.assert_allclose(losses, golden.ARRAYS[f"{name}/adamw_losses"], rtol=1e-4)
+        losses.append(float(loss))
+    return losses
 
 
 @pytest.mark.parametrize(("name", "overrides", "published"), GMACS)
