@@ -359,6 +359,12 @@ def _none_readable(workdir: epath.Path, step: int | None, steps: list[int]) -> U
     return UserError(f"{folder} holds no readable step {step}; there are {steps}")
 
 
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Whether a run has saved a step there, readable or not."""
+    folder = workdir / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def open_existing(workdir: epath.Path) -> Checkpoints:
     """The checkpoints of a workdir, to read.
 

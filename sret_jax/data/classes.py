@@ -1,29 +1,56 @@
 """Classes compared by name: those of a model with those of data."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
+
+from sret_jax.errors import UserError
 
 
 def difference(there: Sequence[str], here: Sequence[str], where: str = "here") -> str:
     """The first class whose names differ, in words; "" where names and order are the same.
-
-    Names that are only here come first, then those that are only there, then another order.
 
     Args:
       there: class names by number, e.g. of a run.
       here: those that are compared with them.
       where: what "here" is, in words.
     """
-    theirs, ours = set(there), set(here)
-    numbers = [
-        *(number for number, name in enumerate(here) if name not in theirs),
-        *(number for number, name in enumerate(there) if name not in ours),
-        *(number for number, pair in enumerate(zip(there, here, strict=False)) if len({*pair}) > 1),
-    ]
-    if not numbers:
+    pairs = enumerate(zip_longest(there, here))
+    number, pair = next(((i, pair) for i, pair in pairs if pair[0] != pair[1]), (0, None))
+    if pair is None:
         return ""
-    first = numbers[0]
-    old, new = (repr(names[first]) if first < len(names) else "none" for names in (there, here))
-    counts = ""
+    old, new = ("none" if name is None else repr(name) for name in pair)
+    facts = []
     if len(there) != len(here):
-        counts = f" ({len(there):,} classes there, {len(here):,} {where})"
-    return f"class {first} is {old} there and {new} {where}{counts}"
+        facts.append(f"{len(there):,} classes there, {len(here):,} {where}")
+    for place, names, others in (("there", there, here), (where, here, there)):
+        known = set(others)
+        if only := [repr(name) for name in names if name not in known]:
+            facts.append(f"only {place}: {', '.join(only[:2])}{', ...' * (len(only) > 2)}")
+    more = f" ({'; '.join(facts)})" if facts else ""
+    return f"class {number} is {old} there and {new} {where}{more}"
+
+
+def check_known(known: Sequence[str], here: Sequence[str], what: str, remedy: str) -> None:
+    """Checks that data have no class that a model was not trained on; fewer, in any order, will do.
+
+    Args:
+      known: the model's class names.
+      here: those of the data.
+      what: the model is, in words.
+      remedy: what the user can do.
+
+    Raises:
+      UserError: a class of the data is not among those known.
+    """
+    names = set(known)
+    unknown = [name for name in here if name not in names]
+    if unknown:
+        raise UserError(
+            f"{what} was not trained on the class {unknown[0]!r}: "
+            f"{difference(known, here, 'in the data')}; {remedy}"
+        )
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether the names are "0", "1", ... in this order, so that they say which label they mean."""
+    return list(names) == [str(number) for number in range(len(names))]

@@ -67,6 +67,7 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
       UserError: no trained run, or loops that its model cannot have.
     """
     rows: dict[tuple[str, int], Row] = {}
+    said: set[str] = set()
     for workdir in workdirs:
         group = re.sub(r"[-_.]?\d+$", "", workdir.name) or workdir.name
         config = load_config(workdir)
@@ -75,6 +76,10 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
         for number in loops:
             config.model.loops = number
             found = evaluate_weights(config, workdir)
+            for remark in found.remarks:
+                if remark not in said:
+                    print(remark)
+            said.update(found.remarks)
             gmacs = model_macs(found.model) / 1e9
             row: Row = {"run": group, "loops": number, "gmacs": gmacs, "top1": []}
             results = found.results.get("eval_ema", found.results["eval"])

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -13,6 +14,7 @@ from sret_jax.checkpoints.manager import open_existing, read_weights, saved_shap
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size
 from sret_jax.data.sources import Source
+from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader
@@ -21,10 +23,10 @@ from sret_jax.parallel.preemption import Preemption
 from sret_jax.training.adaptation import adapt, as_saved, changes
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
-from sret_jax.training.config_model import build_model, create_from_config
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.evaluation import Evaluator, Results, table
-from sret_jax.training.experiment import open_split
+from sret_jax.training.labelled import open_labelled
 
 EVAL_FILE = "eval.json"
 
@@ -38,7 +40,9 @@ class Evaluation:
       source: the images.
       step: of the weights.
       results: by name of the weights.
-      confusions: likewise; empty for many classes.
+      confusions: likewise; empty for very many classes.
+      present: classes that have images, as far as is known.
+      remarks: sentences on how the labels were numbered, and on classes without images.
     """
 
     model: SReT
@@ -46,6 +50,8 @@ class Evaluation:
     step: int
     results: Results
     confusions: dict[str, Confusion]
+    present: int
+    remarks: tuple[str, ...]
 
 
 def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
@@ -53,22 +59,28 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
 
     Args:
       config: of the model and the data.
-      workdir: holds checkpoints/; eval.json is written there, and, of up to 200 classes,
-        per_class.json and confusion.png.
+      workdir: holds checkpoints/; eval.json and per_class.json are written there, and, of up to
+        200 classes, confusion.png.
 
     Returns:
-      What eval.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}}.
+      What eval.json holds: {"step", "classes": {"model", "present"}, "eval": {"top1", "top5",
+      "loss"}, "eval_ema": {...}}; where not all classes of the model are present also
+      "top1_among_present", over the logits of those alone; and the "remarks" of `Evaluation`.
 
     Raises:
       UserError: whatever the user can mend; before any compilation.
       Preempted: SIGTERM or Ctrl-C came.
     """
     found = evaluate_weights(config, workdir)
-    report = {"step": found.step, **found.results}
+    classes = {"model": found.model.num_classes, "present": found.present}
+    remarks = {"remarks": list(found.remarks)} if found.remarks else {}
+    report = {"step": found.step, "classes": classes, **remarks, **found.results}
     if is_leader():
         print(
             f"{workdir} at step {found.step:,}, {len(found.source):,} images of "
-            f"{config.data.name}:\n{table(found.results)}"
+            f"{config.data.name}:\n{table(found.results)}",
+            *found.remarks,
+            sep="\n",
         )
         write_json(workdir / EVAL_FILE, report)
         print(f"Written: {workdir / EVAL_FILE}")
@@ -85,7 +97,7 @@ def evaluate_weights(config: ConfigDict, workdir: epath.Path) -> Evaluation:
     `with_loops` and `with_image_size`. Raises as `evaluate_checkpoint` does.
     """
     with agreed():
-        model, source, mesh = _open(config, workdir)
+        model, source, mesh, remark = _open(config, workdir)
         trained = as_saved(model, saved_shapes(workdir)).clone(num_classes=model.num_classes)
     abstract = abstract_variables(trained)
     shardings = state_shardings(abstract, mesh)
@@ -99,7 +111,27 @@ def evaluate_weights(config: ConfigDict, workdir: epath.Path) -> Evaluation:
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
         results = evaluator.evaluate(weights, preemption.check)
     BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
-    return Evaluation(model, source, step, results, evaluator.confusions)
+    present = _present(source, model, evaluator.confusions)
+    remarks = [remark] if remark else []
+    if not present.all():
+        for name, top1 in evaluator.top1_among(present).items():
+            results[name]["top1_among_present"] = top1
+        remarks.append(
+            f"There are images of {present.sum():,} of the model's {model.num_classes:,} classes. "
+            "Top-1, top-5 and loss are over the logits of all classes; 'top-1 among' is over the "
+            "logits of those that have images."
+        )
+    return Evaluation(
+        model, source, step, results, evaluator.confusions, int(present.sum()), tuple(remarks)
+    )
+
+
+def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> np.ndarray:
+    """Which classes have images, or of very many classes which the data name; (K,) bool."""
+    for confusion in confusions.values():
+        return confusion.images > 0
+    named = np.isin(source.class_names, source.classes_here)
+    return np.pad(named, (0, model.num_classes - len(named)))
 
 
 def _say(message: str) -> None:
@@ -107,7 +139,7 @@ def _say(message: str) -> None:
         print(message, flush=True)
 
 
-def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh]:
+def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh, str]:
     check_numbers(config)
     mesh = make_mesh(config.fsdp)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
@@ -115,5 +147,9 @@ def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh]:
     EvalTransform(config.model.image_size, config.data.test_crop)
     open_existing(workdir).close()
     check_writable(workdir)
-    source = open_split(config, workdir, config.data.eval_split)
-    return build_model(config, len(source.class_names)), source, mesh
+    head = saved_shapes(workdir).get("params/head/bias", ())
+    if len(head) != 1:
+        raise UserError(f"{workdir} holds weights of no model of this project; correct the path")
+    source, remark = open_labelled(config, workdir, logits=head[0])
+    given = config.model.num_classes
+    return create_from_config(config, head[0] if given is None else given), source, mesh, remark

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from sret_jax.data.imagenet import display_names
 from sret_jax.files import write_json, written_whole
 
 PER_CLASS_FILE, CONFUSION_FILE = "per_class.json", "confusion.png"
-MOST_CLASSES = 200  # more make no picture to read, and counts that cost
+MOST_CLASSES = 2000  # more make counts that cost
+MOST_DRAWN = 200  # more make no picture to read
 MOST_NUMBERS = 20  # classes up to which the picture shows counts
 WORST = 3  # classes named in a line
 
@@ -33,11 +35,21 @@ class Confusion:
 
     Attributes:
       counts: (K, K + 1), as `count` makes them.
-      class_names: K names.
+      class_names: K names, of ImageNet's classes their WordNet ids.
     """
 
     counts: np.ndarray
     class_names: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """What a person calls the classes; K names."""
+        return display_names(self.class_names)
+
+    @property
+    def few(self) -> bool:
+        """Whether the classes are few enough for a picture."""
+        return len(self.class_names) <= MOST_DRAWN
 
     @property
     def images(self) -> np.ndarray:
@@ -52,7 +64,8 @@ class Confusion:
 
     def worst(self) -> str:
         """One line on the classes recognised least."""
-        order = [k for k in np.argsort(self.accuracy, kind="stable") if self.accuracy[k] < 1]
+        accuracy = self.accuracy
+        order = [k for k in np.argsort(accuracy, kind="stable") if accuracy[k] < 1]
         if not order:
             return "Every image of every class is recognised."
         return "Worst classes: " + "; ".join(map(self._in_words, order[:WORST])) + "."
@@ -60,22 +73,29 @@ class Confusion:
     def _in_words(self, k: int) -> str:
         others = self.counts[k].copy()
         others[k] = 0
-        words = f"{self.class_names[k]!r} {100 * self.accuracy[k]:.1f}% of {self.images[k]:,}"
+        names = [*self.names, "unreadable"]
+        words = f"{names[k]!r} {100 * self.accuracy[k]:.1f}% of {self.images[k]:,}"
         if not others.any():
             return words
         taken = others.argmax()
-        names = [*self.class_names, "unreadable"]
         return f"{words} ({others[taken]:,} taken for {names[taken]!r})"
 
     def to_json(self) -> dict[str, Any]:
-        """What per_class.json holds of it."""
-        return {
-            "per_class": {
-                name: {"images": int(n), "top1": float(share) if n else None}
-                for name, n, share in zip(self.class_names, self.images, self.accuracy, strict=True)
-            },
-            "confusion": self.counts.tolist(),
+        """What per_class.json holds of it: accuracy by class, null of a class without images.
+
+        ImageNet's classes are there by their WordNet ids and have a name too; of few classes there
+        are also the counts.
+        """
+        columns = (self.class_names, self.names, self.images.tolist(), self.accuracy.tolist())
+        per_class = {
+            key: {
+                **({} if name == key else {"name": name}),
+                "images": images,
+                "top1": top1 if images else None,
+            }
+            for key, name, images, top1 in zip(*columns, strict=True)
         }
+        return {"per_class": per_class} | ({"confusion": self.counts.tolist()} if self.few else {})
 
     def draw(self, path: epath.Path, step: int) -> None:
         """Draws the shares of each true class (a row) that are taken for each class (a column)."""
@@ -91,7 +111,7 @@ class Confusion:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # errors are few
         figure.colorbar(image, label="share of the true class", shrink=0.8)
-        names = [name if len(name) <= 16 else name[:15] + "…" for name in self.class_names]
+        names = [name if len(name) <= 16 else name[:15] + "…" for name in self.names]
         size = min(9.0, 600 / max(classes, 1))
         axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
@@ -109,7 +129,7 @@ class Confusion:
 
 
 def write_confusions(workdir: epath.Path, step: int, confusions: dict[str, Confusion]) -> None:
-    """Writes per_class.json, and confusion.png of the raw weights.
+    """Writes per_class.json, and where classes are few confusion.png of the raw weights.
 
     Args:
       workdir: where to.
@@ -118,4 +138,5 @@ def write_confusions(workdir: epath.Path, step: int, confusions: dict[str, Confu
     """
     content = {name: confusion.to_json() for name, confusion in confusions.items()}
     write_json(workdir / PER_CLASS_FILE, {"step": step, **content})
-    confusions["eval"].draw(workdir / CONFUSION_FILE, step)
+    if confusions["eval"].few:
+        confusions["eval"].draw(workdir / CONFUSION_FILE, step)

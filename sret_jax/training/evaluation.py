@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import metrics
 from jax.sharding import Mesh
@@ -72,11 +73,13 @@ class Evaluator:
           mesh: from `make_mesh`.
           shardings: of the weights.
         """
+        self._images = len(source)
         self._steps = steps_per_pass(source, config.eval_batch_size)
         self._empty = jax.device_put(empty_totals(model.num_classes), replicated(mesh))
         unnamed = map(str, range(len(source.class_names), model.num_classes))
         self._class_names = [*source.class_names, *unnamed]
         self.confusions: dict[str, Confusion] = {}
+        self._better: dict[str, np.ndarray] = {}
         self._step = make_eval_step(model, mesh, shardings)
         self.loader = eval_loader(
             source, config, model.image_size, config.eval_batch_size, batch_sharding(mesh)
@@ -95,11 +98,16 @@ class Evaluator:
           {name: {"top1", "top5" (shares), "loss" (nats)}}.
         """
         totals = dict.fromkeys(weights, self._empty)
+        better: dict[str, list[np.ndarray]] = {name: [] for name in weights}
         for batch in islice(self.loader, self._steps):
-            totals = {name: self._step(weights[name], batch, totals[name]) for name in weights}
+            found = {name: self._step(weights[name], batch, totals[name]) for name in weights}
+            totals = {name: total for name, (total, _) in found.items()}
+            for name, (_, bits) in found.items():
+                better[name].append(jax.device_get(bits))
             jax.block_until_ready(totals)  # keeps one batch on the device at a time
             between_batches()
         totals = jax.device_get(totals)
+        self._better = {name: np.concatenate(bits) for name, bits in better.items()}
         self.confusions = {
             name: Confusion(total.counts, self._class_names)
             for name, total in totals.items()
@@ -110,15 +118,29 @@ class Evaluator:
             for name, total in totals.items()
         }
 
+    def top1_among(self, classes: np.ndarray) -> dict[str, float]:
+        """Top-1 of the last pass with the logits of some classes alone, by name of the weights.
+
+        Args:
+          classes: which ones, (K,) bool; those of all images are among them.
+        """
+        chosen = np.packbits(classes)
+        return {
+            name: 1 - int(np.any(better & chosen, axis=-1).sum()) / self._images
+            for name, better in self._better.items()
+        }
+
 
 def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:
-    """Builds the jitted step (variables, batch, totals so far) -> totals.
+    """Builds the jitted step (variables, batch, totals so far) -> (totals, better logits).
 
-    Padding is masked. An unreadable image counts as wrong and has no loss.
+    Padding is masked. An unreadable image counts as wrong and has no loss. The second says which
+    logits of an image exceed that of its label, as bits (B, ceil(K / 8)): all of an unreadable
+    image, none of padding.
     """
     model = model.clone(mesh=mesh)
 
-    def eval_step(variables: Variables, batch: Batch, so_far: Totals) -> Totals:
+    def eval_step(variables: Variables, batch: Batch, so_far: Totals) -> tuple[Totals, jax.Array]:
         rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
         logits: Any = model.apply(variables, normalise(batch["image"]), train=False, rngs=rngs)
         labels, real = batch["label"], batch["real"]
@@ -133,7 +155,11 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
         counts = so_far.counts
         if counts is not None:
             counts += count(logits, labels, real, readable)
-        return Totals(so_far.metrics.merge(new), counts)
+        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        first = labels[:, None] <= jnp.arange(logits.shape[-1])[None]  # goes first among equals
+        worse = (logits < own) | ((logits == own) & first)  # (B, K)
+        better = ~(worse & readable[:, None]) & real[:, None]
+        return Totals(so_far.metrics.merge(new), counts), jnp.packbits(better, axis=-1)
 
     return jax.jit(
         eval_step,
@@ -149,10 +175,12 @@ def percent(share: float) -> str:
 
 def table(results: Results) -> str:
     """The results as a small aligned table."""
-    rows = [f"{'weights':<10} {'top-1':>8} {'top-5':>8} {'loss':>8}"]
+    columns = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
+    if any("top1_among_present" in r for r in results.values()):
+        columns["top1_among_present"] = "top-1 among"
     titles = {"eval": "raw", "eval_ema": "EMA"}
-    rows += [
-        f"{titles[name]:<10} {percent(r['top1']):>8} {percent(r['top5']):>8} {r['loss']:>8.4f}"
-        for name, r in results.items()
-    ]
+    rows = [f"{'weights':<10}" + "".join(f" {title:>8}" for title in columns.values())]
+    for name, result in results.items():
+        values = (f"{result[c]:.4f}" if c == "loss" else percent(result[c]) for c in columns)
+        rows.append(f"{titles[name]:<10}" + "".join(f" {value:>8}" for value in values))
     return "\n".join(rows)

@@ -13,7 +13,9 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sret_jax.checkpoints.manager import has_checkpoints
 from sret_jax.data import sources
+from sret_jax.data.classes import check_known
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
@@ -28,6 +30,7 @@ from sret_jax.training.hyperparameters import Hyperparameters, make_hyperparamet
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer
+from sret_jax.training.pretrained import class_names
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
 from sret_jax.training.stored_labels import check_same_data, stored_labels
@@ -161,7 +164,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     check_writable(workdir)
     mesh = make_mesh(config.fsdp)
     check_settings(config, mesh)  # mistakes show before data is opened
-    train_source = open_split(config, workdir, config.data.train_split)
+    train_source = _open_training_split(config, workdir)
     classes = train_source.class_names
     eval_source = open_split(config, workdir, config.data.eval_split, classes)
     computation = build_computation(
@@ -178,6 +181,22 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     return Experiment(
         **vars(computation), workdir=workdir, train_source=train_source, eval_source=eval_source
     )
+
+
+def _open_training_split(config: ConfigDict, workdir: epath.Path) -> sources.Source:
+    """The training split, its labels those of the run in the workdir, if one has begun there."""
+    source = open_split(config, workdir, config.data.train_split)
+    kept = class_names(workdir) if has_checkpoints(workdir) else None
+    if kept is None or kept == source.class_names:
+        return source
+    check_known(
+        kept,
+        source.classes_here,
+        str(workdir),
+        "give the data of that run, or another --workdir, to which config.init_from takes its "
+        "weights",
+    )
+    return open_split(config, workdir, config.data.train_split, kept)
 
 
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:

@@ -1,22 +1,40 @@
 import pytest
 
-from sret_jax.data.classes import difference
+from sret_jax.data.classes import check_known, difference
+from sret_jax.errors import UserError
+
+THERE = ["cat", "dog", "emu"]
 
 
 @pytest.mark.parametrize(
     ("here", "sentence"),
     [
-        (["cat", "dog", "emu"], ""),
-        (["cat", "doge", "emu"], "class 1 is 'dog' there and 'doge' here"),
+        (THERE, ""),
+        (
+            ["cat", "doge", "emu"],
+            "class 1 is 'dog' there and 'doge' here (only there: 'dog'; only here: 'doge')",
+        ),
         (
             ["ant", "cat", "dog", "emu"],
-            "class 0 is 'cat' there and 'ant' here (3 classes there, 4 ",
+            "class 0 is 'cat' there and 'ant' here (3 classes there, 4 here; only here: 'ant')",
         ),
-        (["cat", "emu"], "class 1 is 'dog' there and 'emu' here (3 classes there, 2 here)"),
-        (["cat", "dog"], "class 2 is 'emu' there and none here (3 classes there, 2 here)"),
+        (
+            ["cat", "dog"],
+            "class 2 is 'emu' there and none here (3 classes there, 2 here; only there: 'emu')",
+        ),
         (["cat", "emu", "dog"], "class 1 is 'dog' there and 'emu' here"),
     ],
 )
 def test_the_first_class_that_differs_is_named_with_its_number(here, sentence):
-    found = difference(["cat", "dog", "emu"], here)
-    assert found.startswith(sentence) and bool(found) == bool(sentence)
+    assert difference(THERE, here) == sentence
+
+
+def test_fewer_classes_in_any_order_are_known_and_others_are_not():
+    check_known(THERE, ["emu", "cat"], "RUN", "correct it")
+    with pytest.raises(UserError) as error:
+        check_known(THERE, ["emu", "ox"], "RUN", "correct it")
+    assert str(error.value) == (
+        "RUN was not trained on the class 'ox': class 0 is 'cat' there and 'emu' in the data "
+        "(3 classes there, 2 in the data; only there: 'cat', 'dog'; only in the data: 'ox'); "
+        "correct it"
+    )

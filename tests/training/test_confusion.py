@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sret_jax.data.imagenet import imagenet_ids
 from sret_jax.training.confusion import Confusion, count, write_confusions
 from sret_jax.training.evaluation import empty_totals
 
@@ -20,9 +21,9 @@ def test_counts_are_by_label_and_prediction_without_padding():
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_many_classes_are_not_counted_by_class():
-    assert empty_totals(200).counts.shape == (200, 201)
-    assert empty_totals(1000).counts is None
+def test_very_many_classes_are_not_counted_by_class():
+    assert jax.eval_shape(lambda: empty_totals(1000)).counts.shape == (1000, 1001)
+    assert empty_totals(20_000).counts is None
 
 
 COUNTS = np.array([[8, 2, 0, 0], [1, 5, 1, 3], [0, 0, 0, 0]])
@@ -51,3 +52,16 @@ def test_accuracy_by_class_and_a_picture_are_written(confusion, tmp_path):
     assert written["eval"]["confusion"] == COUNTS.tolist()
     pixels = np.asarray(Image.open(tmp_path / "confusion.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50  # not blank
+
+
+def test_imagenet_s_classes_are_written_by_id_and_name_and_without_a_picture(tmp_path):
+    counts = np.zeros((1000, 1001), int)
+    counts[:2, :2] = [[3, 1], [0, 2]]
+    confusion = Confusion(counts, imagenet_ids())
+    assert confusion.worst() == "Worst classes: 'tench' 75.0% of 4 (1 taken for 'goldfish')."
+    write_confusions(tmp_path, 7, {"eval": confusion})
+    written = json.loads((tmp_path / "per_class.json").read_text())["eval"]
+    assert written.keys() == {"per_class"} and len(written["per_class"]) == 1000
+    assert written["per_class"]["n01440764"] == {"name": "tench", "images": 4, "top1": 0.75}
+    assert written["per_class"]["n01484850"]["top1"] is None
+    assert not (tmp_path / "confusion.png").exists()
