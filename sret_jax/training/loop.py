@@ -43,7 +43,7 @@ def train(
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
     Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png,
-    result.json, and of up to 200 classes per_class.json and confusion.png there; rollbacks.json
+    result.json, per_class.json and of up to 200 classes confusion.png there; rollbacks.json
     where losses were not finite, and crash/ after a crash.
 
     Args:
