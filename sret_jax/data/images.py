@@ -48,16 +48,24 @@ def decode(data: bytes) -> Image.Image:
         which none is then decoded.
     """
     try:
-        image = _upright(Image.open(io.BytesIO(data), formats=FORMATS))
-        if image.mode.startswith("I"):
-            return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-        if "transparency" in image.info:
-            image = image.convert("RGBA")
-        return image.convert("RGB")
+        return upright_rgb(Image.open(io.BytesIO(data), formats=FORMATS))
     except UnidentifiedImageError as e:
         raise BadImage(f"no readable {', '.join(FORMATS)}") from e
     except Exception as e:  # of damaged bytes Pillow raises almost anything
         raise BadImage(str(e)) from e
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image of any mode as upright RGB; see `decode`."""
+    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
+    turn = UPRIGHT.get(jpeg.orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -> np.ndarray:
@@ -130,9 +138,3 @@ class EvalTransform:
         box = (square[0] * x, square[1] * y, square[2] * x, square[3] * y)
         size = (self.size, self.size)
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
-    turn = UPRIGHT.get(jpeg.orientation(image))
-    return image if turn is None else image.transpose(turn)

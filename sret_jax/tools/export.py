@@ -3,11 +3,13 @@
 python -m sret_jax.tools.export --checkpoint=RUN OUT
 python OUT/run.py photo.jpg
 
-OUT holds model.stablehlo (the weights inside), labels.json, preprocess.json, README.md and run.py.
+OUT holds model.stablehlo (the weights inside), labels.json, preprocess.json, README.md, run.py and
+requirements.txt, which lists what reads it.
 The model takes uint8 RGB images (B, S, S, 3), any B, and gives float32 logits (B, classes).
 """
 
 import argparse
+import importlib.metadata
 import pathlib
 from typing import Any
 
@@ -27,17 +29,30 @@ from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL, LABELS, PREPROCESS = "model.stablehlo", "labels.json", "preprocess.json"
+REQUIREMENTS = "requirements.txt"
 
 README = """\
 # An exported Sliced Recursive Transformer
 
-`{model}` was written by `jax.export` {jax} for {platforms}; JAX promises that releases of the six
-months after can read it. It takes uint8 RGB images ({batch}, {size}, {size}, 3), any {batch}, and
-gives float32 logits ({batch}, {classes}); normalisation is inside. `{preprocess}` says how images
-are made that size, `{labels}` what the logits stand for.
+`{model}` was written by `jax.export` {jax} for {platforms}. It takes uint8 RGB images
+({batch}, {size}, {size}, 3), any {batch}, and gives float32 logits ({batch}, {classes});
+normalisation is inside. `{preprocess}` says how images are made that size, `{labels}` what the
+logits stand for.
 
-    pip install jax numpy pillow
+    pip install -r {requirements}
     python run.py IMAGE...
+
+It needs Python {python}. `{requirements}` names the version of jax that wrote the model and so
+certainly reads it; for a GPU or TPU install jax[cuda13], jax[cuda12] or jax[tpu] of that version
+on top. JAX promises that releases of the six months after read it too; an older one may not, and
+`run.py` then says so.
+"""
+
+REQUIREMENTS_TEXT = """\
+jax=={jax}
+flatbuffers>=24.3.25
+numpy>=2.0,<3
+pillow>=11
 """
 
 
@@ -72,6 +87,7 @@ def write_export(trained: Trained, folder: epath.Path) -> None:
         (temporary / MODEL).write_bytes(program.serialize())
         write_json(temporary / LABELS, trained.classes)
         write_json(temporary / PREPROCESS, preprocessing(trained))
+        write_text(temporary / REQUIREMENTS, REQUIREMENTS_TEXT.format(jax=jax.__version__))
         write_text(temporary / "README.md", _readme(trained))
         write_text(temporary / "run.py", pathlib.Path(exported.__file__).read_text("utf-8"))
         temporary.rename(folder)
@@ -116,7 +132,10 @@ def _readme(trained: Trained) -> str:
         model=MODEL,
         labels=LABELS,
         preprocess=PREPROCESS,
+        requirements=REQUIREMENTS,
         jax=jax.__version__,
+        python=importlib.metadata.metadata("jax")["Requires-Python"].replace(">=", "")
+        + " or newer",
         platforms=", ".join(PLATFORMS),
         batch="b",
         size=trained.model.image_size,

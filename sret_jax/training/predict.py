@@ -13,10 +13,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from sret_jax.data.images import BadImage, EvalTransform
-from sret_jax.data.read_ahead import available_cores
+from sret_jax.data.images import BadImage, EvalTransform, upright_rgb
 from sret_jax.errors import UserError
 from sret_jax.models.sret import SReT
+from sret_jax.parallel.host import available_cores
 from sret_jax.training.step import normalise
 
 BATCH = 32
@@ -127,6 +127,6 @@ def _encoded(image: Picture) -> bytes:
         image = Image.fromarray(np.asarray(image))
     if isinstance(image, Image.Image):
         file = io.BytesIO()
-        image.convert("RGB").save(file, format="PNG")
+        upright_rgb(image).save(file, format="PNG")
         return file.getvalue()
     return epath.Path(image).read_bytes()

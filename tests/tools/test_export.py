@@ -1,15 +1,21 @@
 """The exported model, run where this package is not."""
 
+import importlib.util
+import io
 import json
+import shutil
 import subprocess
 import sys
+import venv
 
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_image
 
 import sret_jax
+from sret_jax.data.images import EvalTransform
 from sret_jax.tools import export
 from sret_jax.tools.trained import Trained
 from sret_jax.training.predict import logits_of
@@ -72,6 +78,102 @@ def test_the_script_beside_it_says_what_predict_says(exported, saved_run, tmp_pa
     best = np.argsort(-probabilities)[:5]
     expected = ", ".join(f"{100 * probabilities[i]:.1f}% digit {i}" for i in best)
     assert said == [f"{photograph}: {expected}"]
+
+
+def run_script(exported):
+    """The run.py of an export, as a module."""
+    spec = importlib.util.spec_from_file_location("run", exported / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FLOWER = Image.fromarray(load_sample_image("flower.jpg")).resize((64, 43))
+GREY = np.asarray(FLOWER.convert("L"))
+FRAMES = dict(save_all=True, append_images=[FLOWER.rotate(180)])
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    return tags
+
+
+KINDS = {
+    "jpeg": (FLOWER, "JPEG", {}),
+    "progressive jpeg": (FLOWER, "JPEG", dict(progressive=True)),
+    "greyscale jpeg": (FLOWER.convert("L"), "JPEG", {}),
+    "cmyk jpeg": (FLOWER.convert("CMYK"), "JPEG", {}),
+    **{f"jpeg turned {i}": (FLOWER, "JPEG", dict(exif=exif(i))) for i in range(2, 10)},
+    "png": (FLOWER, "PNG", {}),
+    "png turned": (FLOWER, "PNG", dict(exif=exif(6))),
+    "one bit png": (FLOWER.convert("1"), "PNG", {}),
+    "palette png": (FLOWER.convert("P"), "PNG", {}),
+    "palette png with transparency": (
+        FLOWER.convert("P"),
+        "PNG",
+        dict(transparency=bytes(range(256))),
+    ),
+    "png with one transparent colour": (FLOWER, "PNG", dict(transparency=(0, 0, 0))),
+    "png with transparency": (FLOWER.convert("RGBA").rotate(20), "PNG", {}),
+    "greyscale png with transparency": (FLOWER.convert("LA").rotate(20), "PNG", {}),
+    "16-bit png": (Image.fromarray(GREY.astype(np.uint16) * 256 + 17), "PNG", {}),
+    "gif": (FLOWER, "GIF", {}),
+    "gif with transparency": (FLOWER.convert("P"), "GIF", dict(transparency=3)),
+    "moving gif": (FLOWER, "GIF", FRAMES),
+    "webp": (FLOWER, "WEBP", {}),
+    "webp with transparency": (FLOWER.convert("RGBA").rotate(20), "WEBP", {}),
+    "moving webp": (FLOWER, "WEBP", FRAMES),
+    "bmp": (FLOWER, "BMP", {}),
+    "greyscale bmp": (FLOWER.convert("L"), "BMP", {}),
+    "wide png": (FLOWER.resize((900, 21)), "PNG", {}),
+    "tall png": (FLOWER.resize((3, 400)), "PNG", {}),
+}
+
+
+def test_the_script_sees_every_kind_of_image_as_evaluation_does(exported):
+    run, view = run_script(exported), EvalTransform(16, 0.8)
+    for kind, (image, form, settings) in KINDS.items():
+        file = io.BytesIO()
+        image.save(file, form, **settings)
+        expected = view(file.getvalue())
+        np.testing.assert_array_equal(run.preprocess(Image.open(file)), expected, kind)
+        assert expected.std() > 10, kind  # no white or black square
+
+
+def test_a_model_that_jax_cannot_read_is_a_sentence_with_both_versions(exported, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(exported, folder)
+    (folder / "requirements.txt").write_text("jax==99.1.2\nnumpy\n")
+    model = (folder / "model.stablehlo").read_bytes()
+    later = model.replace(b"ML\xefR", b"MLxR")  # what MLIR's bytecode begins with
+    assert later != model
+    (folder / "model.stablehlo").write_bytes(later)
+    done = subprocess.run(
+        [sys.executable, folder / "run.py", "x.jpg"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"written by jax 99.1.2, and jax {jax.__version__} here cannot read it" in done.stderr
+    assert f"pip install -r {folder / 'requirements.txt'}" in done.stderr
+
+
+@pytest.mark.slow  # installs jax
+def test_a_new_environment_with_what_the_readme_names_runs_it(exported, saved_run, tmp_path):
+    photograph = tmp_path / "flower.jpg"
+    Image.fromarray(load_sample_image("flower.jpg")).save(photograph)
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    commands = [line.strip() for line in (exported / "README.md").read_text().splitlines()]
+    install = next(line for line in commands if line.startswith("pip install")).split()
+    subprocess.run([python, "-m", *install], cwd=exported, check=True)
+    done = subprocess.run(
+        [python, "run.py", photograph], cwd=exported, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    model, variables = sret_jax.load(saved_run)
+    (probabilities,) = sret_jax.predict(model, variables, [photograph], test_crop=0.8)
+    assert f"% digit {np.argmax(probabilities)}," in done.stdout
 
 
 def test_labels_and_preprocessing_lie_beside_it(exported):

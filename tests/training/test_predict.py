@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import sret_jax
 from sret_jax.data.images import EvalTransform
@@ -38,6 +38,18 @@ def test_every_form_of_a_picture_gives_the_softmax_of_its_evaluation_view(
     view = EvalTransform(32, 0.8)(png.getvalue())
     logits = model.apply(variables, normalise(view[None]), train=False)
     np.testing.assert_allclose(found, np.repeat(jax.nn.softmax(logits), 5, axis=0), atol=1e-6)
+
+
+def test_an_opened_picture_is_seen_as_its_file_is(model_and_variables, tmp_path):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    ramp = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (40, 1))
+    Image.fromarray(ramp).save(tmp_path / "16 bits.png", exif=turned)
+    of_file, opened = sret_jax.predict(
+        *model_and_variables,
+        [tmp_path / "16 bits.png", Image.open(tmp_path / "16 bits.png")],
+    )
+    np.testing.assert_allclose(opened, of_file, atol=1e-7)
 
 
 def test_rows_keep_their_order_beyond_one_batch_and_no_image_gives_no_row(model_and_variables):
