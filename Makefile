@@ -1,4 +1,4 @@
-# make quickstart   trains on real digits, nothing needed but Python 3.11 or newer
+# make quickstart   trains on real digits, nothing needed but Python 3.11, 3.12 or 3.13
 # make test         lint, types and tests
 # make test-slow    the tests that take minutes each
 # make test-chaos   breaks real runs: kills, full disks, lost processes (about an hour)
@@ -27,9 +27,9 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.13"; \
-	  exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "Error: $(PYTHON) is $$($(PYTHON) --version 2>&1), and 3.11, 3.12 and 3.13 are" \
+	    "supported; give one of them: make PYTHON=python3.13" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	@touch $@
