@@ -7,6 +7,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.files import absolute
+from sret_jax.parallel.devices import start_devices
 from sret_jax.training.compilation_cache import keep_compiled
 from sret_jax.training.loop import train
 from sret_jax.training.report import Callback
@@ -35,4 +36,5 @@ def fit(
     """
     workdir = absolute(workdir)
     keep_compiled(workdir)
+    start_devices()
     return train(config, workdir, callbacks)

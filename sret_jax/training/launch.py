@@ -16,8 +16,8 @@ from sret_jax import exit_status
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.parallel import distributed
+from sret_jax.parallel.devices import start_devices
 from sret_jax.parallel.distributed import AgreedError
-from sret_jax.parallel.freed_memory import keep_temporaries
 from sret_jax.parallel.preemption import Preempted
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.compilation_cache import keep_compiled
@@ -43,7 +43,7 @@ def launch(values: flags.FlagValues) -> None:
         start_timeout=values.start_timeout,
         peer_timeout=values.peer_timeout,
     )
-    keep_temporaries()
+    start_devices(keep_freed_memory=True)
     try:
         with _no_peer_waits():
             _run(values)

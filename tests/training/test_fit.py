@@ -2,19 +2,21 @@
 
 import json
 
+import jax
 import pytest
 from etils import epath
 
 import sret_jax
 
 
-def test_fit_trains_tells_its_callbacks_and_resumes(tiny_config, tmp_path):
+def test_fit_trains_tells_its_callbacks_and_resumes(tiny_config, tmp_path, capsys):
     seen = []
     tiny_config.stop_at_step = 2
     report = sret_jax.fit(
         tiny_config, tmp_path, [lambda step, figures: seen.append((step, figures))]
     )
     assert report["step"] == 2
+    assert capsys.readouterr().out.startswith(f"Devices: 8 x cpu, jax {jax.__version__}.\n")
     assert [step for step, figures in seen if "loss" in figures] == [1, 2]
     assert [step for step, figures in seen if "eval_ema/top1" in figures] == [2]
     assert json.loads((tmp_path / "result.json").read_text())["eval"] == report["eval"]
