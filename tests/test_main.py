@@ -21,7 +21,7 @@ MISTAKES = [
     (["--config.batch_size=many"], "--config.batch_size=many"),
     (["--mode=evaluate"], "--mode=evaluate"),
     (["configs/sret_t.py"], "unexpected argument 'configs/sret_t.py'"),
-    (["--processes=2"], "go together; give all three or none"),
+    (["--processes=2"], "give all three, none, or --processes=1 alone"),
     (["--mode=eval"], "holds no checkpoints/"),
     (["--config.augment.mixupp=1.0"], "'augment.mixupp'; did you mean 'augment.mixup'?"),
 ]

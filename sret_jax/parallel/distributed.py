@@ -1,18 +1,29 @@
 """Start-up of several processes, and how they agree to stop."""
 
 import contextlib
+import os
 import pathlib
 import socket
+import sys
+import threading
+import traceback
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed
+from jax._src.clusters import k8s_cluster
 from jax.experimental import multihost_utils
 
+from sret_jax import exit_status
 from sret_jax.errors import UserError
 
 START_TIMEOUT, PEER_TIMEOUT = 300, 100  # seconds
+WAIT_SECONDS = 3.0  # after which a process says whom it waits for
+GRACE_SECONDS = 60  # after start_timeout, until JAX itself would abort the process
+POD_INDEX = "JOB_COMPLETION_INDEX"  # a variable that pods of an indexed Kubernetes job have
 
 
 class AgreedError(UserError):
@@ -109,8 +120,9 @@ def initialize(
     """Joins the other processes of this run; does nothing where there are none.
 
     With no arguments, JAX looks for a cluster it knows (TPU pod slice, SLURM, Open MPI,
-    Kubernetes). With all three, it joins `processes` processes at `coordinator`. A process that
-    waits for the others in vain, or finds later that one is gone, is aborted by JAX itself.
+    Kubernetes). With processes=1 it looks for none. With all three, it joins `processes` processes
+    at `coordinator`. A process that waits says whom for, and ends with status 76 where they do not
+    come; one that finds later that another is gone is aborted by JAX itself.
 
     Args:
       coordinator: HOST:PORT of process 0.
@@ -121,32 +133,97 @@ def initialize(
         again to wait for the others at the end.
 
     Raises:
-      UserError: some but not all of the three are given, or a number is out of range.
+      UserError: some but not all of the three are given, a number is out of range, or JAX cannot
+        find the other pods of a Kubernetes job.
     """
+    for name, value in (("start_timeout", start_timeout), ("peer_timeout", peer_timeout)):
+        if value < 1:
+            raise UserError(f"--{name}={value} must be at least 1 second")
+    if (coordinator, processes, process_id) == (None, 1, None):
+        return
     given = [value is not None for value in (coordinator, processes, process_id)]
     if any(given) != all(given):
         raise UserError(
             f"--coordinator={coordinator}, --processes={processes} and --process_id={process_id} "
-            "go together; give all three or none"
+            "go together; give all three, none, or --processes=1 alone for one process"
         )
     if processes is not None and process_id is not None and not 0 <= process_id < processes:
         raise UserError(
             f"--process_id={process_id} is out of range; use 0 to {processes - 1} "
             f"for --processes={processes}"
         )
-    for name, value in (("start_timeout", start_timeout), ("peer_timeout", peer_timeout)):
-        if value < 1:
-            raise UserError(f"--{name}={value} must be at least 1 second")
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            initialization_timeout=start_timeout,
-            heartbeat_timeout_seconds=peer_timeout,
-            shutdown_timeout_seconds=peer_timeout,
-        )
-    except ValueError as e:
-        no_cluster = "coordinator_address should be defined" in str(e)
-        if coordinator is not None or not no_cluster:
+        with _within(start_timeout), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="\\s*Kubernetes environment detected")
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process_id,
+                initialization_timeout=start_timeout + GRACE_SECONDS,
+                heartbeat_timeout_seconds=peer_timeout,
+                shutdown_timeout_seconds=peer_timeout,
+            )
+    except Exception as e:
+        if coordinator is not None:
             raise
+        if _is_from_kubernetes(e):
+            _run_alone_in_pod(e)
+        elif not (isinstance(e, ValueError) and "coordinator_address should be defined" in str(e)):
+            raise
+        elif POD_INDEX in os.environ:
+            print(
+                f"This is pod {os.environ[POD_INDEX]} of an indexed Kubernetes job, and it runs "
+                'alone; to join the others it needs pip install "jax[k8s]", or --coordinator, '
+                "--processes and --process_id.",
+                flush=True,
+            )
+
+
+@contextlib.contextmanager
+def _within(start_timeout: int) -> Iterator[None]:
+    """Says whom the enclosed start waits for, and ends the process where it waits too long."""
+    started = threading.Event()
+
+    def watch() -> None:
+        if started.wait(min(WAIT_SECONDS, start_timeout)):
+            return
+        state = jax_distributed.global_state  # JAX has found the cluster by now
+        others = f"the other {(state.num_processes or 2) - 1}"
+        place, alone = state.coordinator_address, "to run as one process give --processes=1 alone"
+        print(
+            f"Process {state.process_id} waits up to {start_timeout} s for {others} of this run at "
+            f"{place}; {alone}, to start all in a SLURM allocation use srun.",
+            flush=True,
+        )
+        if not started.wait(start_timeout - WAIT_SECONDS):
+            print(
+                f"Error: process {state.process_id} waited {start_timeout} s for {others} at "
+                f"{place}, and not all came; look at what they print, or {alone}",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(exit_status.HUNG)  # the main thread waits in C++
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        started.set()
+
+
+def _is_from_kubernetes(error: Exception) -> bool:
+    """Whether JAX raised it while it asked Kubernetes for the other processes."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(f.f_globals.get("__name__") == k8s_cluster.__name__ for f in frames)
+
+
+def _run_alone_in_pod(error: Exception) -> None:
+    """Says that the run is one process; raises UserError in a job that may have several."""
+    index, reason = os.environ.get(POD_INDEX), " ".join(str(error).split())
+    if index is not None:
+        raise UserError(
+            f"JAX cannot find the other pods of this Kubernetes job ({reason}); mend that, give "
+            f"--coordinator, --processes and --process_id={index}, or, for this pod alone, "
+            "--processes=1"
+        ) from error
+    print("This Kubernetes pod is in no indexed job and runs as one process.", flush=True)
