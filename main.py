@@ -29,7 +29,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """One call, once the flags are read."""
     del argv
-    # Data workers import this file too and need none of these.
+    # Mistakes on the command line are named before these are loaded.
     from sret_jax.cli import clear_errors, quiet_libraries
     from sret_jax.training.launch import launch
 

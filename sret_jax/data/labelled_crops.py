@@ -22,8 +22,10 @@ class LabelledCrops(Positions):
 
     def __init__(self, parent: grain.MapDataset, labels: SoftLabels, crops_per_image: int):
         self._size = labels.manifest.law.image_size
-        super().__init__(parent, self._size, replace=True)
         self.rows = crops_per_image
+        super().__init__(parent, self._size, replace=True)
+        label_bytes = sum(kind.itemsize for kind in labels.manifest.row_labels.values())
+        self.element_bytes += self.rows * label_bytes
         self._labels = labels
 
     def show(self, index: int, element: dict[str, Any]) -> Rows:

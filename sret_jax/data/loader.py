@@ -60,7 +60,10 @@ class Loader:
 
         elements = batch_size // sharding.num_devices // samples.rows  # of a device
         self._devices = _first_rows_by_device(sharding, batch_size)
-        plan = ReadAhead.plan(elements, prefetch * elements * len(self._devices), workers)
+        budget = prefetch * elements * len(self._devices)
+        plan = ReadAhead.plan(elements, budget, workers)
+        if plan.without_shared_memory(samples.element_bytes):
+            plan = ReadAhead.plan(elements, budget, workers=0)
         self._chunks_per_device = elements // plan.chunk
         chunk_rows = plan.chunk * samples.rows
         chunks = order.HostChunks(

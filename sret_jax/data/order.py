@@ -72,6 +72,7 @@ class Positions(grain.MapDataset):
 
     Attributes:
       rows: of a batch, that an element is.
+      element_bytes: of its large arrays.
 
     Raises (when read):
       UserError: a hundred unreadable images in a row.
@@ -83,6 +84,7 @@ class Positions(grain.MapDataset):
         super().__init__(parent)
         self._blank = np.zeros((size, size, 3), np.uint8)
         self._replace = replace
+        self.element_bytes = self.rows * self._blank.nbytes
 
     def __len__(self) -> int:
         return len(self._parent)

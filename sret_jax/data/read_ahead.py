@@ -1,8 +1,9 @@
 """Reading chunks of samples before they are needed, within a bound, in threads or processes."""
 
 import dataclasses
+import functools
+import math
 import multiprocessing
-import os
 import signal
 import sys
 
@@ -10,7 +11,8 @@ import grain
 from absl import flags
 
 from sret_jax.parallel.freed_memory import keep_buffers
-from sret_jax.parallel.processes import die_with_parent
+from sret_jax.parallel.host import available_cores, shared_memory_left, sharers_of_memory
+from sret_jax.parallel.processes import die_with_parent, start_without_script
 
 LARGEST_CHUNK = 32  # rows; larger ones gain no speed
 SMALLEST_CHUNK = 8  # rows, where there are as many; fewer workers are better than smaller chunks
@@ -53,6 +55,27 @@ class ReadAhead:
             return cls(chunk, readers, budget // (readers * chunk))
         return cls(chunk, 0, max(1, budget // chunk))
 
+    def without_shared_memory(self, row_bytes: int) -> bool:
+        """Whether workers would not have the shared memory in which they hand over their chunks.
+
+        Training and evaluation, which hold as much each, share it with other processes of the run.
+        A worker that writes beyond its end is killed by the kernel. Says so.
+
+        Args:
+          row_bytes: of what a chunk has rows of.
+        """
+        left, sharers = shared_memory_left(), sharers_of_memory()
+        needed = 2 * sharers * self.workers * self.ahead * self.chunk * row_bytes
+        if left is None or needed <= left:
+            return False
+        _say(
+            "Images are read in threads: worker processes may need "
+            f"{needed / 1e6:,.0f} MB of shared memory, and /dev/shm has {left / 1e6:,.0f} MB left; "
+            "give a container more of it, as docker run "
+            f"--shm-size={math.ceil(needed / 1e9) + 1}g does, or set config.data.workers=0."
+        )
+        return True
+
     def read(self, chunks: grain.MapDataset) -> grain.IterDataset:
         """The chunks in their order, read ahead."""
         keep_buffers()
@@ -63,6 +86,7 @@ class ReadAhead:
             sys.warnoptions.append(QUIET_TRACKER)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers insist on it outside absl.app
+        start_without_script("grain-")
         in_turn = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.experimental.DatasetOptions(min_shm_size=LEAST_SHARED)
         return grain.experimental.WithOptionsIterDataset(in_turn, options).mp_prefetch(
@@ -72,9 +96,10 @@ class ReadAhead:
         )
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+@functools.cache
+def _say(sentence: str) -> None:
+    """Once in a process."""
+    print(sentence, flush=True)
 
 
 def _start_worker(worker: int, workers: int) -> None:

@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import functools
+import multiprocessing.spawn
 import os
 import signal
 import sys
 import threading
 import time
+from typing import Any
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.05
@@ -37,6 +39,26 @@ def adopt_orphans() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+@functools.cache
+def start_without_script(prefix: str) -> None:
+    """Keeps the main script out of spawned processes whose name begins so.
+
+    Python imports it into each of them, where a script that calls `fit` without
+    `if __name__ == "__main__"` would train again. What such a process is given must be pickled by
+    value, as cloudpickle does with what the script defines.
+    """
+    prepare = multiprocessing.spawn.get_preparation_data
+
+    def prepare_without_script(name: str) -> dict[str, Any]:
+        data = prepare(name)
+        if name.startswith(prefix):
+            for script in ("init_main_from_name", "init_main_from_path"):
+                data.pop(script, None)
+        return data
+
+    multiprocessing.spawn.get_preparation_data = prepare_without_script
 
 
 def end_group(group: int, patience: float) -> None:

@@ -20,10 +20,11 @@ from PIL import Image
 from sret_jax.data import order
 from sret_jax.data.images import decode, decode_crop
 from sret_jax.data.jpeg import Box
-from sret_jax.data.read_ahead import LARGEST_CHUNK, ReadAhead, available_cores
+from sret_jax.data.read_ahead import LARGEST_CHUNK, ReadAhead
 from sret_jax.data.training_view import TrainTransform, resize
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.parallel.host import available_cores
 from sret_jax.tools.memory import resident_megabytes
 from sret_jax.tools.photographs import Photographs, make_photographs, read_jpegs
 from sret_jax.tools.pillow_view import PillowTransform

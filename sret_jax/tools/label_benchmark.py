@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from sret_jax.data.crops import draw_views
 from sret_jax.data.label_manifest import Manifest, TeacherFacts
 from sret_jax.data.loader import Loader, train_loader, train_transform
-from sret_jax.data.read_ahead import available_cores
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.parallel.host import available_cores
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.tools.label_writing import most_probable, pack, write_store
 from sret_jax.tools.photographs import Photographs, make_photographs

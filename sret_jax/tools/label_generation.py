@@ -12,11 +12,11 @@ from etils import epath
 from sret_jax.data.crops import CROP, draw_views, replay_views
 from sret_jax.data.images import BadImage
 from sret_jax.data.label_manifest import Manifest
-from sret_jax.data.read_ahead import available_cores
 from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.data.sources import Source
 from sret_jax.data.training_view import TrainTransform
 from sret_jax.errors import UserError
+from sret_jax.parallel.host import available_cores
 from sret_jax.tools.label_teachers import LabelTeacher, batch_rows, label
 from sret_jax.tools.label_writing import most_probable, pack, write_store
 from sret_jax.training.losses import marginal_smoothing

@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from sret_jax.data.read_ahead import available_cores
 from sret_jax.models.sret import SReT
+from sret_jax.parallel.host import available_cores
 from sret_jax.tools.products import Product
 from sret_jax.tools.torch_twin import TorchTwin
 

@@ -1,6 +1,7 @@
 """Batches on devices: real workers, eight devices, one of them in an odd order."""
 
 import hashlib
+import multiprocessing
 import pathlib
 import time
 
@@ -10,10 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import quickstart
-from sret_jax.data import sources
+from sret_jax.data import read_ahead, sources
 from sret_jax.data.loader import eval_loader, steps_per_pass, train_loader, train_samples
 from sret_jax.data.read_ahead import ReadAhead
 from sret_jax.errors import UserError
+from tests.conftest import run_python
 
 
 @pytest.fixture
@@ -209,6 +211,36 @@ def test_a_loader_started_at_a_step_gives_what_one_from_the_start_gives_there(di
 def test_worker_processes_change_nothing(digits):
     threads = batches(digits, jax.devices()[:2], workers=0)
     assert same(threads, batches(digits, jax.devices()[:2], workers=2))
+
+
+def test_workers_without_shared_memory_become_threads(digits, monkeypatch, capsys):
+    monkeypatch.setattr(read_ahead, "shared_memory_left", lambda: 10_000)
+    assert same(
+        batches(digits, jax.devices()[:2], workers=2), batches(digits, jax.devices()[:2], workers=0)
+    )
+    assert not multiprocessing.active_children()
+    said = capsys.readouterr().out
+    assert said.startswith("Images are read in threads: worker processes may need 0 MB of shared ")
+    assert "/dev/shm has 0 MB left" in said and "--shm-size=" in said and said.count("\n") == 1
+
+
+SCRIPT = """
+import grain
+from sret_jax.data.read_ahead import ReadAhead
+print("the script runs")
+def double(x):
+    return 2 * x
+chunks = iter(ReadAhead(chunk=2, workers=2, ahead=4).read(grain.MapDataset.range(8).map(double)))
+print([next(chunks) for _ in range(8)])
+chunks.close()
+"""
+
+
+def test_workers_do_not_run_the_script_that_starts_them_again(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = run_python(str(tmp_path / "script.py"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["the script runs", "[0, 2, 4, 6, 8, 10, 12, 14]"]
 
 
 def test_every_device_holds_its_own_rows(digits):
