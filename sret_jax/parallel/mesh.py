@@ -11,6 +11,7 @@ from sret_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 1024
+SCANNED = ("nll",)  # parts of the parameters with an array for each loop, stacked
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -51,8 +52,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     """Splits the largest axis that fsdp divides of every array worth it; replicates the rest.
 
+    The axis that a scan steps over is never split: each device would need all of it at every step.
+
     Args:
-      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`.
+      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`; what lies below one of `SCANNED`
+        has a leading axis that is scanned.
       mesh: from `make_mesh`.
 
     Returns:
@@ -60,14 +64,15 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     """
     fsdp = mesh.shape["fsdp"]
 
-    def sharding(leaf: Any) -> NamedSharding:
-        axes = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        first = any(getattr(part, "key", None) in SCANNED for part in path)  # 1 where scanned
+        axes = [i for i, n in enumerate(leaf.shape) if i >= first and n % fsdp == 0]
         if fsdp == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
             return replicated(mesh)
         largest = max(axes, key=lambda i: leaf.shape[i])
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
-    return jax.tree.map(sharding, abstract_state)
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

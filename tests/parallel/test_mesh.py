@@ -17,15 +17,17 @@ def test_a_count_that_does_not_divide_is_an_error():
         make_mesh(3)
 
 
-def test_large_arrays_split_along_their_largest_divisible_axis():
+def test_large_arrays_split_along_their_largest_divisible_axis_but_never_the_loops():
     state = {
         "kernel": jax.ShapeDtypeStruct((30, 64), jnp.float32),
         "odd": jax.ShapeDtypeStruct((45, 45), jnp.float32),
         "bias": jax.ShapeDtypeStruct((64,), jnp.float32),
+        "nll": {"kernel": jax.ShapeDtypeStruct((128, 32, 24), jnp.float32)},
     }
     specs = jax.tree.map(lambda s: s.spec, state_shardings(state, make_mesh(4)))
     assert specs == {
         "kernel": PartitionSpec(None, "fsdp"),
         "odd": PartitionSpec(),
         "bias": PartitionSpec(),
+        "nll": {"kernel": PartitionSpec(None, "fsdp")},
     }
