@@ -61,7 +61,7 @@ class Kernels:
         interpreted = self._on_each_device(functools.partial(kernel, interpret=True), images)
         elsewhere = plain if implementation == "auto" else interpreted
         if self.mesh is not None:
-            return fused if _runs_kernels(self.mesh.devices.flat[0]) else elsewhere
+            return fused if runs_kernels(self.mesh.devices.flat[0]) else elsewhere
         return lambda *args: jax.lax.platform_dependent(*args, tpu=fused, default=elsewhere)
 
     def _on_each_device(self, kernel: Callable, images: int) -> Callable:
@@ -78,7 +78,7 @@ class Kernels:
         return run
 
 
-def _runs_kernels(device: Any) -> bool:
+def runs_kernels(device: Any) -> bool:
     """Whether it is a TPU whose kernels can multiply bfloat16 matrices."""
     return device.platform == "tpu" and device.device_kind not in ("TPU v2", "TPU v3")
 

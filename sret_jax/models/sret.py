@@ -16,7 +16,7 @@ from sret_jax.models.attention import PERMUTATIONS, PermutationFn
 from sret_jax.models.kernels import IMPLEMENTATIONS, Kernels
 from sret_jax.models.layers import Pooling, Stem, layer_norm, linear
 from sret_jax.models.recursion import REMAT, RecursiveBlock
-from sret_jax.models.variants import SLICED, VARIANTS, list_models
+from sret_jax.models.variants import VARIANTS, list_models, published
 
 STEM_STRIDE = 8
 MOST_UNROLLED = 16  # applications that a program contains one by one
@@ -128,6 +128,23 @@ def function_settings(model: SReT) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
 
 
+def title(model: SReT, start: str | None = None) -> str:
+    """What to call a model: "sret_t", or "a model of 0.31M parameters after sret_t".
+
+    A published name is that of a model which differs at most in image size, classes, drop path
+    and speed. `start` is the variant that another model is a change of; None: unknown.
+    """
+    for name in list_models():
+        settings = published(name) | {"drop_path_rate": model.drop_path_rate}
+        settings["groups"] = _group_cycles(settings["groups"], len(settings["blocks"]))
+        settings |= {"nll_every": 1, "permutation": None}
+        if all(getattr(model, field) == value for field, value in settings.items()):
+            return name
+    count = sum(p.size for p in jax.tree.leaves(abstract_variables(model)["params"]))
+    size = f"{count / 1e6:.2f}M" if count >= 10_000 else f"{count:,}"
+    return f"a model of {size} parameters" + (f" after {start}" if start else "")
+
+
 def create_model(
     name: str,
     *,
@@ -167,7 +184,7 @@ def create_model(
     """
     if name not in VARIANTS:
         raise ValueError(_unknown("model", name, list_models()))
-    settings: dict[str, Any] = dict(blocks=(2, 5, 3), loops=2, groups=SLICED, **VARIANTS[name])
+    settings = published(name)
     known = [f for f in SReT.__dataclass_fields__ if f not in ("parent", "name")]
     for key in overrides:
         if key not in known:

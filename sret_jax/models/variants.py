@@ -12,6 +12,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def published(name: str) -> dict[str, Any]:
+    """The settings of a published variant, as `create_model` takes them."""
+    return dict(blocks=(2, 5, 3), loops=2, groups=SLICED, **VARIANTS[name])
+
+
 def list_models() -> list[str]:
     """The names that `create_model` knows."""
     return sorted(VARIANTS)

@@ -104,7 +104,7 @@ def measure(experiment: Experiment, steps: int, rounds: int) -> dict[str, Any]:
     return {
         "devices": f"{jax.device_count()} {jax.devices()[0].platform}",
         "cores": os.cpu_count(),
-        "model": experiment.config.model.name,
+        "model": experiment.model_title,
         "batch_size": experiment.config.batch_size,
         "parameters": sum(x.size for x in params),
         "arrays": len(arrays),

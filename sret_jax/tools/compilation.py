@@ -46,6 +46,7 @@ class Compilation:
     """A compiled step, in figures; bytes are those of one device in one step.
 
     Attributes:
+      model_title: the model in words.
       devices: it was compiled for.
       batch_size: global.
       seconds: it took to trace, lower and compile.
@@ -59,6 +60,7 @@ class Compilation:
       loops_counted_once: loops of unknown length; mixup's draw from the Beta distribution is one.
     """
 
+    model_title: str
     devices: int
     batch_size: int
     seconds: float
@@ -137,6 +139,7 @@ def compile_step(computation: Computation) -> Compilation:
     seconds = time.perf_counter() - start
     program = Program(compiled.as_text())
     return Compilation(
+        model_title=computation.model_title,
         devices=computation.mesh.size,
         batch_size=computation.config.batch_size,
         seconds=seconds,

@@ -29,7 +29,7 @@ def benchmark_bytes(
       UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
     """
     found = compile_for(config, topology)
-    name = config.model.name
+    name = found.model_title
     report = {
         "model": name,
         "attention": config.model.attention or IMPLEMENTATIONS[0],

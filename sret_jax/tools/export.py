@@ -22,6 +22,7 @@ from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.data.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json, write_text
+from sret_jax.models.sret import title
 from sret_jax.tools import exported
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
 from sret_jax.training.predict import logits_of
@@ -70,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
-        write_export(open_trained(args), args.target)
-    print(f"Written: {args.target}")
+        trained = open_trained(args)
+        write_export(trained, args.target)
+    print(f"Written: {args.target} ({title(trained.model)})")
 
 
 def write_export(trained: Trained, folder: epath.Path) -> None:

@@ -19,12 +19,14 @@ from sret_jax.data.loader import Loader, train_loader, train_transform
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.models.sret import title
 from sret_jax.parallel.host import available_cores
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.tools.label_writing import most_probable, pack, write_store
 from sret_jax.tools.photographs import Photographs, make_photographs
 from sret_jax.tools.speed_benchmark import check_counts, measure, spread
 from sret_jax.training.checks import check_numbers
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import build_computation
 from sret_jax.training.stored_labels import UNCHANGED, crop_law, data_facts
 
@@ -67,7 +69,7 @@ def benchmark_labels(
         rates = loader_rates(variants, source, rounds, samples)
     step_seconds = [[taken.seconds for taken in of_variant] for of_variant in timings]
     report = {
-        "model": config.model.name,
+        "model": title(create_from_config(config, CLASSES), config.model.name),
         "image_size": config.model.image_size,
         "batch_size": config.batch_size,
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
@@ -196,8 +198,8 @@ def print_report(report: dict[str, Any]) -> None:
         "rounds"
     )
     print(f"{'':32}train step  ratio  loader, images/s  ratio")
-    for title, row in report["variants"].items():
+    for name, row in report["variants"].items():
         print(
-            f"{title:32}{row['step_seconds']['median']:>8.4f} s{row['step_ratio']:>6.3f}x"
+            f"{name:32}{row['step_seconds']['median']:>8.4f} s{row['step_ratio']:>6.3f}x"
             f"{row['images_per_second']['median']:>18,.0f}{row['loader_ratio']:>6.2f}x"
         )

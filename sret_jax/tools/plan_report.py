@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sret_jax.models.kernel_use import Use, in_words
 from sret_jax.tools.compilation import gib, shortage
 
 MEMORY = ("arguments", "results", "temporaries", "code")
@@ -37,6 +38,8 @@ def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{report['model']}: {report['parameters']:,} parameters, "
         f"{report['gmacs_per_image']:.3f} GMACs per {report['image_size']}-pixel image",
     )
+    for i, line in enumerate(in_words(Use(**use) for use in report["kernels"])):
+        yield "" if i else "kernels", line
     yield (
         "run",
         f"{report['epochs']:g} epochs of {report['images']:,} images: {report['steps']:,} steps of "

@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.recursion import REMAT
+from sret_jax.models.sret import title
 from sret_jax.tools.compilation import DoesNotFit
 from sret_jax.tools.compiled_bytes import compile_for
+from sret_jax.training.config_model import create_from_config
+from sret_jax.training.experiment import IMAGENET_CLASSES
 
 MEGABYTE = 1e6
 
@@ -48,7 +51,9 @@ def _row(config: ConfigDict, choice: str, topology: str) -> dict[str, Any]:
     """The figures of one choice, or by how much it does not fit."""
     changed = copy.deepcopy(config)
     changed.model.remat = choice
-    row: dict[str, Any] = {"model": config.model.name, "topology": topology, "remat": choice}
+    model = create_from_config(config, config.model.num_classes or IMAGENET_CLASSES)
+    name = title(model, config.model.name)
+    row: dict[str, Any] = {"model": name, "topology": topology, "remat": choice}
     try:
         found = compile_for(changed, topology)
     except DoesNotFit as error:

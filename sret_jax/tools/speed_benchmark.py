@@ -227,7 +227,7 @@ def describe(step: Step) -> dict[str, Any]:
     """What was measured, and on what."""
     experiment = step.experiment
     return {
-        "model": experiment.config.model.name,
+        "model": experiment.model_title,
         "groups": experiment.model.groups,
         "image_size": experiment.model.image_size,
         "dtype": experiment.config.model.dtype,

@@ -34,7 +34,7 @@ def benchmark_trace(
     taken = [[_trace_and_lower(step) for step in steps] for _ in range(rounds)]
     rows = [
         {
-            "model": config.model.name,
+            "model": step.model_title,
             "remat": config.model.remat or REMAT[0],
             "loops": count,
             "applications": sum(step.model.blocks) * count,

@@ -16,7 +16,7 @@ from sret_jax.data.loader import check_batch_size
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.sret import SReT, abstract_variables
+from sret_jax.models.sret import SReT, abstract_variables, title
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.parallel.preemption import Preemption
@@ -77,8 +77,8 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     report = {"step": found.step, "classes": classes, **remarks, **found.results}
     if is_leader():
         print(
-            f"{workdir} at step {found.step:,}, {len(found.source):,} images of "
-            f"{config.data.name}:\n{table(found.results)}",
+            f"{title(found.model, config.model.name)} in {workdir} at step {found.step:,}, "
+            f"{len(found.source):,} images of {config.data.name}:\n{table(found.results)}",
             *found.remarks,
             sep="\n",
         )

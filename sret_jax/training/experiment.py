@@ -21,7 +21,7 @@ from sret_jax.data.loader import check_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
 from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
-from sret_jax.models.sret import SReT
+from sret_jax.models.sret import SReT, title
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, process_count, replicated, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
@@ -78,6 +78,11 @@ class Computation:
     def last_step(self) -> int:
         """Where this run ends: at total_steps, or earlier at config.stop_at_step."""
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
+
+    @property
+    def model_title(self) -> str:
+        """The model in words: a published name only where it is that model."""
+        return title(self.model, self.config.model.name)
 
     def make_train_step(self) -> jax.stages.Wrapped:
         """The jitted step: (state, batch, hyperparameters) and perhaps the teacher -> ..."""

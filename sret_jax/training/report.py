@@ -9,6 +9,8 @@ from clu import metric_writers, parameter_overview
 from jax.sharding import Mesh
 
 from sret_jax.files import write_json
+from sret_jax.models.kernel_use import in_words, kernel_uses
+from sret_jax.models.sret import title
 from sret_jax.parallel.distributed import agreed, host_count, is_leader
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.curves import draw_curves
@@ -65,8 +67,12 @@ class Reporter:
             return
         abstract = experiment.abstract_state.variables["params"]
         self.say(parameter_overview.get_parameter_overview(abstract, include_stats=False))
+        for line in in_words(kernel_uses(experiment.model, experiment.mesh.devices.flat[0])):
+            self.say(f"Kernels: {line}.")
+        if experiment.teacher:
+            self.say(f"Teacher: {title(experiment.teacher.model)}, {experiment.config.teacher}.")
         self.say(
-            f"{experiment.config.model.name}: {model_macs(experiment.model) / 1e9:.3f} GMACs per "
+            f"{experiment.model_title}: {model_macs(experiment.model) / 1e9:.3f} GMACs per "
             f"{experiment.model.image_size}x{experiment.model.image_size} image; "
             f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
             f"images in {len(experiment.eval_source.class_names):,} classes; "

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from sret_jax.models.attention import (
     random_permutation,
 )
 from sret_jax.models.fused_attention import _queries, can_hold, fused_attention
+from sret_jax.models.kernel_use import in_words, kernel_uses
 from sret_jax.models.kernels import Kernels, tiled_bytes
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.sret import create_model
@@ -220,6 +222,24 @@ def test_an_mlp_too_large_for_the_fast_memory_of_a_tpu_is_left_to_xla(channels, 
     variables = jax.eval_shape(layer.init, jax.random.key(0), x, k)
     text = jax.jit(layer.apply).trace(variables, x, k).lower(lowering_platforms=("tpu",)).as_text()
     assert ("tpu_custom_call" in text) == kernel
+
+
+def test_a_model_says_which_of_its_parts_run_as_kernels_on_a_device():
+    tpu = SimpleNamespace(platform="tpu", device_kind="TPU v5e")
+    published = create_model("sret_s", dtype=jnp.bfloat16)
+    assert in_words(kernel_uses(published, tpu)) == ["all attention, MLPs and NLLs run as kernels"]
+    assert kernel_uses(published, jax.devices("cpu")[0]) == []
+
+    large = published.clone(dim=64, mlp_ratio=4.0)
+    *_, last = in_words(kernel_uses(large, tpu))
+    assert last == (
+        "stage 2 (49 tokens of 768 channels): attention by a kernel; "
+        "MLP, NLL by XLA (too large for a TPU's fast memory)"
+    )
+    old = kernel_uses(large, SimpleNamespace(platform="tpu", device_kind="TPU v3"))
+    assert {use.by for use in old} == {"XLA"}
+    asked = kernel_uses(large.clone(attention="pallas"), jax.devices("cpu")[0])
+    assert [use.by for use in asked if use.stage == 2] == ["an interpreted kernel", "XLA", "XLA"]
 
 
 def test_an_mlp_takes_fewer_tokens_at_a_time_where_its_weights_leave_less_room():

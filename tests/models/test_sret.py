@@ -9,6 +9,7 @@ import pytest
 
 import sret_jax
 from sret_jax.models.recursion import RecursiveBlock
+from sret_jax.models.sret import abstract_variables, title
 
 TINY = dict(
     num_classes=10,
@@ -145,7 +146,7 @@ def test_permutations_that_need_a_key_are_refused_without_their_rng_stream(permu
     model = tiny(groups=((8, 4), (4, 2)), permutation=permutation)
     variables = init(model)
     with pytest.raises(ValueError, match=r"no rng stream 'permutation' was given.*pass rngs="):
-        model.apply(variables, images())
+        jax.eval_shape(model.apply, variables, images())
     plain = tiny(groups=((8, 1), (1, 1)), permutation=permutation)
     assert jax.eval_shape(plain.apply, variables, images()).shape == (len(images()), 10)
 
@@ -205,6 +206,19 @@ def test_bfloat16_changes_activations_but_neither_parameters_nor_logits_dtype():
 def test_groups_none_and_all_ones_mean_unsliced():
     assert tiny(groups=None) == tiny(groups=((1, 1), (1,)))
     assert tiny(groups=None).groups == ((1,), (1,))
+
+
+def test_only_a_published_model_goes_by_its_name():
+    for name in sret_jax.list_models():
+        changed = sret_jax.create_model(name, num_classes=3, drop_path_rate=0.0, remat="full")
+        assert title(changed, "sret_t") == name
+    assert title(sret_jax.create_model("sret_t", mlp_ratio=4.0), "sret_t") == "sret_lt"
+    small = tiny(num_classes=10)
+    count = sum(p.size for p in jax.tree.leaves(abstract_variables(small)["params"]))
+    assert title(small, "sret_t") == f"a model of {count / 1e6:.2f}M parameters after sret_t"
+    for change in (dict(groups=None), dict(permutation="identity")):
+        whole = sret_jax.create_model("sret_s", **change)
+        assert re.fullmatch(r"a model of \d+\.\d\dM parameters", title(whole))
 
 
 BAD = [

@@ -1,0 +1,100 @@
+"""Which parts of a model run as fused kernels, which XLA computes instead, and why."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from sret_jax.models import fused_attention, fused_mlp
+from sret_jax.models.kernels import runs_kernels
+from sret_jax.models.sret import STEM_STRIDE, SReT
+
+KERNEL, INTERPRETED, XLA = "a kernel", "an interpreted kernel", "XLA"
+TOO_LARGE = "too large for a TPU's fast memory"
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What computes one part of a stage.
+
+    Attributes:
+      stage: from 0.
+      shape: (tokens, channels) of the stage.
+      part: "attention in 8 groups", "MLP" or "NLL".
+      by: KERNEL, INTERPRETED or XLA.
+      why: the latter two; "" for a kernel.
+    """
+
+    stage: int
+    shape: tuple[int, int]
+    part: str
+    by: str
+    why: str = ""
+
+
+def kernel_uses(model: SReT, device: jax.Device) -> list[Use]:
+    """What computes each part of the model on such devices.
+
+    Empty where kernels are out of the question: off a TPU, unless model.attention or model.mlp is
+    "pallas".
+    """
+    if device.platform != "tpu" and "pallas" not in (model.attention, model.mlp):
+        return []
+    uses = []
+    for stage, shape, field, part, fits in _parts(model):
+        by, why = _choice(getattr(model, field), device, fits)
+        uses.append(Use(stage, shape, part, by, why))
+    return uses
+
+
+def in_words(uses: Iterable[Use]) -> list[str]:
+    """A line for each stage, or one for all where kernels compute every part."""
+    uses = list(uses)
+    if uses and all(use.by == KERNEL for use in uses):
+        return ["all attention, MLPs and NLLs run as kernels"]
+    return [
+        f"stage {stage} ({tokens:,} tokens of {channels:,} channels): {_by_whom(of_stage)}"
+        for (stage, (tokens, channels)), of_stage in itertools.groupby(
+            uses, lambda use: (use.stage, use.shape)
+        )
+    ]
+
+
+def _by_whom(uses: Iterable[Use]) -> str:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for use in uses:
+        grouped.setdefault((use.by, use.why), []).append(use.part)
+    return "; ".join(
+        f"{', '.join(parts)} by {by}{f' ({why})' if why else ''}"
+        for (by, why), parts in grouped.items()
+    )
+
+
+def _parts(model: SReT) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]:
+    """Stage, (tokens, channels), field of the model, name, and whether a kernel can hold it."""
+    for stage, (channels, cycle) in enumerate(zip(model.widths, model.groups, strict=True)):
+        tokens = (model.image_size // (STEM_STRIDE * 2**stage)) ** 2
+        shape = (tokens, channels)
+        heads = model.heads[stage]
+        qkv = jax.ShapeDtypeStruct((1, tokens, 3 * channels), model.dtype)
+        for groups in dict.fromkeys(cycle[: model.loops]):
+            part = "attention" if groups == 1 else f"attention in {groups} groups"
+            # Tokens that the kernel cannot permute itself are permuted outside.
+            fits = fused_attention.can_hold(qkv, heads, groups, permuted=False)
+            yield stage, shape, "attention", part, fits
+        x = jax.ShapeDtypeStruct((1, tokens, channels), model.dtype)
+        for part, ratio in (("MLP", model.mlp_ratio), ("NLL", model.nll_ratio)):
+            yield stage, shape, "mlp", part, fused_mlp.can_hold(x, int(ratio * channels))
+
+
+def _choice(implementation: str, device: jax.Device, fits: bool) -> tuple[str, str]:
+    """Who computes a part, as `Kernels.choose` decides, and why XLA does."""
+    if implementation == "xla":
+        return XLA, "as the config asks"
+    no_kernels = f"{device.device_kind} runs none"
+    if not runs_kernels(device) and implementation == "auto":
+        return XLA, no_kernels
+    if not fits:
+        return XLA, TOO_LARGE
+    return (KERNEL, "") if runs_kernels(device) else (INTERPRETED, f"slow: {no_kernels}")
