@@ -77,8 +77,9 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     report = {"step": found.step, "classes": classes, **remarks, **found.results}
     if is_leader():
         print(
-            f"{title(found.model, config.model.name)} in {workdir} at step {found.step:,}, "
-            f"{len(found.source):,} images of {config.data.name}:\n{table(found.results)}",
+            f"Evaluated {title(found.model, config.model.name)} in {workdir} at step "
+            f"{found.step:,}, {len(found.source):,} images of {config.data.name}:",
+            table(found.results),
             *found.remarks,
             sep="\n",
         )

@@ -72,7 +72,8 @@ class Reporter:
         if experiment.teacher:
             self.say(f"Teacher: {title(experiment.teacher.model)}, {experiment.config.teacher}.")
         self.say(
-            f"{experiment.model_title}: {model_macs(experiment.model) / 1e9:.3f} GMACs per "
+            f"Training {experiment.model_title}: "
+            f"{model_macs(experiment.model) / 1e9:.3f} GMACs per "
             f"{experiment.model.image_size}x{experiment.model.image_size} image; "
             f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
             f"images in {len(experiment.eval_source.class_names):,} classes; "
