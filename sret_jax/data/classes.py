@@ -51,6 +51,23 @@ def check_known(known: Sequence[str], here: Sequence[str], what: str, remedy: st
         )
 
 
+def in_order(there: Sequence[str], here: Sequence[str], logits: int) -> list[int] | None:
+    """Which logit of a model belongs to each class of data, if both have the same classes.
+
+    Args:
+      there: the model's class names.
+      here: those of the data, in any order.
+      logits: of the model, of which those beyond its names keep their places.
+
+    Returns:
+      `logits` numbers; None where the classes are not the same.
+    """
+    if sorted(there) != sorted(here):
+        return None
+    number = {name: i for i, name in enumerate(there)}
+    return [*(number[name] for name in here), *range(len(here), logits)]
+
+
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether the names are "0", "1", ... in this order, so that they say which label they mean."""
     return list(names) == [str(number) for number in range(len(names))]

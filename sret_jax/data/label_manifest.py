@@ -42,6 +42,7 @@ class DataFacts:
       name, split: as a person knows it.
       examples, classes: how many.
       digest: of the class names, and of labels and bytes of records spread over the data set.
+      class_names: in the order of the labels; None in a store that was made before it kept them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DataFacts:
     examples: int
     classes: int
     digest: str
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, source: Source, name: str, split: str) -> "DataFacts":
@@ -59,7 +61,8 @@ class DataFacts:
             record = source[index]
             digest.update(json.dumps([index, record["label"], len(record["image"])]).encode())
             digest.update(record["image"])
-        return cls(name, split, count, len(source.class_names), digest.hexdigest())
+        names = tuple(source.class_names)
+        return cls(name, split, count, len(names), digest.hexdigest(), names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.losses import soft_labels
 from sret_jax.training.step import normalise
-from sret_jax.training.teacher import open_teacher
+from sret_jax.training.teacher import open_teacher, with_classes
 
 MOST_ROWS = 256  # that a teacher sees at once
 ONNX = "onnx:"
@@ -42,14 +43,25 @@ class LabelTeacher(Protocol):
 
 
 class CheckpointTeacher:
-    """A checkpoint of a model here, in evaluation mode, on all devices of this host."""
+    """A checkpoint of a model here, in evaluation mode, on all devices of this host.
 
-    def __init__(self, path: str, config: ConfigDict, student: SReT):
+    Args:
+      path: of the teacher.
+      config: of its student.
+      class_names: of the data.
+
+    Raises:
+      UserError: no model there, or one of other classes.
+    """
+
+    def __init__(self, path: str, config: ConfigDict, class_names: list[str]):
         config = config.copy_and_resolve_references()
         config.teacher = path
         self._mesh = make_mesh(1)
+        student = create_from_config(config, len(class_names))
         teacher = open_teacher(config, self._mesh, student)
         assert teacher is not None
+        teacher = with_classes(teacher, path, class_names)
         self.image_size = teacher.model.image_size
         self.fingerprint = _fingerprint(teacher.model, teacher.variables)
         self._variables = teacher.place()

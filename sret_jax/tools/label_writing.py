@@ -154,7 +154,8 @@ def _facts(manifest: Manifest) -> dict[str, Any]:
             facts.update({f"{name}.{key}": of for key, of in value.items()})
         else:
             facts[name] = value
-    for name in ("data.name", "data.split", "teacher.path", "shard_bytes"):
+    # The digest is of the class names too.
+    for name in ("data.name", "data.split", "data.class_names", "teacher.path", "shard_bytes"):
         del facts[name]
     return facts
 

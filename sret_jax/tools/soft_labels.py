@@ -39,12 +39,10 @@ from sret_jax.tools.label_teachers import (
 )
 from sret_jax.tools.label_writing import pack, write_store
 from sret_jax.training.checks import check_numbers
-from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import make_label_loss, open_split
 from sret_jax.training.launch import default_workdir
 from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD
 from sret_jax.training.stored_labels import check_same_data, crop_law, data_facts
-from sret_jax.training.teacher import check_class_names
 
 CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
 
@@ -231,8 +229,7 @@ def _open(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[Any, Source
 def _teacher(path: str, args: argparse.Namespace, config: Any, source: Source) -> LabelTeacher:
     classes = len(source.class_names)
     if not path.startswith(ONNX):
-        check_class_names(path, source.class_names)
-        return CheckpointTeacher(path, config, create_from_config(config, classes))
+        return CheckpointTeacher(path, config, source.class_names)
     return OnnxTeacher(
         epath.Path(path.removeprefix(ONNX)).expanduser(),
         classes,

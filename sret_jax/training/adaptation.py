@@ -1,7 +1,10 @@
 """Trained weights fitted to a model of the same architecture with other image size or loops."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import with_image_size
@@ -27,6 +30,13 @@ def as_saved(model: SReT, shapes: Shapes) -> SReT:
     if len(nlls) == 1 and nlls[0] != model.loops // model.nll_every:
         shown["loops"] = nlls[0] * model.nll_every
     return model.clone(groups=((1,),) * len(model.groups), **shown)
+
+
+def reorder_classes(variables: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """The weights with logit i that of `order[i]` before."""
+    params = dict(variables["params"])
+    params["head"] = jax.tree.map(lambda x: x[..., np.asarray(order)], params["head"])
+    return {**variables, "params": params}
 
 
 def adapt(saved: SReT, variables: Mapping[str, Any], model: SReT) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from sret_jax.training.pretrained import class_names
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
 from sret_jax.training.stored_labels import check_same_data, stored_labels
-from sret_jax.training.teacher import Teacher, check_class_names, open_teacher
+from sret_jax.training.teacher import Teacher, open_teacher, with_classes
 
 CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -179,7 +179,9 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
         train_classes=len(train_source.classes_here),
         classes=len(classes),
     )
-    check_class_names(config.teacher, classes)
+    if computation.teacher:
+        teacher = with_classes(computation.teacher, config.teacher, classes)
+        computation = dataclasses.replace(computation, teacher=teacher)
     if computation.soft_labels:
         check_same_data(computation.soft_labels, train_source, config)
     check_room(workdir, computation.abstract_state)

@@ -14,12 +14,14 @@ from jax.sharding import NamedSharding
 from sret_jax.checkpoints.manager import differences, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
+from sret_jax.data.classes import are_numbers, difference, in_order
+from sret_jax.data.imagenet import imagenet_ids
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import replicated, with_shardings
-from sret_jax.training.adaptation import adapt, as_saved, changes
+from sret_jax.training.adaptation import adapt, as_saved, changes, reorder_classes
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.pretrained import (
     Shapes,
@@ -53,7 +55,9 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
     """The state of step 0: that of a fresh run, its weights those of config.init_from if given.
 
     The position array is resized to the run's image size and loops are fitted by `with_loops`; the
-    head is made anew where the classes are others, by name or, where no names are kept, by number.
+    head is made anew where the classes are others, and put in the data's order where it is another.
+    Where no names are kept, or where ImageNet's classes are numbers in the data, as many classes
+    are taken for the same.
     BatchNorm's statistics are kept. The moving average starts from the same weights.
 
     Args:
@@ -74,14 +78,14 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
             target = replicated(experiment.mesh)
             saved = _read_folder(place, model, target, ema=config.init_ema)
     fresh = experiment.init_state()
-    same_classes = saved.model.num_classes == model.num_classes and (
-        saved.class_names in (None, experiment.eval_source.class_names)
-    )
+    order, of_head = _order_of_classes(saved, experiment)
 
     def fit(weights: Variables, head: Any) -> tuple[Variables, Variables]:
         weights = adapt(saved.model, weights, model)
-        if not same_classes:
+        if order is None:
             weights["params"] = {**weights["params"], "head": head}
+        else:
+            weights = reorder_classes(weights, order)
         return weights, jax.tree.map(jnp.copy, weights)  # donation may not meet one buffer twice
 
     shardings = experiment.shardings
@@ -89,14 +93,34 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
         saved.variables, fresh.variables["params"]["head"]
     )
     changed = changes(saved.model, model)
-    if not same_classes:
-        changed.append(
-            f"a new head for {model.num_classes} classes, not the {saved.model.num_classes} there"
-        )
+    changed += [of_head] if of_head else []
     if saved.taken:
         say(saved.taken)
     say(f"Starting from {place}" + (f", with {'; '.join(changed)}" if changed else "") + ".")
     return fresh.replace(variables=variables, ema=ema)
+
+
+def _order_of_classes(saved: Saved, experiment: Experiment) -> tuple[list[int] | None, str]:
+    """Which logit there each logit of the run starts from; None for a new head.
+
+    Also what to say of it, if anything.
+    """
+    theirs, there = saved.class_names, saved.model.num_classes
+    names, here = experiment.train_source.class_names, experiment.model.num_classes
+    new_head = f"a new head for {here} classes, not the {there} there"
+    if there != here:
+        return None, new_head
+    if theirs is None and there == len(imagenet_ids()) and {*names} <= {*imagenet_ids()}:
+        theirs = imagenet_ids()
+    if theirs is None or (theirs == imagenet_ids() and are_numbers(names)):
+        return [*range(here)], (
+            "its head, whose class names are not compared: class 0 is taken for "
+            f"{names[0]!r}, {len(names) - 1} for {names[-1]!r}"
+        )
+    order = in_order(theirs, names, logits=here)
+    if order is None:
+        return None, f"{new_head}: {difference(theirs, names, 'in the data')}"
+    return order, "" if theirs == names else "the head's classes in the order of the data"
 
 
 @contextlib.contextmanager

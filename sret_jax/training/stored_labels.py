@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sret_jax.data.classes import difference
 from sret_jax.data.label_manifest import CropLaw, DataFacts
 from sret_jax.data.soft_labels import SoftLabels, open_soft_labels
 from sret_jax.data.sources import Source
@@ -62,6 +63,13 @@ def check_same_data(labels: SoftLabels, source: Source, config: ConfigDict) -> N
     """Raises UserError where a store was made of other images than those of `source`."""
     made, here = labels.manifest.data, data_facts(config, source)
     if (made.examples, made.classes, made.digest) != (here.examples, here.classes, here.digest):
+        if made.class_names and (
+            differs := difference(made.class_names, here.class_names or (), "in the data")
+        ):
+            raise UserError(
+                f"the soft labels in {labels.folder} are of other classes: {differs}; give the "
+                "labels of these classes, in this order"
+            )
         same_size = (made.examples, made.classes) == (here.examples, here.classes)
         what = "its images differ" if same_size else _size(made)
         raise UserError(

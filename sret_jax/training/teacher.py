@@ -1,17 +1,18 @@
 """A trained model whose class probabilities a student learns, computed inside the train step."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sret_jax.data.classes import difference, in_order
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import state_shardings, with_shardings
+from sret_jax.training.adaptation import reorder_classes
 from sret_jax.training.losses import soft_labels
 from sret_jax.training.pretrained import class_names, load_on_host
 from sret_jax.training.state import Variables
@@ -77,17 +78,28 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
     )
 
 
-def check_class_names(path: str, names: list[str]) -> None:
-    """Raises UserError if a teacher keeps its classes' names and they are not these."""
-    known = class_names(path) if path else None
-    if known is None or known == names:
-        return
-    pairs = enumerate(itertools.zip_longest(known, names))
-    number, (theirs, ours) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
-    raise UserError(
-        f"config.teacher={path} was trained on other classes: number {number} is {theirs!r} there "
-        f"and {ours!r} in the data; give a teacher that was trained on the student's classes"
-    )
+def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
+    """The teacher with its logits in the order of the data's classes.
+
+    Args:
+      teacher: from `open_teacher`.
+      path: config.teacher.
+      names: of the data's classes.
+
+    Raises:
+      UserError: it keeps the names of its classes, and these are others.
+    """
+    theirs = class_names(path)
+    if theirs is None or theirs == names:
+        return teacher
+    order = in_order(theirs, names, logits=teacher.model.num_classes)
+    if order is None:
+        raise UserError(
+            f"config.teacher={path} was trained on other classes: "
+            f"{difference(theirs, names, 'in the data')}; give a teacher that was trained on the "
+            "student's classes"
+        )
+    return dataclasses.replace(teacher, variables=reorder_classes(teacher.variables, order))
 
 
 def _load(path: str, distill: ConfigDict) -> tuple[SReT, Variables]:

@@ -1,5 +1,6 @@
 """The stream of stored labels: every position's crop and label, on any hosts and workers."""
 
+import copy
 import dataclasses
 
 import jax
@@ -15,6 +16,7 @@ from sret_jax.data.soft_labels import open_soft_labels
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.tools.label_writing import most_probable, pack, write_store
+from sret_jax.training.stored_labels import check_same_data
 from tests.data.test_loader import INTERLEAVED, Host, sharding
 from tests.data.test_order import WithBadRecords
 
@@ -179,10 +181,23 @@ def test_a_manifest_that_is_none_is_refused(content, tmp_path):
 def test_a_manifest_says_what_was_stored(folder):
     manifest = open_soft_labels(folder).manifest
     again = Manifest.from_json(manifest.to_json())
-    assert again == manifest
+    assert again == manifest and manifest.data.class_names == tuple("0123456789")
+    before = manifest.to_json()
+    del before["data"]["class_names"]  # as stores were written that did not keep them
+    assert Manifest.from_json(before).data.digest == manifest.data.digest
     full = dataclasses.replace(manifest, keep="full")
     assert full.layout.itemsize == 8 + 1 + 2 * 10
     assert manifest.layout.itemsize == 8 + 1 + 4 * (2 + 2)
+
+
+def test_labels_of_other_classes_are_refused_with_the_first_that_differs(digits, folder):
+    labels, config = open_soft_labels(folder), recipe(folder)
+    config.data.update(name="digits", train_split="train[:200]")
+    check_same_data(labels, digits, config)
+    other = copy.copy(digits)
+    other.class_names = [*"0123", "for", *"56789"]
+    with pytest.raises(UserError, match="of other classes: class 4 is '4' there and 'for' in the"):
+        check_same_data(labels, other, config)
 
 
 def test_a_batch_that_splits_the_crops_of_an_image_is_refused(digits, folder):

@@ -99,14 +99,26 @@ def test_other_classes_get_a_fresh_head(run, start, tmp_path):
     _, state, said = start(workdir, num_classes=12)
     assert "a new head for 12 classes, not the 10 there" in said
     assert state.variables["params"].pop("head")["kernel"].shape == (32, 12)
+    head = raw["params"]["head"]
     raw = {**raw, "params": {k: v for k, v in raw["params"].items() if k != "head"}}
     assert_equal(state.variables, raw)
 
     renamed = tmp_path / "renamed"
     shutil.copytree(workdir / "checkpoints", renamed / "checkpoints")
-    (renamed / "class_names.json").write_text(json.dumps(list("abcdefghij")))
+    (renamed / "class_names.json").write_text(json.dumps([*"01", "too", *"3456789"]))
     _, state, said = start(renamed)
-    assert "a new head for 10 classes, not the 10 there" in said
+    assert "a new head for 10 classes, not the 10 there: class 2 is 'too' there and '2' in" in said
+    assert not np.array_equal(state.variables["params"]["head"]["bias"], head["bias"])
+
+    (renamed / "class_names.json").write_text(json.dumps([*"9876543210"]))
+    _, state, said = start(renamed)
+    assert said.endswith("with the head's classes in the order of the data.")
+    assert_equal(state.variables["params"]["head"], jax.tree.map(lambda x: x[..., ::-1], head))
+
+    (renamed / "class_names.json").unlink()
+    _, state, said = start(renamed)
+    assert "class names are not compared: class 0 is taken for '0', 9 for '9'" in said
+    assert_equal(state.variables["params"]["head"], head)
 
 
 def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, tmp_path):

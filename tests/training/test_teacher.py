@@ -24,7 +24,7 @@ from sret_jax.training.hyperparameters import make_hyperparameters
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
-from sret_jax.training.teacher import open_teacher
+from sret_jax.training.teacher import open_teacher, with_classes
 from tests.conftest import read_metrics
 from tests.training.test_loop import checkpoint_arrays
 
@@ -219,7 +219,20 @@ def test_a_teacher_of_other_classes_is_refused_with_the_first_that_differs(
     names = teacher_dir / "class_names.json"
     names.write_text(json.dumps([*DIGITS[:8], "nine", "eight"]))
     try:
-        with pytest.raises(UserError, match="number 8 is 'nine' there and '8' in the data"):
+        with pytest.raises(UserError, match="class 8 is 'nine' there and '8' in the data"):
             loop.train(config, epath.Path(tmp_path))
     finally:
         names.write_text(json.dumps(DIGITS))
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_gives_them_in_the_data_s(
+    config, teacher_dir
+):
+    teacher = open_teacher(config, make_mesh(), create_from_config(config, num_classes=10))
+    names = [*reversed(DIGITS)]
+    fitted = with_classes(teacher, config.teacher, names)
+    old, new = (t.variables["params"] for t in (teacher, fitted))
+    for array in ("kernel", "bias"):
+        np.testing.assert_array_equal(new["head"][array], old["head"][array][..., ::-1])
+    assert new["norm"] is old["norm"]
+    assert with_classes(teacher, config.teacher, DIGITS) is teacher
