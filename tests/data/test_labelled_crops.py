@@ -202,5 +202,5 @@ def test_labels_of_other_classes_are_refused_with_the_first_that_differs(digits,
 
 def test_a_batch_that_splits_the_crops_of_an_image_is_refused(digits, folder):
     config = recipe(folder)
-    with pytest.raises(UserError, match=r"8 devices .* config.data.crops_per_image=2 .*; use 32"):
+    with pytest.raises(UserError, match=r"8 devices, .* config.data.crops_per_image=2 .*; use 32"):
         train_loader(digits, config, SIZE, 24, sharding(jax.devices()), start_step=0)
