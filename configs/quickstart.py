@@ -16,7 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config(recipe="none")
     config.epochs = 60.0
     config.batch_size = 64
-    config.eval_batch_size = 128
     config.ema_decay = 0.99
 
     config.model.update(

@@ -34,6 +34,7 @@ import pytest
 from etils import epath
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 
 from configs import common, quickstart
 from sret_jax.checkpoints.manager import Checkpoints
@@ -78,11 +79,15 @@ def digits_dir(tmp_path_factory) -> epath.Path:
 @pytest.fixture
 def tiny_config(digits_dir):
     """The quickstart with a model that compiles in seconds, for runs of a few steps."""
+    return make_tiny_config(digits_dir)
+
+
+def make_tiny_config(digits_dir: epath.Path) -> ConfigDict:
+    """As `tiny_config`."""
     config = quickstart.get_config()
     config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
     config.epochs = 1.0
     config.batch_size = 64
-    config.eval_batch_size = 64
     config.log_every_steps = 1
     config.augment.update(common.DEIT_AUGMENT)
     config.data.data_dir = str(digits_dir)
@@ -100,10 +105,16 @@ def saved_run(tmp_path_factory) -> epath.Path:
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     average = jax.tree.map(lambda x: x / 2, variables)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(7, {"model": variables, "ema": average}, {"top1": 0.5})
+        save_evaluated(checkpoints, 7, {"model": variables, "ema": average}, 0.5)
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     (workdir / "class_names.json").write_text(json.dumps([f"digit {i}" for i in range(10)]))
     return workdir
+
+
+def save_evaluated(checkpoints: Checkpoints, step: int, items: dict, top1: float) -> None:
+    """Saves a checkpoint and then records its accuracy, as a run does."""
+    checkpoints.save(step, items)
+    checkpoints.record_metrics(step, {"top1": top1})
 
 
 TINY_FLAGS = (
@@ -111,7 +122,6 @@ TINY_FLAGS = (
     "--config.model.groups=((2,2),(1,1))",
     "--config.model.heads=(2,4)",
     "--config.model.dim=8",
-    "--config.eval_batch_size=64",
     "--config.log_every_steps=1",
     *(f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items()),
 )

@@ -38,18 +38,30 @@ class Restore(ocp.args.StandardRestore):
     """What to restore."""
 
 
+class Damaged(ValueError):
+    """Files of a checkpoint are missing, or are not what was written."""
+
+
 def check(folder: epath.Path) -> None:
     """Reads all files of an item, if it has checksums.
 
     Raises:
-      ValueError: one is not what was written.
-      OSError: one is missing.
+      Damaged: a file is missing, or is not what was written.
+      OSError: the storage fails.
     """
     if not (folder / CHECKSUMS).exists():
         return
-    for name, expected in json.loads((folder / CHECKSUMS).read_text()).items():
-        if checksum(folder / name) != expected:
-            raise ValueError(f"{name} is not what was written: its checksum differs")
+    try:
+        sums = dict(json.loads((folder / CHECKSUMS).read_bytes()))
+    except (ValueError, TypeError) as e:
+        raise Damaged(f"{CHECKSUMS} is damaged") from e
+    for name, expected in sums.items():
+        try:
+            found = checksum(folder / name)
+        except FileNotFoundError as e:
+            raise Damaged(f"{name} is missing") from e
+        if found != expected:
+            raise Damaged(f"{name} is not what was written: its checksum differs")
 
 
 def checksum(path: epath.Path) -> int:

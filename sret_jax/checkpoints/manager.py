@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
+from time import sleep
 from typing import Any
 
 import jax
@@ -20,13 +21,14 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from sret_jax.checkpoints import checksums
 from sret_jax.errors import UserError, few
-from sret_jax.parallel.distributed import agreed, attempt, gather, is_leader
+from sret_jax.parallel.distributed import AgreedError, agreed, attempt, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
 WEIGHTS = {"model": "eval", "ema": "eval_ema"}
 CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
 DELETED = "checkpoints_deleted"
 METRICS, BEST_METRIC = "metrics", "top1"
+RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds before storage that failed is asked again
 
 
 class _Manager(ocp.CheckpointManager):
@@ -45,25 +47,30 @@ class _Manager(ocp.CheckpointManager):
         except (ValueError, KeyError, TypeError):
             return None
 
+    def unkept(self) -> list[int]:
+        """The steps that the preservation policy no longer keeps."""
+        return self._get_old_steps_to_remove()
+
 
 @dataclasses.dataclass(frozen=True)
-class _LatestRated(policies.PreservationPolicy):
+class _LatestEvaluated(policies.PreservationPolicy):
     """Keeps the latest `n` that were evaluated."""
 
     n: int
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        rated = [c.step for c in checkpoints if c.metrics is not None]
-        return [c.step in rated[-self.n :] for c in checkpoints]
+        evaluated = [c.step for c in checkpoints if c.metrics is not None]
+        return [c.step in evaluated[-self.n :] for c in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one workdir, written asynchronously.
 
-    Kept are the newest; of those that were saved with metrics the latest `keep_latest` and the
-    best `keep_best` by raw top-1; and every `keep_every`-th step. Each rule holds on its own, so
-    none evicts what another keeps.
+    A checkpoint is saved first and evaluated afterwards, so that an evaluation that fails loses
+    nothing. Kept are the newest; of those that were evaluated the latest `keep_latest` and the best
+    `keep_best` by raw top-1; and every `keep_every`-th step. Each rule holds on its own, so none
+    evicts what another keeps.
     """
 
     def __init__(
@@ -79,7 +86,7 @@ class Checkpoints:
         self._last_is_lost = False
         rules: list[policies.PreservationPolicy] = [
             policies.LatestN(1),
-            _LatestRated(keep_latest),
+            _LatestEvaluated(keep_latest),
             policies.BestN(
                 get_metric_fn=_best_metric, n=keep_best, keep_checkpoints_without_metrics=False
             ),
@@ -88,7 +95,6 @@ class Checkpoints:
             rules.append(policies.EveryNSteps(keep_every))
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(rules),
-            best_fn=_best_metric,  # without it Orbax forgets the metrics at a restart
             create=create,
             todelete_subdir=f"../{DELETED}",  # a rename is whole or not at all
             # Else threads wait five minutes for a folder that cannot be made.
@@ -102,9 +108,7 @@ class Checkpoints:
         """The steps on disk, readable or not, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(
-        self, step: int, items: Mapping[str, Any], metrics: Mapping[str, float] | None = None
-    ) -> None:
+    def save(self, step: int, items: Mapping[str, Any]) -> None:
         """Starts writing `items` (some of model, ema, train) as the checkpoint of `step`.
 
         Storage that fails is reported in a sentence, now or at the next call, and changes nothing
@@ -113,13 +117,12 @@ class Checkpoints:
         Args:
           step: must be above the latest.
           items: trees of arrays by item name.
-          metrics: of the raw weights; "top1" ranks the checkpoint.
         """
         saves = {name: checksums.Save(tree) for name, tree in items.items()}
 
         def start() -> None:
             self._manager.reload()  # what someone deleted by hand must not count as kept
-            if not self._manager.save(step, args=ocp.args.Composite(**saves), metrics=metrics):
+            if not self._manager.save(step, args=ocp.args.Composite(**saves)):
                 raise RuntimeError(f"Orbax refused to save step {step}; on disk are {self.steps}")
 
         self.settle()
@@ -157,13 +160,25 @@ class Checkpoints:
             )
         return None
 
-    def is_rated(self, step: int) -> bool:
-        """Whether process 0 finds the checkpoint of `step`, with the metrics of an evaluation."""
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is on disk with its metrics, as process 0 sees it."""
         return bool(gather(step in self.steps and self._manager.metrics(step) is not None)[0])
 
-    def newest_rated(self, at_most: int) -> int | None:
-        """The newest step up to `at_most` that was saved with metrics."""
-        return next((step for step in self.steps if step <= at_most and self.is_rated(step)), None)
+    def newest_evaluated(self, at_most: int) -> int | None:
+        """The newest step up to `at_most` whose checkpoint was evaluated."""
+        return next(
+            (step for step in self.steps if step <= at_most and self.is_evaluated(step)), None
+        )
+
+    def best(self) -> tuple[int, float] | None:
+        """The evaluated step of the highest raw top-1, the newest of equals, and that top-1."""
+        top1 = {
+            step: _best_metric(metrics)
+            for step in self.steps
+            if (metrics := self._manager.metrics(step)) is not None
+        }
+        step = max(top1, key=top1.__getitem__, default=None)
+        return None if step is None else (step, top1[step])
 
     def set_aside(self, steps: list[int]) -> None:
         """Hides checkpoints, the newest first, without deleting them."""
@@ -198,9 +213,36 @@ class Checkpoints:
     def try_restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any] | None:
         """Restores one checkpoint, or returns None if any process finds it damaged.
 
+        Storage that fails is asked again after each of `RETRY_PAUSES`.
+
         Raises:
-          UserError: it is readable but lacks an item or is of another architecture.
+          UserError: the checkpoint lacks an item or is of another architecture, or storage keeps
+            failing.
         """
+        pauses = iter(RETRY_PAUSES)
+        while True:
+            restored, error = self._restore(step, targets)
+            if error is None:
+                return restored
+            complaint = f"The checkpoint of step {step} cannot be read ({_reason(error)})"
+            if gather(_is_damage(error)).any():
+                _say(f"{complaint}; trying the one before it.")
+                return None
+            pause = next(pauses, None)
+            if pause is None:
+                raise AgreedError(
+                    f"the checkpoint of step {step} in {self._workdir} cannot be read "
+                    f"({_reason(error)}), though nothing shows that it is damaged; start again "
+                    "once the storage works, or move "
+                    f"{self._workdir / CHECKPOINTS / str(step)} away to go on without it"
+                )
+            _say(f"{complaint}; trying again in {pause:.0f} s.")
+            sleep(pause)
+
+    def _restore(
+        self, step: int, targets: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Exception | None]:
+        """Restores one checkpoint once: its items, and what went wrong in any process."""
         restores = {name: checksums.Restore(tree) for name, tree in targets.items()}
         restored: dict[str, Any] = {}
 
@@ -215,39 +257,54 @@ class Checkpoints:
             restore,
         ):
             if error := attempt(action):
-                if is_leader():
-                    print(
-                        f"The checkpoint of step {step} cannot be read ({_reason(error)}); trying "
-                        "the one before it.",
-                        flush=True,
-                    )
-                return None
-        return restored
+                return {}, error
+        return restored, None
 
     def _check_whole(self, step: int, items: Iterable[str]) -> None:
         """Reads, in process 0, all files of a checkpoint; raises if they are not as written."""
         if is_leader():
+            folder = self._workdir / CHECKPOINTS / str(step)
+            if not any(self.has_item(step, name) for name in ITEMS):
+                raise checksums.Damaged(f"{folder} holds none of {', '.join(ITEMS)}")
             for name in items:
-                checksums.check(self._workdir / CHECKPOINTS / str(step) / name)
+                checksums.check(folder / name)
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays of an item, by path."""
         folder = self._workdir / CHECKPOINTS / str(step) / name
         return _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
 
-    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds the metrics of an evaluation to a checkpoint that was saved without."""
+    def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds the metrics of its evaluation to a checkpoint, and deletes what is no longer kept.
+
+        Does nothing where the checkpoint could not be saved.
+
+        Args:
+          step: of a checkpoint that was saved, or is being saved.
+          metrics: of the raw weights; "top1" ranks the checkpoint.
+        """
 
         def write() -> None:
             handler = ocp.JsonCheckpointHandler(filename=METRICS)
             with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-                # Where Orbax itself puts the metrics it is given with a save.
+                # Where Orbax itself looks for metrics when it opens the folder.
                 folder = self._workdir / CHECKPOINTS / str(step) / METRICS
                 checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
             self._manager.reload()
+            if is_leader():
+                self._move_unkept()
 
         self.settle()
-        self._storage_holds(write)
+        if step in self.steps:
+            self._storage_holds(write)
+            self._clear_leftovers()
+            self._manager.reload()
+
+    def _move_unkept(self) -> None:
+        """Moves what no rule keeps to where it is deleted, for a rename is whole or not at all."""
+        for step in self._manager.unkept():
+            (self._workdir / DELETED).mkdir(exist_ok=True)
+            (self._workdir / CHECKPOINTS / str(step)).rename(self._workdir / DELETED / str(step))
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -290,7 +347,7 @@ class Checkpoints:
 
     def _check_matches(self, step: int, targets: Mapping[str, Any]) -> None:
         for name, target in targets.items():
-            if not self.has_item(step, name) and any(self.has_item(step, i) for i in ITEMS):
+            if not self.has_item(step, name):
                 raise UserError(
                     f"{self._workdir} holds weights but no {name!r} item at step {step} (converted "
                     "weights cannot be resumed); train in another --workdir"
@@ -330,6 +387,22 @@ def read_weights(
         raise _none_readable(workdir, step, checkpoints.steps)
 
 
+def best_step(workdir: epath.Path) -> int:
+    """The evaluated step of the highest raw top-1.
+
+    Raises:
+      UserError: no checkpoint was evaluated.
+    """
+    with contextlib.closing(open_existing(workdir)) as checkpoints:
+        best = checkpoints.best()
+    if best is None:
+        raise UserError(
+            f"no checkpoint in {workdir / CHECKPOINTS} was evaluated, so none is the best; name "
+            f"its step, e.g. {workdir / CHECKPOINTS / '120'}, or give {workdir} for the newest"
+        )
+    return best[0]
+
+
 def saved_shapes(workdir: epath.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
     """Shapes of raw weights on disk, by path such as "params/head/bias".
 
@@ -343,8 +416,14 @@ def saved_shapes(workdir: epath.Path, step: int | None = None) -> dict[str, tupl
     with contextlib.closing(open_existing(workdir)) as checkpoints:
         for candidate in _candidates(checkpoints, step):
             if checkpoints.has_item(candidate, "model"):
-                with contextlib.suppress(Exception):  # whatever a damaged one raises
+                try:
                     return checkpoints.shapes(candidate, "model")
+                except Exception as e:  # whatever a damaged one raises
+                    if isinstance(e, OSError) and not _is_damage(e):
+                        raise UserError(
+                            f"step {candidate} in {workdir} cannot be read ({_reason(e)}); try "
+                            "again once the storage works"
+                        ) from e
         raise _none_readable(workdir, step, checkpoints.steps)
 
 
@@ -381,6 +460,16 @@ def _reason(error: Exception) -> str:
     text = str(error) or repr(error)
     known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
     return next((reason for reason in known if reason in text), text.splitlines()[0])
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether a checkpoint is at fault, and not the storage it lies on."""
+    return isinstance(error, checksums.Damaged | FileNotFoundError)
+
+
+def _say(message: str) -> None:
+    if is_leader():
+        print(message, flush=True)
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:

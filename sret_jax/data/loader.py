@@ -261,6 +261,13 @@ def check_batch_size(
         )
 
 
+def eval_batch_size(config: Any, devices: int) -> int:
+    """config.eval_batch_size; by default a micro-batch of training, for it fits where that fits."""
+    if config.eval_batch_size:
+        return config.eval_batch_size
+    return math.ceil(config.batch_size // config.grad_accum / devices) * devices
+
+
 def batch_unit(devices: int, grad_accum: int = 1, *, in_pairs: bool = False, crops: int = 1) -> int:
     """What a global batch must be a multiple of."""
     return devices * math.lcm(grad_accum * (2 if in_pairs else 1), crops)

@@ -23,7 +23,6 @@ from sret_jax.training.state import TrainState, to_items
 
 GOAL_STEPS, GOAL_SHARE = 100, 0.05  # a save costs less than this share of so many steps
 GOAL_RATIO = 1.05  # bytes on disk to bytes of the arrays
-METRICS = {"top1": 0.5, "top5": 0.9, "loss": 1.0}
 MEGABYTE = 1e6
 
 
@@ -160,7 +159,7 @@ class Bench:
 
     def save(self) -> None:
         """Starts to save, as a run does after an evaluation."""
-        self.checkpoints.save(next(self._numbers), to_items(self.state), METRICS)
+        self.checkpoints.save(next(self._numbers), to_items(self.state))
 
     def _saving(self, steps: int) -> tuple[float, float]:
         """Seconds of save() and of the window it begins; returns with the save on disk."""

@@ -5,8 +5,12 @@ from collections.abc import Callable
 
 from sret_jax.data.loader import Loader, SyntheticLoader
 from sret_jax.data.sources import Source
-from sret_jax.errors import UserError, few
-from sret_jax.parallel.distributed import gather_all
+from sret_jax.errors import few
+from sret_jax.parallel.distributed import AgreedError, gather_all
+
+
+class TooManyBadImages(AgreedError):
+    """More images are unreadable than the config allows."""
 
 
 class BadImages:
@@ -29,7 +33,7 @@ class BadImages:
         """Names what the loader met since the last call; every process calls it at the same step.
 
         Raises:
-          UserError: there are more than allowed.
+          TooManyBadImages: there are more than allowed.
         """
         records = gather_all(loader.bad_records)
         loader.bad_records.clear()
@@ -37,7 +41,7 @@ class BadImages:
             self._names[record] = self._source.record_name(record)
             self._say(f"Unreadable image: {self._names[record]}")
         if len(self._names) > self._allowed:
-            raise UserError(
+            raise TooManyBadImages(
                 f"{len(self._names)} of {len(self._source):,} images cannot be read, and "
                 f"config.data.max_bad_fraction allows {self._allowed}; mend or remove them: "
                 f"{few(list(self._names.values()), 3)}"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import open_existing, read_weights, saved_shapes
 from sret_jax.data.images import EvalTransform
-from sret_jax.data.loader import check_batch_size
+from sret_jax.data.loader import check_batch_size, eval_batch_size
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
@@ -27,6 +27,7 @@ from sret_jax.training.config_model import create_from_config
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.evaluation import Evaluator, Results, table
 from sret_jax.training.labelled import open_labelled
+from sret_jax.training.saved_config import changed_settings
 
 EVAL_FILE = "eval.json"
 
@@ -54,31 +55,43 @@ class Evaluation:
     remarks: tuple[str, ...]
 
 
-def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
-    """Evaluates the newest weights of a workdir or converted checkpoint; prints a table.
+def evaluate_checkpoint(
+    config: ConfigDict, workdir: epath.Path, step: int | None = None
+) -> dict[str, Any]:
+    """Evaluates weights of a workdir or converted checkpoint; prints a table.
 
     Args:
       config: of the model and the data.
       workdir: holds checkpoints/; eval.json and per_class.json are written there, and, of up to
         200 classes, confusion.png.
+      step: of the weights; default: the newest readable.
 
     Returns:
-      What eval.json holds: {"step", "classes": {"model", "present"}, "eval": {"top1", "top5",
-      "loss"}, "eval_ema": {...}}; where not all classes of the model are present also
-      "top1_among_present", over the logits of those alone; and the "remarks" of `Evaluation`.
+      What eval.json holds: {"step", "overrides": the settings that are not those of the workdir's
+      config.json, "classes": {"model", "present"}, "eval": {"top1", "top5", "loss"}, "eval_ema":
+      {...}}; where not all classes of the model are present also "top1_among_present", over the
+      logits of those alone; and the "remarks" of `Evaluation`.
 
     Raises:
       UserError: whatever the user can mend; before any compilation.
       Preempted: SIGTERM or Ctrl-C came.
     """
-    found = evaluate_weights(config, workdir)
+    overrides = {name: new for name, (_, new) in changed_settings(config, workdir).items()}
+    found = evaluate_weights(config, workdir, step)
     classes = {"model": found.model.num_classes, "present": found.present}
     remarks = {"remarks": list(found.remarks)} if found.remarks else {}
-    report = {"step": found.step, "classes": classes, **remarks, **found.results}
+    report = {
+        "step": found.step,
+        "overrides": overrides,
+        "classes": classes,
+        **remarks,
+        **found.results,
+    }
     if is_leader():
+        changed = "".join(f", {name}={value}" for name, value in overrides.items())
         print(
             f"Evaluated {title(found.model, config.model.name)} in {workdir} at step "
-            f"{found.step:,}, {len(found.source):,} images of {config.data.name}:",
+            f"{found.step:,}, {len(found.source):,} images of {config.data.name}{changed}:",
             table(found.results),
             *found.remarks,
             sep="\n",
@@ -91,18 +104,20 @@ def evaluate_checkpoint(config: ConfigDict, workdir: epath.Path) -> dict[str, An
     return report
 
 
-def evaluate_weights(config: ConfigDict, workdir: epath.Path) -> Evaluation:
-    """Evaluates the newest weights of a workdir or converted checkpoint, and writes nothing.
+def evaluate_weights(
+    config: ConfigDict, workdir: epath.Path, step: int | None = None
+) -> Evaluation:
+    """Evaluates weights of a workdir or converted checkpoint, and writes nothing.
 
     Weights that were trained with other loops or another image size are fitted to the config's by
     `with_loops` and `with_image_size`. Raises as `evaluate_checkpoint` does.
     """
     with agreed():
-        model, source, mesh, remark = _open(config, workdir)
-        trained = as_saved(model, saved_shapes(workdir)).clone(num_classes=model.num_classes)
+        model, source, mesh, remark = _open(config, workdir, step)
+        trained = as_saved(model, saved_shapes(workdir, step)).clone(num_classes=model.num_classes)
     abstract = abstract_variables(trained)
     shardings = state_shardings(abstract, mesh)
-    step, weights = read_weights(workdir, with_shardings(abstract, shardings))
+    step, weights = read_weights(workdir, with_shardings(abstract, shardings), step)
     if changed := changes(trained, model):
         _say(f"Evaluating with {' and '.join(changed)}.")
         shardings = state_shardings(abstract_variables(model), mesh)
@@ -140,15 +155,17 @@ def _say(message: str) -> None:
         print(message, flush=True)
 
 
-def _open(config: ConfigDict, workdir: epath.Path) -> tuple[SReT, Source, Mesh, str]:
+def _open(
+    config: ConfigDict, workdir: epath.Path, step: int | None
+) -> tuple[SReT, Source, Mesh, str]:
     check_numbers(config)
     mesh = make_mesh(config.fsdp)
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size)
+    check_batch_size("eval_batch_size", eval_batch_size(config, mesh.size), mesh.size)
     create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
     EvalTransform(config.model.image_size, config.data.test_crop)
     open_existing(workdir).close()
     check_writable(workdir)
-    head = saved_shapes(workdir).get("params/head/bias", ())
+    head = saved_shapes(workdir, step).get("params/head/bias", ())
     if len(head) != 1:
         raise UserError(f"{workdir} holds weights of no model of this project; correct the path")
     source, remark = open_labelled(config, workdir, logits=head[0])

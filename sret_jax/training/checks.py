@@ -22,7 +22,6 @@ def check_numbers(config: ConfigDict) -> None:
     positive = (
         "epochs",
         "batch_size",
-        "eval_batch_size",
         "grad_accum",
         "log_every_steps",
         "eval_every_epochs",
@@ -51,7 +50,7 @@ def check_numbers(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={_get(config, name)} must be 0 or more")
     if config.seed > LARGEST_SEED:
         raise UserError(f"config.seed={config.seed} must be at most {LARGEST_SEED}")
-    for name in ("stop_at_step", "model.num_classes"):
+    for name in ("stop_at_step", "eval_batch_size", "model.num_classes"):
         if _get(config, name) is not None and _number(config, name) < 1:
             raise UserError(f"config.{name}={_get(config, name)} must be at least 1, or left out")
     for name in ("optim.layer_decay", "optim.backbone_lr"):

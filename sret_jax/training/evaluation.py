@@ -1,5 +1,6 @@
 """Evaluation that counts every example exactly once."""
 
+import contextlib
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
@@ -13,14 +14,15 @@ from clu import metrics
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.data.loader import eval_loader, steps_per_pass
+from sret_jax.data.loader import eval_batch_size, eval_loader, steps_per_pass
 from sret_jax.data.sources import Source
 from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import batch_sharding, replicated
 from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.confusion import MOST_CLASSES, Confusion, count
+from sret_jax.training.memory import fits_memory
 from sret_jax.training.state import Variables
-from sret_jax.training.step import Batch, normalise
+from sret_jax.training.step import Batch, abstract_batch, normalise
 
 Results = dict[str, dict[str, float]]
 
@@ -74,16 +76,30 @@ class Evaluator:
           shardings: of the weights.
         """
         self._images = len(source)
-        self._steps = steps_per_pass(source, config.eval_batch_size)
+        self._batch_size = eval_batch_size(config, mesh.size)
+        self._steps = steps_per_pass(source, self._batch_size)
         self._empty = jax.device_put(empty_totals(model.num_classes), replicated(mesh))
         unnamed = map(str, range(len(source.class_names), model.num_classes))
+        self._image_size = model.image_size
+        self._sharding = batch_sharding(mesh)
         self._class_names = [*source.class_names, *unnamed]
         self.confusions: dict[str, Confusion] = {}
         self._better: dict[str, np.ndarray] = {}
         self._step = make_eval_step(model, mesh, shardings)
         self.loader = eval_loader(
-            source, config, model.image_size, config.eval_batch_size, batch_sharding(mesh)
+            source, config, model.image_size, self._batch_size, self._sharding
         )
+
+    def rehearse(self, variables: Variables) -> None:
+        """Compiles the step and runs it once, on padding.
+
+        Raises:
+          UserError: a batch does not fit the memory.
+        """
+        with self._fits_memory():
+            shapes = abstract_batch(self._batch_size, self._image_size)
+            batch = {name: zeros(shape, self._sharding) for name, shape in shapes.items()}
+            jax.block_until_ready(self._step(variables, batch, self._empty))
 
     def evaluate(
         self, weights: dict[str, Variables], between_batches: Callable[[], None]
@@ -96,15 +112,19 @@ class Evaluator:
 
         Returns:
           {name: {"top1", "top5" (shares), "loss" (nats)}}.
+
+        Raises:
+          UserError: a batch does not fit the memory.
         """
         totals = dict.fromkeys(weights, self._empty)
         better: dict[str, list[np.ndarray]] = {name: [] for name in weights}
         for batch in islice(self.loader, self._steps):
-            found = {name: self._step(weights[name], batch, totals[name]) for name in weights}
-            totals = {name: total for name, (total, _) in found.items()}
-            for name, (_, bits) in found.items():
-                better[name].append(jax.device_get(bits))
-            jax.block_until_ready(totals)  # keeps one batch on the device at a time
+            with self._fits_memory():
+                found = {name: self._step(weights[name], batch, totals[name]) for name in weights}
+                totals = {name: total for name, (total, _) in found.items()}
+                for name, (_, bits) in found.items():
+                    better[name].append(jax.device_get(bits))
+                jax.block_until_ready(totals)  # keeps one batch on the device at a time
             between_batches()
         totals = jax.device_get(totals)
         self._better = {name: np.concatenate(bits) for name, bits in better.items()}
@@ -129,6 +149,21 @@ class Evaluator:
             name: 1 - int(np.any(better & chosen, axis=-1).sum()) / self._images
             for name, better in self._better.items()
         }
+
+    def _fits_memory(self) -> contextlib.AbstractContextManager[None]:
+        devices = self._sharding.num_devices
+        smaller = max(devices, self._batch_size // 2 // devices * devices)
+        return fits_memory(
+            f"an evaluation of {self._batch_size:,} images at once does not fit the memory; give "
+            f"fewer, e.g. --config.eval_batch_size={smaller}"
+        )
+
+
+def zeros(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Zeros, each process making the rows of its own devices."""
+    return jax.make_array_from_callback(
+        shape.shape, sharding, lambda rows: np.zeros(shape.shape, shape.dtype)[rows]
+    )
 
 
 def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:

@@ -17,7 +17,7 @@ from sret_jax.checkpoints.manager import has_checkpoints
 from sret_jax.data import sources
 from sret_jax.data.classes import check_known
 from sret_jax.data.images import EvalTransform
-from sret_jax.data.loader import check_batch_size, train_transform
+from sret_jax.data.loader import check_batch_size, eval_batch_size, train_transform
 from sret_jax.data.mixing import Mixing
 from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
@@ -206,6 +206,19 @@ def _open_training_split(config: ConfigDict, workdir: epath.Path) -> sources.Sou
     return open_split(config, workdir, config.data.train_split, kept)
 
 
+def small_data(experiment: Experiment) -> list[str]:
+    """The sentence on a batch that is larger than the data; none where it is not."""
+    images, batch_size = len(experiment.train_source), experiment.config.batch_size
+    if batch_size <= images:
+        return []
+    epochs = batch_size / images
+    return [
+        f"config.batch_size={batch_size} is more than the {images} training images: each step is "
+        f"{epochs:.1f} epochs and shows an image several times. Give --config.batch_size={images} "
+        "or less."
+    ]
+
+
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for what is wrong whatever the data: batches, model, augmentation."""
     mixing, processes = make_mixing(config), process_count(mesh)
@@ -218,7 +231,9 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         crops=config.data.crops_per_image,
         processes=processes,
     )
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh.size, processes=processes)
+    check_batch_size(
+        "eval_batch_size", eval_batch_size(config, mesh.size), mesh.size, processes=processes
+    )
     make_label_loss(config)
     if config.distill.required and not (config.teacher or config.data.soft_labels):
         raise UserError(
@@ -256,7 +271,7 @@ def build_computation(
             "give data of two classes or more, one folder for each where they are folders"
         )
     steps_per_epoch = images / config.batch_size
-    total_steps = max(1, round(config.epochs * steps_per_epoch))
+    steps = total_steps(config.epochs, steps_per_epoch)
     optimizer = make_optimizer(config.optim)
     abstract_state = jax.eval_shape(lambda: init_state(model, optimizer, config.seed))
     return Computation(
@@ -268,12 +283,17 @@ def build_computation(
         soft_labels=soft_labels,
         mesh=mesh,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        hyperparameters=make_hyperparameters(config, steps_per_epoch, total_steps),
+        total_steps=steps,
+        hyperparameters=make_hyperparameters(config, steps_per_epoch, steps),
         optimizer=optimizer,
         abstract_state=abstract_state,
         shardings=state_shardings(abstract_state, mesh),
     )
+
+
+def total_steps(epochs: float, steps_per_epoch: float) -> int:
+    """Steps of a run, at least one."""
+    return max(1, round(epochs * steps_per_epoch))
 
 
 def make_mixing(config: ConfigDict) -> Mixing:
@@ -297,7 +317,7 @@ def open_split(
     """
     if config.data.synthetic:
         train = split == config.data.train_split
-        length = IMAGENET_IMAGES if train else config.eval_batch_size
+        length = IMAGENET_IMAGES if train else eval_batch_size(config, 1)
         return sources.SyntheticSource(length, config.model.num_classes or IMAGENET_CLASSES)
     name, data_dir = config.data.name, _data_dir(config, workdir)
     with agreed():

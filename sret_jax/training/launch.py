@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from sret_jax import exit_status
 from sret_jax.errors import UserError
@@ -22,16 +23,14 @@ from sret_jax.parallel.preemption import Preempted
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.compilation_cache import keep_compiled
 from sret_jax.training.loop import train
-from sret_jax.training.saved_config import load_config
+from sret_jax.training.pretrained import split_step
+from sret_jax.training.saved_config import CONFIG_FILE, START_FILE, Start, load_config
 
 
 def launch(values: flags.FlagValues) -> None:
     """Joins the other processes, then trains or evaluates as the flags say.
 
     Asked to stop, it exits with status 75.
-
-    Evaluating without --config takes the config saved in the workdir; single settings are
-    overridden in any case.
 
     Raises:
       UserError: whatever the user can mend.
@@ -55,18 +54,68 @@ def launch(values: flags.FlagValues) -> None:
 
 def _run(values: flags.FlagValues) -> None:
     config_flag: Any = values["config"]
-    workdir = absolute(values.workdir or default_workdir(config_flag.config_filename))
-    config = values.config
+    place = absolute(values.workdir or default_workdir(config_flag.config_filename))
+    workdir, step = split_step(place)
+    config, start = chosen_config(config_flag, workdir)
     keep_compiled(workdir)
     if values.mode == "train":
-        report = train(config, workdir)
+        if workdir != place:
+            raise UserError(
+                f"--workdir={place} names one step, and training goes on from the newest; give "
+                f"--workdir={workdir}, or start from these weights in another --workdir with "
+                f"--config.init_from={place}"
+            )
+        report = train(config, workdir, start=start)
     else:
-        saved = None if config_flag.present else load_config(workdir, like=config)
-        if saved is not None:
-            saved.update_from_flattened_dict(config_flag.override_values)
-        report = evaluate_checkpoint(saved or config, workdir)
+        report = evaluate_checkpoint(config, workdir, step)
     if values.json and distributed.is_leader():
         write_json(epath.Path(values.json), report)
+
+
+def chosen_config(config_flag: Any, workdir: epath.Path) -> tuple[ConfigDict, Start | None]:
+    """The config of this start, and the command line to keep in the workdir.
+
+    What a workdir was started with is what it goes on with, unless a setting is given now. Without
+    --config it is the config in the workdir, if there is one; with the same --config as before, the
+    file and all settings that were given on earlier command lines; with another --config, that
+    alone. Settings on this command line hold in any case.
+
+    Args:
+      config_flag: --config, and its overrides.
+      workdir: of the run.
+
+    Raises:
+      UserError: what the workdir holds is damaged, or has no such settings.
+    """
+    given, typed = config_flag.value, dict(config_flag.override_values)
+    start, earlier = Start(config_flag.config_filename, typed), Start.read(workdir)
+    if not config_flag.present:
+        saved = load_config(workdir, like=given)
+        if saved is None:
+            return given, start
+        saved.update_from_flattened_dict(typed)
+        _say(f"Without --config, the settings are those of {workdir / CONFIG_FILE}.")
+        return saved, earlier and earlier.with_overrides(typed)
+    if earlier is None or not earlier.is_of(start.config):
+        return given, start
+    start = earlier.with_overrides(typed)
+    try:
+        given.update_from_flattened_dict(start.overrides)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(
+            f"{workdir / START_FILE} has settings that {start.config} has not ({e}); move it away "
+            "and give --config with all that it should go on with"
+        ) from e
+    if kept := [
+        f"--config.{name}={start.overrides[name]}" for name in start.overrides.keys() - typed
+    ]:
+        _say(f"As when {workdir} was started: {' '.join(sorted(kept))}.")
+    return given, start
+
+
+def _say(message: str) -> None:
+    if distributed.is_leader():
+        print(message, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The train loop: resume, step, report, evaluate, save; roll back, or stop when asked to."""
+"""The train loop: resume, step, report, save, evaluate; roll back, or stop when asked to."""
 
 import contextlib
 import math
@@ -18,18 +18,20 @@ from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import agreed, gather, is_leader
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.parallel.preemption import Preempted, Preemption
-from sret_jax.training.bad_images import BadImages
+from sret_jax.training.bad_images import BadImages, TooManyBadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.evaluation import Evaluator, Results
-from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment
+from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment, small_data
 from sret_jax.training.initial_weights import initial_state
 from sret_jax.training.lock import Lock, locked
+from sret_jax.training.memory import fits_memory
 from sret_jax.training.profiler import Profiler
 from sret_jax.training.progress import duration
 from sret_jax.training.report import Callback, Reporter
 from sret_jax.training.resume import compare_config
 from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
+from sret_jax.training.saved_config import Start
 from sret_jax.training.state import TrainState, from_items, to_items
 from sret_jax.training.step import Metrics
 from sret_jax.training.watchdog import Watchdog
@@ -38,22 +40,27 @@ REMEMBERED_LOSSES = 20
 
 
 def train(
-    config: ConfigDict, workdir: epath.Path, callbacks: Sequence[Callback] = ()
+    config: ConfigDict,
+    workdir: epath.Path,
+    callbacks: Sequence[Callback] = (),
+    *,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
-    Writes checkpoints, config.json, class_names.json, metrics.jsonl, tensorboard/, curves.png,
-    result.json, per_class.json and of up to 200 classes confusion.png there; rollbacks.json
-    where losses were not finite, and crash/ after a crash.
+    Writes checkpoints, config.json, start.json, class_names.json, metrics.jsonl, tensorboard/,
+    curves.png, result.json, per_class.json and of up to 200 classes confusion.png there;
+    rollbacks.json where losses were not finite, and crash/ after a crash.
 
     Args:
       config: as configs/common.py makes it.
       workdir: local or remote folder.
       callbacks: called as callback(step, figures) in process 0 whenever figures are reported.
+      start: the command line that the config is from, to be kept in the workdir.
 
     Returns:
       What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
-      "train_seconds", "images_per_second"}.
+      "best": {"step", "top1"}, "train_seconds", "images_per_second"}.
 
     Raises:
       Preempted: SIGTERM or Ctrl-C came; a checkpoint of the last step is saved.
@@ -71,7 +78,7 @@ def train(
             experiment = open_experiment(config, workdir)
         watchdog = resources.enter_context(Watchdog(**config.watchdog))
         run = resources.enter_context(
-            contextlib.closing(Run(experiment, preemption, lock, watchdog, callbacks))
+            contextlib.closing(Run(experiment, preemption, lock, watchdog, callbacks, start))
         )
         try:
             run.train()
@@ -91,6 +98,7 @@ class Run:
         lock: Lock,
         watchdog: Watchdog,
         callbacks: Sequence[Callback],
+        start: Start | None,
     ):
         self.experiment = experiment
         self._preemption = preemption
@@ -110,8 +118,8 @@ class Run:
         self._rollbacks = Rollbacks.read(experiment.workdir)
         self._reporter = Reporter(experiment, callbacks)
         self._resources.callback(self._reporter.close)
-        self._resume()
-        self._reporter.describe()
+        self._warnings = self._resume()
+        self._reporter.describe(start)
         self._evaluator = Evaluator(
             experiment.model,
             config,
@@ -136,19 +144,33 @@ class Run:
 
         Raises:
           Preempted: once a checkpoint of the last step is on disk.
+          TooManyBadImages: likewise.
         """
-        if self.step >= self.experiment.last_step and self._checkpoints.is_rated(self.step):
-            self._reporter.say(f"Training is complete at step {self.step:,}.")
+        if self.step >= self.experiment.last_step and self._checkpoints.is_evaluated(self.step):
+            self._say_warnings()
+            total = self.experiment.total_steps
+            early = f" of {total:,}, where config.stop_at_step ends it" if self.step < total else ""
+            self._reporter.say(f"Training is complete at step {self.step:,}{early}.")
             return
         train_step = self._compile_step()
+        self._say_warnings()
         try:
             while not self._results or self.step < self.experiment.last_step:
                 try:
-                    self._take_steps(train_step)
+                    with self._fits_memory():
+                        self._take_steps(train_step)
                 except Diverged as diverged:
                     self._roll_back(diverged)
         except Preempted:
-            raise Preempted(self._save_before_stopping()) from None
+            step = self._save_before_stopping()
+            raise Preempted(
+                f"Stopped as asked at step {step:,}, which is saved; start again to resume."
+            ) from None
+        except TooManyBadImages as error:
+            step = self._save_before_stopping()
+            raise TooManyBadImages(
+                f"{error}; step {step:,} is saved, where the next start goes on"
+            ) from None
 
     def finish(self) -> dict[str, Any]:
         """Evaluates if the last step was not yet, and writes and prints the result.
@@ -157,14 +179,14 @@ class Run:
           UserError: the last checkpoint cannot be written.
         """
         if not self._results:
-            self._evaluate_and_save()
+            self._save_and_evaluate()
         if not self._checkpoints.settle():
             raise UserError(
                 f"training is complete, but its last checkpoint cannot be written to "
                 f"{self.experiment.workdir}; mend the storage and start again to resume at step "
                 f"{max(self._checkpoints.steps, default=0):,}"
             )
-        return self._reporter.result(self.step, self._results)
+        return self._reporter.result(self.step, self._results, self._checkpoints.best())
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends the loader's workers."""
@@ -198,8 +220,8 @@ class Run:
         """
         experiment, config = self.experiment, self.experiment.config
         self._check_streak(self.step, {"bad_streak": self.state.bad_streak})
-        if self._is_due(self.step) and not self._checkpoints.is_rated(self.step):
-            self._evaluate_and_save()  # what a preemption, or a rollback to here, left out
+        if self._is_due(self.step) and not self._checkpoints.is_evaluated(self.step):
+            self._save_and_evaluate()  # what a preemption, or a rollback to here, left out
         with contextlib.ExitStack() as resources:
             self._loader = train_loader(
                 experiment.train_source,
@@ -232,10 +254,10 @@ class Run:
                     self._check_streak(self.step, metrics)
                 if report:
                     self._reporter.training(self.step)
-                    self._bad_images["train"].check(self._loader)
+                    self._check_images("train", self._loader)
                 if self._is_due(self.step):
                     with window.paused():
-                        self._evaluate_and_save()
+                        self._save_and_evaluate()
                 self._preemption.check()
 
     def _is_due(self, step: int) -> bool:
@@ -245,45 +267,57 @@ class Run:
     def _is_save_due(self, step: int) -> bool:
         return step == self.experiment.last_step or step % self.experiment.save_every == 0
 
-    def _evaluate_and_save(self) -> None:
-        """Evaluates, then saves if that is due: the best checkpoint is known by its evaluation."""
+    def _save_and_evaluate(self) -> None:
+        """Saves if that is due, then evaluates: an evaluation that fails loses no step."""
+        if self._is_save_due(self.step):
+            self._save()
+        if not self._results:
+            self._checkpoints.settle()  # for the first evaluation may even kill the process
         self._watchdog.beat()
         results = self._evaluator.evaluate(
             {"eval": self.state.variables, "eval_ema": self.state.ema}, self._between_batches
         )
-        self._bad_images["eval"].check(self._evaluator.loader)
+        self._check_images("eval", self._evaluator.loader)
         if not math.isfinite(results["eval"]["loss"]):
             raise Diverged("the evaluation's loss is not finite", self.step, self.step - 1)
+        if not self._checkpoints.is_evaluated(self.step):
+            self._checkpoints.record_metrics(self.step, results["eval"])
         self._results = results
         self._reporter.evaluation(self.step, results, self._evaluator.confusions)
-        if self._is_save_due(self.step):
-            self._save(results["eval"])
         self._watchdog.beat()
+
+    def _check_images(self, split: str, loader: Loader | SyntheticLoader) -> None:
+        """Names unreadable images; too many end the run, unless its last step is done."""
+        try:
+            self._bad_images[split].check(loader)
+        except TooManyBadImages as error:
+            if self.step < self.experiment.last_step:
+                raise
+            self._reporter.say(f"The last step is done, but {error}.")
 
     def _between_batches(self) -> None:
         self._watchdog.beat()
         self._preemption.check()
 
-    def _save(self, metrics: dict[str, float] | None) -> None:
+    def _save(self) -> None:
+        """Starts to save the current step, if it is not saved."""
         with agreed():
             self._lock.check()
         if self.step not in self._checkpoints.steps:
-            self._checkpoints.save(self.step, to_items(self.state), metrics)
-        elif metrics and not self._checkpoints.is_rated(self.step):
-            self._checkpoints.rate(self.step, metrics)
+            self._checkpoints.save(self.step, to_items(self.state))
 
-    def _save_before_stopping(self) -> str:
-        """Saves the current step if it is not; returns what to tell the user."""
+    def _save_before_stopping(self) -> int:
+        """Saves the current step if it is not, and returns it once it is on disk."""
         step, checkpoints = self.step, self._checkpoints
-        if step and step not in checkpoints.steps:
-            self._save(None)
+        if step:
+            self._save()
         if not checkpoints.settle():
             raise UserError(
-                f"step {step:,}, at which the run was asked to stop, cannot be saved to "
+                f"step {step:,}, at which the run stops, cannot be saved to "
                 f"{self.experiment.workdir}; mend the storage and start again to resume at step "
                 f"{max(checkpoints.steps, default=0):,}"
             )
-        return f"Stopped as asked at step {step:,}, which is saved; start again to resume."
+        return step
 
     def _check_streak(self, step: int, metrics: Metrics | None) -> None:
         """Raises Diverged once as many steps in a row as config says were not finite."""
@@ -318,7 +352,7 @@ class Run:
         with agreed():
             self._lock.check()
         self._checkpoints.settle()
-        good = self._checkpoints.newest_rated(at_most=diverged.last_good) or 0
+        good = self._checkpoints.newest_evaluated(at_most=diverged.last_good) or 0
         self._checkpoints.set_aside([step for step in self._checkpoints.steps if step > good])
         self._rollbacks = self._rollbacks.with_window(good + 1, diverged.step)
         with agreed():
@@ -350,19 +384,36 @@ class Run:
             )
         return step
 
-    def _resume(self) -> None:
-        """Restores, and says what has changed since."""
+    def _resume(self) -> list[str]:
+        """Restores; returns what to say before the first step."""
+        experiment = self.experiment
         step = self._restore()
+        changes = []
         if self.step:
-            self._reporter.say(f"Resuming {self.experiment.workdir} at step {self.step:,}.")
-            compare_config(self.experiment, self._reporter.say)
+            self._reporter.say(f"Resuming {experiment.workdir} at step {self.step:,}.")
+            changes = compare_config(experiment, self.step)
         self._reporter.start(step)
+        return changes + small_data(experiment)
+
+    def _fits_memory(self) -> contextlib.AbstractContextManager[None]:
+        config = self.experiment.config
+        return fits_memory(
+            f"a train step of {config.batch_size:,} images does not fit the memory with "
+            f"config.grad_accum={config.grad_accum}; raise that, or recompute activations with "
+            "--config.model.remat=full"
+        )
+
+    def _say_warnings(self) -> None:
+        for warning in self._warnings:
+            self._reporter.say(warning)
 
     def _compile_step(self) -> CompiledStep:
         start = time.perf_counter()
-        self._reporter.say("Compiling the train step...")
-        with self._watchdog.during("compiling the train step"):
+        self._reporter.say("Compiling the train step and the evaluation step...")
+        with self._watchdog.during("compiling the train step"), self._fits_memory():
             compiled = self.experiment.compile_train_step()
+        with self._watchdog.during("compiling the evaluation step"):
+            self._evaluator.rehearse(self.state.variables)
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 

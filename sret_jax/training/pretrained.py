@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from sret_jax.checkpoints.manager import CHECKPOINTS, read_weights, saved_shapes
+from sret_jax.checkpoints.manager import CHECKPOINTS, best_step, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
 from sret_jax.errors import UserError, few
@@ -24,6 +24,7 @@ from sret_jax.training.config_model import create_from_config
 from sret_jax.training.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
 
 PUBLISHED_TEST_CROP = 0.875
+BEST = "best"  # in place of a step: RUN/checkpoints/best
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,9 +35,9 @@ def load(
     """A trained model and its weights, on the first device.
 
     Args:
-      path: the workdir of a run, one of its steps (RUN/checkpoints/120), a converted checkpoint,
-        or a file of weights under the published names, told by its content (torch's or
-        safetensors).
+      path: the workdir of a run, one of its steps (RUN/checkpoints/120, or RUN/checkpoints/best
+        for that of the highest raw top-1), a converted checkpoint, or a file of weights under the
+        published names, told by its content (torch's or safetensors).
       ema: takes a run's averaged weights, or those that a training script keeps in a file.
       name: of the published variant; default: as a run's config.json says, or the one that the
         arrays fit.
@@ -111,9 +112,18 @@ def test_crop(path: epath.PathLike) -> float:
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
-    """RUN/checkpoints/120 -> (RUN, 120); another path is a workdir: its newest step is meant."""
+    """The workdir and the step that a path names; None: the newest step.
+
+    RUN/checkpoints/120 -> (RUN, 120); RUN/checkpoints/best -> RUN and the step of the highest raw
+    top-1; another path is a workdir.
+
+    Raises:
+      UserError: the best step is asked for, and none was evaluated.
+    """
     if path.parent.name == CHECKPOINTS and path.name.isdecimal():
         return path.parent.parent, int(path.name)
+    if path.parent.name == CHECKPOINTS and path.name == BEST:
+        return path.parent.parent, best_step(path.parent.parent)
     return path, None
 
 

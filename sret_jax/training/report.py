@@ -8,6 +8,7 @@ import jax
 from clu import metric_writers, parameter_overview
 from jax.sharding import Mesh
 
+from sret_jax.checkpoints.manager import CHECKPOINTS
 from sret_jax.files import write_json
 from sret_jax.models.kernel_use import in_words, kernel_uses
 from sret_jax.models.sret import title
@@ -19,7 +20,7 @@ from sret_jax.training.experiment import Experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import METRICS_FILE, JsonlWriter, read_metrics
 from sret_jax.training.progress import ProgressLine, Window, duration
-from sret_jax.training.saved_config import save_description
+from sret_jax.training.saved_config import Start, save_description
 
 RESULT_FILE = "result.json"
 
@@ -55,13 +56,17 @@ class Reporter:
         with self._storage_may_fail():
             self._writer.close()
 
-    def describe(self) -> None:
-        """Shows the parameters and the size of the run, and saves its config and class names."""
+    def describe(self, start: Start | None) -> None:
+        """Shows the parameters and the size of the run, and saves what the run is in the workdir.
+
+        Args:
+          start: its command line, where it has one.
+        """
         experiment = self._experiment
         with agreed():
             if is_leader():
                 class_names = experiment.eval_source.class_names
-                save_description(experiment.config, class_names, experiment.workdir)
+                save_description(experiment.config, class_names, start, experiment.workdir)
         devices = devices_in_words(experiment.mesh)
         if not is_leader():
             return
@@ -105,13 +110,20 @@ class Reporter:
             with self._storage_may_fail():
                 write_confusions(self._experiment.workdir, step, confusions)
 
-    def result(self, step: int, results: Results) -> dict[str, Any]:
-        """Writes result.json and curves.png, and says where; returns what result.json holds."""
+    def result(self, step: int, results: Results, best: tuple[int, float] | None) -> dict[str, Any]:
+        """Writes result.json and curves.png, and says where; returns what result.json holds.
+
+        Args:
+          step: the last.
+          results: of its evaluation.
+          best: the step of the best checkpoint, and its raw top-1.
+        """
         seconds = self.window.seconds
         images = step * self._experiment.config.batch_size
         result = {
             "step": step,
             **results,
+            "best": {"step": best[0], "top1": best[1]} if best else None,
             "train_seconds": seconds,
             "images_per_second": images / seconds if seconds else 0.0,
         }
@@ -127,6 +139,11 @@ class Reporter:
                 f"Results: {workdir / RESULT_FILE}, {workdir / 'curves.png'}, "
                 f"{workdir / METRICS_FILE}"
             )
+            if best:
+                self.say(
+                    f"Best checkpoint: step {best[0]:,}, test accuracy {percent(best[1])}, in "
+                    f"{workdir / CHECKPOINTS / str(best[0])}"
+                )
         return result
 
     def _open_writer(self, step: int) -> metric_writers.MetricWriter:

@@ -1,41 +1,111 @@
-"""What a config changes of the run that it resumes."""
+"""What a config changes of the run that it resumes: refused, or said with what follows from it."""
 
-from collections.abc import Callable
+from typing import Any
 
 from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import agreed, is_leader
-from sret_jax.training.experiment import Experiment
-from sret_jax.training.saved_config import changed_settings
+from sret_jax.training.experiment import Experiment, total_steps
+from sret_jax.training.hyperparameters import make_schedule
+from sret_jax.training.saved_config import changed_settings, load_config
 
 ARCHITECTURE = (
     *("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "nll_every"),
     "permutation",
 )
 
+SCHEDULE = (
+    "epochs",
+    *("optim.lr_per_512", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr"),
+)
+OTHER_ORDER = (
+    "the images that follow come in another order, so that of the current epoch some may come "
+    "twice and some not at all"
+)
+OTHER_TEST = "accuracies before and after are not comparable; the best checkpoint is chosen by them"
+NO_EFFECT = "no effect, for the run goes on with its own weights"
+# What follows from a change, where it is more than that the new value holds from the next step on.
+FOLLOWS = {
+    "seed": OTHER_ORDER,
+    "augment.repeats": OTHER_ORDER,
+    "data.crops_per_image": OTHER_ORDER,
+    "data.soft_labels": OTHER_ORDER,
+    "data.eval_split": OTHER_TEST,
+    "data.test_crop": OTHER_TEST,
+    "init_from": NO_EFFECT,
+    "init_ema": NO_EFFECT,
+    "grad_accum": "BatchNorm's statistics are those of micro-batches of another size",
+}
 
-def compare_config(experiment: Experiment, say: Callable[[str], None]) -> None:
-    """Says what has changed since the workdir's config was saved.
+
+def compare_config(experiment: Experiment, step: int) -> list[str]:
+    """What has changed since the workdir's config was saved, and what follows from it.
+
+    Args:
+      experiment: the run.
+      step: the last one that it took.
+
+    Returns:
+      Sentences, none where nothing has changed; in process 0 alone.
 
     Raises:
-      UserError: another architecture of the same shapes, or real data instead of synthetic.
+      UserError: a change under which the steps until now would mean something else.
     """
-    workdir = experiment.workdir
     with agreed():
-        changed = changed_settings(experiment.config, workdir) if is_leader() else {}
-        model = {k: v for k, v in changed.items() if k.removeprefix("model.") in ARCHITECTURE}
-        if "data.synthetic" in changed:
-            raise UserError(
-                f"{workdir} was not trained with "
-                f"config.data.synthetic={experiment.config.data.synthetic}; give another --workdir"
-            )
-        if model:
-            raise UserError(
-                f"{workdir} was trained with another model ({_listed(model)}); use its own config "
-                "or another --workdir"
-            )
-    if changed:
-        say(f"The config has changed since: {_listed(changed)}.")
+        if not is_leader():
+            return []
+        changed = changed_settings(experiment.config, experiment.workdir)
+        _refuse(changed, experiment, step)
+    if not changed:
+        return []
+    sentences = [f"From step {step + 1:,} on, other settings hold than before:"]
+    for name, (old, new) in changed.items():
+        follows = f" ({FOLLOWS[name]})" if name in FOLLOWS else ""
+        sentences.append(f"  {name}: {old} -> {new}{follows}")
+    if any(name in SCHEDULE for name in changed):
+        sentences.append(_other_schedule(experiment, step))
+    return sentences
 
 
-def _listed(changed: dict[str, str]) -> str:
-    return "; ".join(f"{name}: {change}" for name, change in changed.items())
+def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: int) -> None:
+    workdir = experiment.workdir
+    if "data.synthetic" in changed:
+        raise UserError(
+            f"{workdir} was not trained with "
+            f"config.data.synthetic={experiment.config.data.synthetic}; give another --workdir"
+        )
+    if model := [name for name in changed if name.removeprefix("model.") in ARCHITECTURE]:
+        listed = "; ".join(f"{name}: {changed[name][0]} -> {changed[name][1]}" for name in model)
+        raise UserError(
+            f"{workdir} was trained with another model ({listed}); use its own config or another "
+            "--workdir"
+        )
+    if "batch_size" in changed:
+        old, new = changed["batch_size"]
+        raise UserError(
+            f"{workdir} was trained with batches of {old} to step {step:,}, and its steps, its "
+            f"schedule and the order of its images are counted in such batches, not in those of "
+            f"config.batch_size={new}; keep {old}, where memory is short with "
+            "--config.grad_accum=N for micro-batches, or start in another --workdir from "
+            f"--config.init_from={workdir}"
+        )
+    if "epochs" in changed and experiment.total_steps < step:
+        raise UserError(
+            f"config.epochs={experiment.config.epochs} ends at step {experiment.total_steps:,}, "
+            f"and {workdir} is at step {step:,} already; give more epochs, or evaluate it with "
+            "--mode=eval"
+        )
+
+
+def _other_schedule(experiment: Experiment, step: int) -> str:
+    """Where the schedule ends now, and what the learning rate is."""
+    old = load_config(experiment.workdir, like=experiment.config)
+    assert old is not None
+    steps_per_epoch = experiment.steps_per_epoch
+    old_total = total_steps(old.epochs, steps_per_epoch)
+    old_schedule = make_schedule(old.optim, old.batch_size, steps_per_epoch, old_total)
+    rate = experiment.hyperparameters.schedule(step)
+    return (
+        f"The schedule ends at step {experiment.total_steps:,}, where it was {old_total:,}; the "
+        f"learning rate of step {step + 1:,} is {float(rate):.2e}, where it was "
+        f"{float(old_schedule(step)):.2e}."
+    )

@@ -1,6 +1,7 @@
-"""The config and the class names that a run keeps in its workdir."""
+"""What a run keeps of itself in its workdir: its config, how it was started, its classes."""
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import write_json
 
-CONFIG_FILE, CLASSES_FILE = "config.json", "class_names.json"
+CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "start.json"
 
 # What a run did before a setting existed. A new setting is added here too, with the value that
 # means what was done until then, so that every earlier workdir is still read.
@@ -39,20 +40,66 @@ BEFORE: dict[str, Any] = {
 }
 
 
-def save_description(config: ConfigDict, class_names: list[str], workdir: epath.Path) -> None:
-    """Writes config.json and class_names.json beside the checkpoints."""
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What the command line said of the config when a workdir was started, and since.
+
+    Attributes:
+      config: the config file, and its arguments after a colon.
+      overrides: the values of --config.NAME=VALUE by name.
+    """
+
+    config: str
+    overrides: dict[str, Any]
+
+    @classmethod
+    def read(cls, workdir: epath.Path) -> "Start | None":
+        """That of a workdir; None if it has no start.json.
+
+        Raises:
+          UserError: a damaged start.json.
+        """
+        path = workdir / START_FILE
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(str(content["config"]), dict(content["overrides"]))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
+            raise UserError(
+                f"{path} is damaged ({_one_line(e)}); move it away and give --config with all "
+                "that it should go on with"
+            ) from e
+
+    def is_of(self, config: str) -> bool:
+        """Whether `config` is the same file with the same arguments, wherever the file lies."""
+        return _file_and_arguments(self.config) == _file_and_arguments(config)
+
+    def with_overrides(self, overrides: dict[str, Any]) -> "Start":
+        """This one, with more overrides."""
+        return Start(self.config, {**self.overrides, **overrides})
+
+
+def save_description(
+    config: ConfigDict, class_names: list[str], start: Start | None, workdir: epath.Path
+) -> None:
+    """Writes config.json, class_names.json and, for a command line, start.json to the workdir."""
     write_json(workdir / CONFIG_FILE, config.to_dict())
     write_json(workdir / CLASSES_FILE, class_names)
+    if start:
+        write_json(workdir / START_FILE, dataclasses.asdict(start))
+    else:
+        (workdir / START_FILE).unlink(missing_ok=True)
 
 
-def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, str]:
-    """What this config changes of the one saved in the workdir: {name: "old -> new"}."""
+def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, tuple[Any, Any]]:
+    """What this config changes of the one saved in the workdir: {name: (old, new)}."""
     saved = load_config(workdir)
     if saved is None:
         return {}
     old, new = (_flatten(json.loads(json.dumps(c.to_dict()))) for c in (saved, config))
     return {
-        name: f"{old.get(name)} -> {new.get(name)}"
+        name: (old.get(name), new.get(name))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     }
@@ -106,6 +153,11 @@ def _add_missing(settings: dict[str, Any]) -> None:
             inner = inner.setdefault(section, {}) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
             inner.setdefault(last, value)
+
+
+def _file_and_arguments(config: str) -> tuple[str, str]:
+    file, _, arguments = config.partition(":")
+    return epath.Path(file).name, arguments
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.training.adaptation import reorder_classes
 from sret_jax.training.losses import soft_labels
-from sret_jax.training.pretrained import class_names, load_on_host
+from sret_jax.training.pretrained import class_names, load_on_host, split_step
 from sret_jax.training.state import Variables
 
 
@@ -103,7 +103,8 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
 
 
 def _load(path: str, distill: ConfigDict) -> tuple[SReT, Variables]:
-    if not absolute(path).exists():
+    workdir, _ = split_step(absolute(path))
+    if not workdir.exists():
         raise UserError(
             f"config.teacher={path} does not exist; give the workdir of a run, one of its "
             "checkpoints, or a weight file"

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from sret_jax.checkpoints.manager import Checkpoints, read_weights
+from sret_jax.checkpoints import manager
+from sret_jax.checkpoints.manager import Checkpoints, best_step, read_weights
 from sret_jax.errors import UserError
+from tests.conftest import save_evaluated
 
 TREE = {"params": {"kernel": jnp.arange(6.0).reshape(2, 3)}}
 TARGET = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), TREE)
@@ -21,7 +23,9 @@ def save(workdir, scores, **settings):
     """Saves a checkpoint per score, opening the manager anew each time as a restart does."""
     for step, top1 in scores.items():
         checkpoints = Checkpoints(workdir, **settings)
-        checkpoints.save(step, {"model": TREE}, None if top1 is None else {"top1": top1})
+        checkpoints.save(step, {"model": TREE})
+        if top1 is not None:
+            checkpoints.record_metrics(step, {"top1": top1})
         checkpoints.close()
 
 
@@ -45,13 +49,26 @@ def test_a_checkpoint_without_metrics_is_kept_while_newest_and_evicts_no_other(w
 def test_metrics_added_later_count_at_once_and_after_a_restart(workdir):
     save(workdir, {1: 0.5, 2: None})
     for _ in range(2):
-        with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-            if not checkpoints.is_rated(2):
-                checkpoints.rate(2, {"top1": 0.9})
-            assert checkpoints.newest_rated(at_most=9) == 2
-            assert checkpoints.newest_rated(at_most=1) == 1
+        with contextlib.closing(Checkpoints(workdir, keep_latest=2)) as checkpoints:
+            if not checkpoints.is_evaluated(2):
+                checkpoints.record_metrics(2, {"top1": 0.9})
+            assert checkpoints.newest_evaluated(at_most=9) == 2
+            assert checkpoints.newest_evaluated(at_most=1) == 1
     save(workdir, {3: 0.1, 4: 0.2}, keep_latest=1, keep_best=1)
     assert steps(workdir) == {2, 4}
+
+
+def test_a_checkpoint_that_is_evaluated_replaces_those_it_outranks_at_once(workdir):
+    with contextlib.closing(Checkpoints(workdir, keep_latest=1, keep_best=1)) as checkpoints:
+        save_evaluated(checkpoints, 1, {"model": TREE}, 0.5)
+        checkpoints.save(2, {"model": TREE})
+        assert checkpoints.settle() and steps(workdir) == {1, 2}  # step 2 may yet prove bad
+        assert checkpoints.best() == (1, 0.5)
+        checkpoints.record_metrics(2, {"top1": 0.6})
+        assert steps(workdir) == {2} and checkpoints.best() == (2, 0.6)
+        save_evaluated(checkpoints, 3, {"model": TREE}, 0.6)
+        assert checkpoints.best() == (3, 0.6)  # the newest of equals, which is the one kept
+    assert steps(workdir) == {3}
 
 
 def test_deleting_any_one_checkpoint_by_hand_breaks_nothing(workdir):
@@ -61,7 +78,7 @@ def test_deleting_any_one_checkpoint_by_hand_breaks_nothing(workdir):
         (folder / "checkpoints" / str(victim)).rmtree()
         with contextlib.closing(Checkpoints(folder, keep_latest=2)) as checkpoints:
             assert checkpoints.restore_newest({"model": TARGET})[0] == (2 if victim == 3 else 3)
-            checkpoints.save(4, {"model": TREE}, {"top1": 0.2})
+            save_evaluated(checkpoints, 4, {"model": TREE}, 0.2)
         assert steps(folder) == {1, 2, 3, 4} - {victim}
 
 
@@ -83,10 +100,10 @@ def test_a_new_best_replaces_the_old(workdir):
 def test_deleting_the_best_under_an_open_run_lets_the_next_best_stay(workdir):
     with contextlib.closing(Checkpoints(workdir, keep_latest=1, keep_best=1)) as checkpoints:
         for step, top1 in {1: 0.5, 2: 0.9, 3: 0.1}.items():
-            checkpoints.save(step, {"model": TREE}, {"top1": top1})
+            save_evaluated(checkpoints, step, {"model": TREE}, top1)
             checkpoints.settle()
         (workdir / "checkpoints" / "2").rmtree()
-        checkpoints.save(4, {"model": TREE}, {"top1": 0.05})
+        save_evaluated(checkpoints, 4, {"model": TREE}, 0.05)
     assert steps(workdir) == {3, 4}
 
 
@@ -103,6 +120,42 @@ def test_a_folder_without_checkpoints_is_an_error(workdir):
     (workdir / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no readable checkpoint"):
         read_weights(workdir, TARGET)
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_storage_that_fails_to_read_is_asked_again_and_no_checkpoint_is_moved(
+    failures, workdir, monkeypatch, capsys
+):
+    save(workdir, {1: 0.5, 2: 0.4})
+    kernel = next((workdir / "checkpoints" / "2" / "model" / "d").iterdir())
+    hidden = kernel.with_name("hidden")
+    kernel.rename(hidden)
+    kernel.mkdir()  # so that reading it is an error of the storage, not an absent file
+    pauses = []
+
+    def while_it_pauses(seconds):
+        pauses.append(seconds)
+        if len(pauses) == failures:
+            kernel.rmdir()
+            hidden.rename(kernel)
+
+    monkeypatch.setattr(manager, "sleep", while_it_pauses)
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        if failures == 1:
+            assert checkpoints.restore_newest({"model": TARGET})[0] == 2
+            assert pauses == [manager.RETRY_PAUSES[0]]
+        else:
+            with pytest.raises(UserError, match=r"step 2 .* cannot be read \(.*start again once"):
+                checkpoints.restore_newest({"model": TARGET})
+            assert pauses == list(manager.RETRY_PAUSES)
+    assert "trying again in 1 s" in capsys.readouterr().out
+    assert steps(workdir) == {1, 2}
+
+
+def test_the_best_step_needs_an_evaluation(workdir):
+    save(workdir, {1: None})
+    with pytest.raises(UserError, match="was evaluated, so none is the best; name its step"):
+        best_step(workdir)
 
 
 def test_converted_weights_cannot_be_resumed_and_say_so(workdir):

@@ -18,7 +18,7 @@ import pytest
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
-from tests.conftest import ROOT, TINY_FLAGS, run_python
+from tests.conftest import ROOT, TINY_FLAGS, run_python, save_evaluated
 
 MEGABYTE = 1 << 20
 DISK = 16 * MEGABYTE  # room for two checkpoints
@@ -63,12 +63,12 @@ def test_a_full_disk_loses_one_checkpoint_and_nothing_else(tmp_path):
 def fill_the_disk(workdir):
     mount(workdir)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, items(1), {"top1": 0.5})
+    save_evaluated(checkpoints, 1, items(1), 0.5)
     assert checkpoints.settle()
     left = shutil.disk_usage(workdir).free - MEGABYTE
     (workdir / "filler").write_bytes(bytes(left))
     for step in (2, 3):
-        checkpoints.save(step, items(step), {"top1": 0.6})
+        save_evaluated(checkpoints, step, items(step), 0.6)
         assert not checkpoints.settle()
         assert checkpoints.steps == [1]
     assert is_right(checkpoints, 1)
@@ -84,11 +84,11 @@ def test_a_read_only_disk_loses_one_checkpoint_and_does_not_hold_up_the_end(tmp_
 def turn_read_only(workdir):
     mount(workdir)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, items(1), {"top1": 0.5})
+    save_evaluated(checkpoints, 1, items(1), 0.5)
     assert checkpoints.settle()
     remount(workdir, "ro")
     for step in (2, 3):
-        checkpoints.save(step, items(step), {"top1": 0.6})
+        save_evaluated(checkpoints, step, items(step), 0.6)
         assert not checkpoints.settle()
         assert checkpoints.steps == [1]
     assert is_right(checkpoints, 1)
@@ -131,7 +131,7 @@ def train_on_a_disk_that_fills_up(folder):
 
 def goes_on(checkpoints, workdir):
     """Storage that works again is used again, now and after a restart."""
-    checkpoints.save(4, items(4), {"top1": 0.6})
+    save_evaluated(checkpoints, 4, items(4), 0.6)
     assert checkpoints.settle()
     assert checkpoints.steps == [4] and on_disk(workdir) == {"4"}
     checkpoints.close()
@@ -153,7 +153,7 @@ def test_whenever_a_run_is_killed_its_newest_checkpoint_is_whole(tmp_path):
         checkpoints = Checkpoints(workdir)
         newest = max(checkpoints.steps, default=0)
         assert not newest or is_right(checkpoints, newest)
-        checkpoints.save(newest + 1, items(newest + 1), {"top1": 0.1})
+        save_evaluated(checkpoints, newest + 1, items(newest + 1), 0.1)
         checkpoints.close()
         assert all(name.isdecimal() for name in on_disk(workdir))  # nothing half-written
 
@@ -164,7 +164,7 @@ def save_forever(workdir):
     while True:
         step += 1
         print("saving", step, flush=True)
-        checkpoints.save(step, items(step), {"top1": 0.5})
+        save_evaluated(checkpoints, step, items(step), 0.5)
 
 
 def test_a_checkpoint_that_was_being_deleted_is_not_listed(tmp_path):
@@ -180,7 +180,7 @@ def test_a_checkpoint_that_was_being_deleted_is_not_listed(tmp_path):
 def die_while_deleting(workdir):
     """Dies at the eighth file of checkpoint 1, which checkpoint 2 replaces."""
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, items(1), {"top1": 0.5})
+    save_evaluated(checkpoints, 1, items(1), 0.5)
     checkpoints.settle()
     unlink, deleted = os.unlink, []
 
@@ -191,14 +191,14 @@ def die_while_deleting(workdir):
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.unlink = unlink_some
-    checkpoints.save(2, items(2), {"top1": 0.6})
+    save_evaluated(checkpoints, 2, items(2), 0.6)
     checkpoints.close()
 
 
 def test_a_flipped_byte_is_found(tmp_path):
     workdir = epath.Path(tmp_path)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, items(1), {"top1": 0.5})
+    save_evaluated(checkpoints, 1, items(1), 0.5)
     assert checkpoints.settle()
     rng = random.Random(0)
     for path in sorted((tmp_path / "checkpoints" / "1" / "model").rglob("d/*")):
@@ -214,17 +214,17 @@ def test_a_flipped_byte_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"top1": 0.', '{"tpp1": 0.5}', "0.5"])
-def test_damaged_metrics_make_a_checkpoint_unrated_and_nothing_worse(tmp_path, text):
+def test_damaged_metrics_make_a_checkpoint_count_as_not_evaluated_and_nothing_worse(tmp_path, text):
     workdir = epath.Path(tmp_path)
     for step in (1, 2):
         checkpoints = Checkpoints(workdir)
-        checkpoints.save(step, items(step), {"top1": 0.5 / step})
+        save_evaluated(checkpoints, step, items(step), 0.5 / step)
         checkpoints.close()
     (workdir / "checkpoints" / "1" / "metrics" / "metrics").write_text(text)
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.newest_rated(at_most=1) is None
+    assert checkpoints.newest_evaluated(at_most=1) is None
     assert is_right(checkpoints, 1)
-    checkpoints.save(3, items(3), {"top1": 0.1})
+    save_evaluated(checkpoints, 3, items(3), 0.1)
     checkpoints.close()
     assert on_disk(workdir) == {"2", "3"}
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import pathlib
 import socket
 
 import jax
@@ -13,11 +15,13 @@ from etils import epath
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data import sources
 from sret_jax.data.images import BadImage, EvalTransform
+from sret_jax.errors import UserError
 from sret_jax.models.loops import with_loops
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.evaluation import Evaluator
+from sret_jax.training.loop import train
 from sret_jax.training.step import normalise
 from tests.training.test_loop import start_main
 
@@ -112,13 +116,22 @@ def test_weights_are_evaluated_with_other_loops_than_they_were_trained_with(
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(1, {"model": weights})
     tiny_config.model.loops = 3
-    report = evaluate_checkpoint(tiny_config, workdir)
+    report = evaluate_checkpoint(tiny_config, workdir, step=1)
     assert (workdir / "confusion.png").exists()
     said = capsys.readouterr().out
     assert "Evaluating with 3 loops instead of 2 (later loops repeat the last NLL)." in said
     longer, fitted = with_loops(model, weights, 3)
     source = sources.open_source("digits", "test", digits_dir)
     PlainCount(longer, fitted, tiny_config).check(report["eval"], source)
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_found_before_the_first_step(tiny_config, tmp_path):
+    if int(pathlib.Path("/proc/sys/vm/overcommit_memory").read_text()) == 1:
+        pytest.skip("this kernel promises any amount of memory")
+    images = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (16 * 16 * 3)
+    tiny_config.eval_batch_size = 2 * images // 8 * 8
+    with pytest.raises(UserError, match=r"images at once does not fit the memory; give fewer"):
+        train(tiny_config, epath.Path(tmp_path))
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def ask_to_stop():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_asked_to_stop_in_an_evaluation_it_saves_and_then_evaluates_and_rates_what_it_saved(
+def test_asked_to_stop_in_an_evaluation_it_saves_and_then_evaluates_what_it_saved(
     tiny_config, workdir
 ):
     tiny_config.epochs = epochs(8)
@@ -66,7 +66,7 @@ def test_asked_to_stop_in_an_evaluation_it_saves_and_then_evaluates_and_rates_wh
     loop.train(tiny_config, workdir)
     assert sorted(read_metrics(workdir, "eval/top1")) == [4, 5]
     with contextlib.closing(open_existing(workdir)) as on_disk:
-        assert [on_disk.is_rated(step) for step in (4, 5)] == [True, True]
+        assert [on_disk.is_evaluated(step) for step in (4, 5)] == [True, True]
 
 
 def test_steps_that_are_not_finite_lead_back_to_the_last_good_checkpoint(

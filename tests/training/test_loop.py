@@ -84,7 +84,10 @@ def test_a_run_leaves_its_results_and_says_where(twenty_steps):
     workdir, output = twenty_steps
     result = json.loads((workdir / "result.json").read_text())
     assert result["step"] == 20
-    assert set(result) == {"step", "eval", "eval_ema", "train_seconds", "images_per_second"}
+    numbers = {"step", "eval", "eval_ema", "best", "train_seconds", "images_per_second"}
+    assert set(result) == numbers
+    assert result["best"] == {"step": 20, "top1": result["eval"]["top1"]}
+    assert output.splitlines()[-1].endswith(f"in {workdir / 'checkpoints' / '20'}")
     assert set(result["eval"]) == set(result["eval_ema"]) == {"top1", "top5", "loss"}
     assert result["train_seconds"] > 0 and result["images_per_second"] > 0
     for file in ("config.json", "class_names.json", "curves.png", "tensorboard"):
@@ -117,9 +120,10 @@ def test_asked_to_stop_and_started_again_a_run_ends_bitwise_the_same(
     assert process.returncode == PREEMPTED, output
     step = max(read_metrics(tmp_path))
     assert f"Stopped as asked at step {step}, which is saved" in output and step < 19
-    output = main(tmp_path, "--config.epochs=0.9", digits_dir=digits_dir)
-    assert "Resuming" in output and f"at step {step}" in output
-    assert "The config has changed since: stop_at_step: 19 -> None." in output
+    done = run_python("main.py", f"--workdir={tmp_path}", "--config.stop_at_step=20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Resuming {tmp_path} at step {step}" in done.stdout
+    assert "stop_at_step: 19 -> 20" in done.stdout
 
     whole, resumed = checkpoint_arrays(workdir, 20), checkpoint_arrays(tmp_path, 20)
     assert whole.keys() == resumed.keys()
@@ -251,19 +255,25 @@ def test_a_run_goes_on_with_other_processes_devices_and_fsdp(
     )
 
 
-def test_a_finished_run_started_again_trains_no_more_and_reports_again(twenty_steps, digits_dir):
+def test_a_finished_run_started_again_trains_no_more_and_reports_again(twenty_steps):
     workdir, _ = twenty_steps
     before = (workdir / "metrics.jsonl").read_text()
-    output = main(workdir, "--config.epochs=0.9", digits_dir=digits_dir)
-    assert "complete at step 20" in output and "Test accuracy" in output
-    assert "Compiling" not in output
+    done = run_python("main.py", f"--workdir={workdir}")
+    assert "complete at step 20." in done.stdout and "Test accuracy" in done.stdout
+    assert "Compiling" not in done.stdout
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
 def test_evaluation_mode_repeats_the_run_s_figures_from_its_own_config(twenty_steps, tmp_path):
     workdir, _ = twenty_steps
-    output = evaluate(workdir, f"--json={tmp_path / 'figures.json'}")
+    output = evaluate(
+        workdir / "checkpoints" / "best",
+        f"--json={tmp_path / 'figures.json'}",
+        "--config.eval_batch_size=32",
+    )
     report = json.loads((workdir / "eval.json").read_text())
+    assert report["step"] == 20 and report["overrides"] == {"eval_batch_size": 32}
+    assert "images of digits, eval_batch_size=32:" in output
     result = json.loads((workdir / "result.json").read_text())
     for name in ("eval", "eval_ema"):
         assert report[name]["top1"] == result[name]["top1"]
@@ -307,7 +317,7 @@ def test_unreadable_images_are_counted_and_named(rotten_folder, tiny_config, tmp
         shutil.copy(data / "train" / "a" / "4.jpg", data / "train" / "a" / f"{i}.jpg")
     (data / "test" / "b" / "0.jpg").write_bytes(b"nor this")
     tiny_config.data.name = str(data)
-    tiny_config.update(batch_size=16, eval_batch_size=16, epochs=2.0)
+    tiny_config.update(batch_size=16, epochs=2.0)
     result = loop.train(tiny_config, epath.Path(tmp_path / "run"))
     output = capfd.readouterr().out
     assert "Unreadable image: " + str(data / "train" / "a" / "2.jpg") in output
@@ -332,14 +342,38 @@ def rotten_folder(tmp_path):
     return tmp_path / "photos"
 
 
-def test_too_many_unreadable_images_end_the_run_and_are_named(
+def test_too_many_unreadable_images_end_the_run_once_its_last_step_is_saved(
     rotten_folder, tiny_config, tmp_path, capfd
 ):
+    workdir = tmp_path / "run"
     tiny_config.data.name = str(rotten_folder)
-    tiny_config.update(batch_size=16, eval_batch_size=16, epochs=4.0)
-    with pytest.raises(UserError, match=r"[23] of 16 images cannot be read.* allows 1; .*\.jpg"):
-        loop.train(tiny_config, epath.Path(tmp_path / "run"))
-    assert not list((tmp_path / "run" / CHECKPOINTS).iterdir())
+    tiny_config.update(batch_size=16, epochs=4.0)
+    with pytest.raises(UserError, match=r"[23] of 16 images .* allows 1; .*\.jpg.*; step (\d) is"):
+        loop.train(tiny_config, epath.Path(workdir))
+    (step,) = (int(path.name) for path in (workdir / CHECKPOINTS).iterdir())
+
+    tiny_config.stop_at_step = step + 1  # after which there is no more to lose
+    result = loop.train(tiny_config, epath.Path(workdir))
+    assert result["step"] == step + 1
+    assert "The last step is done, but " in capfd.readouterr().out
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
+    rotten_folder, tiny_config, tmp_path
+):
+    for file in (rotten_folder / "test" / "a" / f"{i}.jpg" for i in range(4)):
+        file.write_bytes(b"no image")
+    workdir = epath.Path(tmp_path / "run")
+    tiny_config.data.update(name=str(rotten_folder), max_bad_fraction=0.18)  # 3 in training
+    tiny_config.checkpoint.every_epochs = 1.0
+    tiny_config.update(batch_size=16, epochs=2.0)
+    for _ in range(2):
+        with pytest.raises(UserError, match="4 of 16 images .* allows 3; .*step 1 is saved"):
+            loop.train(tiny_config, workdir)
+        assert [path.name for path in (workdir / CHECKPOINTS).iterdir()] == ["1"]
+    tiny_config.data.max_bad_fraction = 0.5
+    loop.train(tiny_config, workdir)
+    assert sorted(read_metrics(workdir, "eval/top1")) == [1, 2]
 
 
 @pytest.mark.slow  # its neighbours check the naming and the bound
@@ -347,7 +381,7 @@ def test_unreadable_images_within_the_bound_are_named_once(
     rotten_folder, tiny_config, tmp_path, capfd
 ):
     tiny_config.data.update(name=str(rotten_folder), max_bad_fraction=0.2)
-    tiny_config.update(batch_size=16, eval_batch_size=16, epochs=4.0)
+    tiny_config.update(batch_size=16, epochs=4.0)
     assert loop.train(tiny_config, epath.Path(tmp_path / "run"))["step"] == 4
     output = capfd.readouterr().out
     named = [
@@ -386,6 +420,6 @@ def test_one_class_is_refused(rotten_folder, tiny_config, tmp_path):
     for split in ("train", "test"):
         shutil.rmtree(rotten_folder / split / "b")
     tiny_config.data.name = str(rotten_folder)
-    tiny_config.update(batch_size=16, eval_batch_size=16)
+    tiny_config.batch_size = 16
     with pytest.raises(UserError, match="has 1 class, which leaves nothing to tell apart; give"):
         loop.train(tiny_config, epath.Path(tmp_path / "run"))

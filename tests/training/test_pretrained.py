@@ -16,6 +16,7 @@ from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.training.config_model import create_from_config
 from tests import golden
+from tests.conftest import save_evaluated
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def run(tmp_path_factory):
         for step in (10, 20):
             scaled = jax.tree.map(lambda x, step=step: step * x, variables)
             average = jax.tree.map(lambda x: -x, scaled)
-            checkpoints.save(step, {"model": scaled, "ema": average}, {"top1": 0.5})
+            save_evaluated(checkpoints, step, {"model": scaled, "ema": average}, 0.5 / step)
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     (workdir / "class_names.json").write_text(json.dumps([str(i) for i in range(10)]))
     return workdir, model, variables
@@ -45,6 +46,7 @@ def test_a_run_gives_its_newest_weights_a_step_its_own_and_ema_the_average(run):
     for path, ema, factor in (
         (workdir, False, 20),
         (workdir / "checkpoints" / "10", False, 10),
+        (workdir / "checkpoints" / "best", False, 10),
         (str(workdir), True, -20),
     ):
         loaded, weights = sret_jax.load(path, ema=ema)

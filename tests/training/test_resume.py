@@ -1,5 +1,6 @@
 """What a run goes on from: the newest checkpoint that can be read, and only one of its own."""
 
+import copy
 import pathlib
 import shutil
 
@@ -10,18 +11,31 @@ from sret_jax.checkpoints.manager import CHECKPOINTS, SET_ASIDE
 from sret_jax.errors import UserError
 from sret_jax.training import loop
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
-from tests.conftest import read_metrics
+from tests.conftest import make_tiny_config, read_metrics
+
+
+def epochs(steps):
+    return steps * 64 / 1438
+
+
+@pytest.fixture(scope="module")
+def trained(digits_dir, tmp_path_factory):
+    """A workdir with the checkpoints of steps 3 and 6, and its config."""
+    config = make_tiny_config(digits_dir)
+    config.epochs = epochs(6)
+    config.optim.warmup_epochs = 0.0
+    config.checkpoint.every_epochs = epochs(3)
+    workdir = epath.Path(tmp_path_factory.mktemp("trained"))
+    loop.train(config, workdir)
+    assert {p.name for p in (workdir / CHECKPOINTS).iterdir()} == {"3", "6"}
+    return config, workdir
 
 
 @pytest.fixture
-def two_checkpoints(tiny_config, tmp_path):
-    """A workdir with the checkpoints of steps 3 and 6, and its config."""
-    tiny_config.epochs = 6 * 64 / 1438
-    tiny_config.checkpoint.every_epochs = 3 * 64 / 1438
-    workdir = epath.Path(tmp_path)
-    loop.train(tiny_config, workdir)
-    assert {p.name for p in (workdir / CHECKPOINTS).iterdir()} == {"3", "6"}
-    return tiny_config, workdir
+def two_checkpoints(trained, tmp_path):
+    """The same, to be changed."""
+    config, workdir = trained
+    return copy.deepcopy(config), epath.Path(shutil.copytree(workdir, tmp_path / "run"))
 
 
 def truncate_arrays(step_dir):
@@ -85,3 +99,41 @@ def test_a_workdir_copied_elsewhere_goes_on_there(two_checkpoints, tmp_path_fact
     shutil.rmtree(copy / CHECKPOINTS / "6")
     result = loop.train(config, copy)
     assert result["step"] == 6
+
+
+def test_another_batch_size_is_refused_for_all_is_counted_in_batches(two_checkpoints):
+    config, workdir = two_checkpoints
+    config.batch_size = 128
+    with pytest.raises(UserError, match=r"batches of 64 to step 6.*keep 64.*grad_accum=N"):
+        loop.train(config, workdir)
+
+
+def test_fewer_epochs_than_were_trained_are_refused(two_checkpoints):
+    config, workdir = two_checkpoints
+    config.epochs = epochs(4)
+    with pytest.raises(UserError, match="ends at step 4, and .* is at step 6 already; give more"):
+        loop.train(config, workdir)
+
+
+def test_what_has_changed_and_what_follows_is_said_last_before_the_first_step(
+    two_checkpoints, capfd
+):
+    config, workdir = two_checkpoints
+    config.epochs = epochs(12)
+    config.seed = 1
+    config.stop_at_step = 7
+    assert loop.train(config, workdir)["step"] == 7
+    lines = capfd.readouterr().out.splitlines()
+    compiled = next(i for i, line in enumerate(lines) if line.startswith("Compiled in"))
+    first_step = next(i for i, line in enumerate(lines) if line.startswith("step 7/12"))
+    said = lines[compiled + 1 : first_step]
+    assert said[0] == "From step 7 on, other settings hold than before:"
+    assert said[1].startswith(f"  epochs: {epochs(6)} -> {epochs(12)}")
+    assert said[2].startswith("  seed: 0 -> 1 (the images that follow come in another order")
+    assert said[3].startswith("  stop_at_step: None -> 7")
+    rate = float(lines[first_step].partition("| lr ")[2].split()[0])
+    assert said[4] == (
+        f"The schedule ends at step 12, where it was 6; the learning rate of step 7 is {rate:.2e}, "
+        "where it was 1.00e-05."
+    )
+    assert len(said) == 5
