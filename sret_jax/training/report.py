@@ -85,6 +85,11 @@ class Reporter:
             f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,} on "
             f"{devices}; results in {experiment.workdir}"
         )
+        if experiment.teacher and not experiment.teacher.names_compared:
+            self.say(
+                f"config.teacher={experiment.config.teacher} keeps no class names, so names are not "
+                "compared: its classes are taken for the data's, in their order."
+            )
 
     def training(self, step: int) -> None:
         """Reports the steps of the window, and starts a new one."""

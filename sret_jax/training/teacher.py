@@ -27,12 +27,14 @@ class Teacher:
       variables: its weights, NumPy arrays.
       shardings: how they lie on the mesh.
       temperature: T.
+      names_compared: whether its classes are known to be the data's; it may keep no names.
     """
 
     model: SReT
     variables: Variables
     shardings: Any
     temperature: float
+    names_compared: bool = True
 
     @property
     def abstract_variables(self) -> Any:
@@ -90,7 +92,9 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
       UserError: it keeps the names of its classes, and these are others.
     """
     theirs = class_names(path)
-    if theirs is None or theirs == names:
+    if theirs is None:
+        return dataclasses.replace(teacher, names_compared=False)
+    if theirs == names:
         return teacher
     order = in_order(theirs, names, logits=teacher.model.num_classes)
     if order is None:
