@@ -20,6 +20,20 @@ def imagenet_ids() -> list[str]:
     return list(_names())
 
 
+def assumed_ids(logits: int, data: Sequence[str]) -> list[str] | None:
+    """The class names of weights that keep none: ImageNet's ids, if they have as many logits.
+
+    Args:
+      logits: of the weights.
+      data: class names of the data they meet, which must be among ImageNet's ids.
+
+    Returns:
+      None where the weights need not be ImageNet's.
+    """
+    ids = imagenet_ids()
+    return ids if logits == len(ids) and {*data} <= {*ids} else None
+
+
 def display_names(classes: Sequence[str]) -> list[str]:
     """What to show a person: ImageNet's names where all classes are its WordNet ids.
 

@@ -15,7 +15,7 @@ from sret_jax.checkpoints.manager import differences, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
 from sret_jax.data.classes import are_numbers, difference, in_order
-from sret_jax.data.imagenet import imagenet_ids
+from sret_jax.data.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT, abstract_variables
@@ -110,8 +110,7 @@ def _order_of_classes(saved: Saved, experiment: Experiment) -> tuple[list[int] |
     new_head = f"a new head for {here} classes, not the {there} there"
     if there != here:
         return None, new_head
-    if theirs is None and there == len(imagenet_ids()) and {*names} <= {*imagenet_ids()}:
-        theirs = imagenet_ids()
+    theirs = theirs or assumed_ids(there, names)
     if theirs is None or (theirs == imagenet_ids() and are_numbers(names)):
         return [*range(here)], (
             "its head, whose class names are not compared: class 0 is taken for "

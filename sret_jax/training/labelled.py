@@ -4,7 +4,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.data.classes import are_numbers, check_known
-from sret_jax.data.imagenet import imagenet_ids
+from sret_jax.data.imagenet import assumed_ids
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 from sret_jax.training.experiment import open_split
@@ -47,7 +47,7 @@ def _names_of_logits(
       workdir: of the weights.
       logits: how many they give.
     """
-    kept, imagenet = class_names(workdir), imagenet_ids()
+    kept = class_names(workdir)
     if kept and len(kept) > logits:
         raise UserError(
             f"{workdir / CLASSES_FILE} has {len(kept):,} names for {logits:,} logits; correct it"
@@ -59,8 +59,8 @@ def _names_of_logits(
         )
     if kept:
         return kept, ""
-    if logits == len(imagenet) and {*own} <= {*imagenet}:
-        return imagenet, f"{workdir} keeps no class names; its 1,000 are taken for ImageNet's."
+    if assumed := assumed_ids(logits, own):
+        return assumed, f"{workdir} keeps no class names; its 1,000 are taken for ImageNet's."
     if len(own) != logits:
         raise UserError(
             f"{workdir} keeps no class names, and {data} has {len(own):,} classes for its "

@@ -87,7 +87,7 @@ class Reporter:
         )
         if experiment.teacher and not experiment.teacher.names_compared:
             self.say(
-                f"config.teacher={experiment.config.teacher} keeps no class names, so names are not "
+                f"config.teacher={experiment.config.teacher} keeps no class names, so they are not "
                 "compared: its classes are taken for the data's, in their order."
             )
 

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.data.classes import difference, in_order
+from sret_jax.data.imagenet import assumed_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT
@@ -91,7 +92,7 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
     Raises:
       UserError: it keeps the names of its classes, and these are others.
     """
-    theirs = class_names(path)
+    theirs = class_names(path) or assumed_ids(teacher.model.num_classes, names)
     if theirs is None:
         return dataclasses.replace(teacher, names_compared=False)
     if theirs == names:
