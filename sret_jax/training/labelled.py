@@ -52,7 +52,7 @@ def _names_of_logits(
         raise UserError(
             f"{workdir / CLASSES_FILE} has {len(kept):,} names for {logits:,} logits; correct it"
         )
-    if kept and are_numbers(own) and len(own) == logits and not are_numbers(kept):
+    if kept and are_numbers(own) and len(own) == logits and not {*own} <= {*kept}:
         return own, (
             f"The classes of {data} are numbers, so they are taken for the labels: 0 for "
             f"{kept[0]!r} to {len(kept) - 1} for {kept[-1]!r}."

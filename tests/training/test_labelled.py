@@ -113,6 +113,15 @@ def test_numbers_as_names_are_the_labels_and_this_is_said(run, digits):
     assert source[3]["label"] == 3 and source.file_name(3).split("/")[-2] == "3"
 
 
+def test_a_run_on_numbers_in_another_order_is_evaluated_by_name(run, digits):
+    names = [*"1032547698"]
+    (run / "class_names.json").write_text(json.dumps(names))
+    folder = digits({digit: str(digit) for digit in range(10)}, each=1)
+    source, remark = open_labelled(config_of(run, folder), run, 10)
+    assert remark == "" and source.class_names == names
+    assert source[3]["label"] == 2 and source.file_name(3).split("/")[-2] == "3"
+
+
 def test_weights_without_names_take_the_data_s_order_and_this_is_said(run, digits):
     config = config_of(run, digits(dict(enumerate(WORDS)), each=1))
     (run / "class_names.json").unlink()
