@@ -19,6 +19,7 @@ from etils import epath
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.data.sources import find_builder
 from sret_jax.errors import UserError, few
+from sret_jax.tools.downloads import clear_downloads
 from sret_jax.tools.reencode import (
     ARRAY_RECORD,
     DEFAULT_QUALITY,
@@ -72,7 +73,7 @@ def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> N
     """Downloads or reads archives, and writes ArrayRecord; nothing to do if that is done.
 
     Raises:
-      UserError: archives that are missing or not what they should be.
+      UserError: archives that are missing or not what they should be, or a failed download.
     """
     if builder.is_prepared():
         if ARRAY_RECORD not in builder.info.available_file_formats():
@@ -91,7 +92,8 @@ def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> N
     _remove_leftovers(builder)
     download = tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
     try:
-        builder.download_and_prepare(download_config=download)
+        with clear_downloads(builder):
+            builder.download_and_prepare(download_config=download)
     except tarfile.TarError as e:
         reason = str(e).splitlines()[0]
         raise UserError(

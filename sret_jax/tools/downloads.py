@@ -1,0 +1,102 @@
+"""Downloads by TFDS: a sentence where a network, an address or a file is not what it should be."""
+
+import contextlib
+import functools
+import re
+import threading
+import time
+import urllib.error
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import requests
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core.download.util import DownloadError
+
+from sret_jax.errors import UserError, few
+
+ANSWER_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def clear_downloads(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+    """For the enclosed `download_and_prepare`: turns what goes wrong into a UserError.
+
+    TFDS would try an address that does not answer for minutes, so all hosts are asked first. Where
+    none answers, only what was downloaded before can be prepared.
+    """
+    addresses = {urlsplit(url).netloc: url for url in builder.url_infos or () if _is_http(url)}
+    reasons = _unreachable(list(addresses.values()))
+    open_address = downloader._open_with_requests
+    if addresses and len(reasons) == len(addresses):
+        reason = next(iter(reasons.values()))
+        if not any((builder.data_dir_root / "downloads").glob("*")):
+            raise _no_network(builder, list(addresses), reason)
+        downloader._open_with_requests = functools.partial(_fail, reason)
+    try:
+        yield
+    except (requests.RequestException, urllib.error.URLError) as e:
+        raise _no_network(builder, list(addresses), _reason(e)) from e
+    except DownloadError as e:
+        raise UserError(
+            f"{builder.name} cannot be downloaded: {e} Where the address has moved, a newer TFDS "
+            "may know the new one (pip install --upgrade tensorflow-datasets)"
+        ) from e
+    except NonMatchingChecksumError as e:
+        address = re.search(r"https?://[^\s,]+", str(e))
+        raise UserError(
+            f"what {address[0] if address else 'an address'} gives is not the published file of "
+            f"{builder.name}: its checksum differs; start again in case the download was cut off, "
+            "or try a newer TFDS (pip install --upgrade tensorflow-datasets)"
+        ) from e
+    finally:
+        downloader._open_with_requests = open_address
+
+
+def _fail(reason: str, url: str, **settings: Any) -> NoReturn:
+    del url, settings
+    raise requests.ConnectionError(reason)
+
+
+def _no_network(builder: tfds.core.DatasetBuilder, hosts: Sequence[str], reason: str) -> UserError:
+    return UserError(
+        f"{builder.name} is downloaded from {few(hosts, 3)}, which cannot be reached ({reason}); "
+        "set HTTPS_PROXY where the way out is a proxy, or prepare it on a machine with a network "
+        f"and copy it to {builder.data_dir}"
+    )
+
+
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
+def _unreachable(urls: Sequence[str]) -> dict[str, str]:
+    """Why some do not answer; whatever is answered will do."""
+    reasons = dict.fromkeys(urls, f"no answer within {ANSWER_SECONDS:.0f} s")
+
+    def ask(url: str) -> None:
+        try:
+            requests.get(url, stream=True, timeout=ANSWER_SECONDS).close()
+        except requests.RequestException as e:
+            reasons[url] = _reason(e)
+        else:
+            del reasons[url]
+
+    # Daemons, for nothing bounds the time in which a name is looked up.
+    threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + ANSWER_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(reasons)
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system said, below all that libraries add."""
+    while error.__context__:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error)
