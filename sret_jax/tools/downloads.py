@@ -28,7 +28,7 @@ def clear_downloads(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
     TFDS would try an address that does not answer for minutes, so all hosts are asked first. Where
     none answers, only what was downloaded before can be prepared.
     """
-    addresses = {urlsplit(url).netloc: url for url in builder.url_infos or () if _is_http(url)}
+    addresses = {urlsplit(url).netloc: url for url in _addresses(builder)}
     reasons = _unreachable(list(addresses.values()))
     open_address = downloader._open_with_requests
     if addresses and len(reasons) == len(addresses):
@@ -63,14 +63,17 @@ def _fail(reason: str, url: str, **settings: Any) -> NoReturn:
 
 def _no_network(builder: tfds.core.DatasetBuilder, hosts: Sequence[str], reason: str) -> UserError:
     return UserError(
-        f"{builder.name} is downloaded from {few(hosts, 3)}, which cannot be reached ({reason}); "
+        f"{builder.name} is downloaded from {few(hosts or ['the web'], 3)}, which cannot be reached ({reason}); "
         "set HTTPS_PROXY where the way out is a proxy, or prepare it on a machine with a network "
         f"and copy it to {builder.data_dir}"
     )
 
 
-def _is_http(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
+def _addresses(builder: tfds.core.DatasetBuilder) -> list[str]:
+    """What TFDS downloads itself, where it does not also list what users download."""
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return []
+    return [url for url in builder.url_infos or () if url.startswith(("http://", "https://"))]
 
 
 def _unreachable(urls: Sequence[str]) -> dict[str, str]:
