@@ -13,6 +13,9 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"  # the older ones take half the time
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
+# What the caller gives is kept, e.g. XLA_FLAGS=--xla_cpu_max_isa=AVX2 python -m pytest.
+FAST_COMPILE = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
+
 # Set before jax is imported anywhere.
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} {EIGHT_DEVICES}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
@@ -26,7 +29,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -164,3 +167,42 @@ def run_python(
         timeout=timeout,
         **kwargs,
     )
+
+
+FORKS = """
+import json, os, runpy, sys
+import configs.quickstart, sret_jax.training.launch
+statuses = []
+for number, command in enumerate(json.load(sys.stdin)):
+    if not os.fork():
+        break
+    statuses.append(os.waitstatus_to_exitcode(os.wait()[1]))
+else:
+    print(json.dumps(statuses))
+    sys.exit()
+for descriptor, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+sys.argv = command
+run = runpy.run_path if command[0].endswith(".py") else runpy.run_module
+run(command[0], run_name="__main__")
+"""
+
+
+def run_commands(
+    commands: Sequence[Sequence[str]], folder: pathlib.Path, devices: int = 1
+) -> list[subprocess.CompletedProcess[str]]:
+    """Runs commands one after another, each in a process forked from one that has imported JAX.
+
+    Args:
+      commands: each a script or module, and its arguments.
+      folder: an empty one, for what they print.
+      devices: fake ones.
+    """
+    done = run_python("-c", FORKS, str(folder), devices=devices, input=json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return [
+        subprocess.CompletedProcess(
+            command, status, *((folder / f"{i}.{name}").read_text() for name in ("out", "err"))
+        )
+        for i, (command, status) in enumerate(zip(commands, json.loads(done.stdout), strict=True))
+    ]

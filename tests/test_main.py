@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import run_python
+from tests.conftest import run_commands
 
 MISTAKES = [
     (["--config.model.lops=3"], "unknown config field 'model.lops'; did you mean 'model.loops'?"),
@@ -27,15 +27,23 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "sentence"), MISTAKES)
-def test_a_mistake_is_one_sentence_and_status_2_before_any_compilation(
-    flags, sentence, tmp_path, digits_dir
-):
-    if not any(flag.startswith("--workdir") for flag in flags):
-        flags = [*flags, f"--workdir={tmp_path}"]
-    if not any("config=" in flag or "data_dir" in flag for flag in flags):
-        flags = [*flags, f"--config.data.data_dir={digits_dir}"]
-    done = run_python("main.py", *flags, devices=8)
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory, digits_dir):
+    """What each of the mistakes ends in."""
+    commands = []
+    for flags, _ in MISTAKES:
+        command = ["main.py", *flags]
+        if not any(flag.startswith("--workdir") for flag in flags):
+            command.append(f"--workdir={tmp_path_factory.mktemp('run')}")
+        if not any("config=" in flag or "data_dir" in flag for flag in flags):
+            command.append(f"--config.data.data_dir={digits_dir}")
+        commands.append(command)
+    return run_commands(commands, tmp_path_factory.mktemp("printed"), devices=8)
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=lambda i: " ".join(MISTAKES[i][0]))
+def test_a_mistake_is_one_sentence_and_status_2_before_any_compilation(number, outcomes):
+    done, (_, sentence) = outcomes[number], MISTAKES[number]
     assert done.returncode == 2, done.stdout + done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("Error: "), done.stderr

@@ -32,6 +32,7 @@ from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
 
 OURS = "ours"  # beside names of PyTorch's
+CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192  # of the matrices whose product is the peak
 BURST_SECONDS = 0.5  # of matrix products before the steps of each round
 
 
@@ -64,7 +65,7 @@ class MatrixProduct:
     """
 
     def __init__(self, mesh: Mesh, dtype: str):
-        self.side = 2048 if jax.default_backend() == "cpu" else 8192
+        self.side = CPU_SIDE if jax.default_backend() == "cpu" else ACCELERATOR_SIDE
         ones = jnp.ones((self.side, self.side), dtype)
         rows = jnp.tile(ones, (mesh.size, 1))  # `side` on each device
         self._operands = jax.device_put((rows, ones), (batch_sharding(mesh), replicated(mesh)))

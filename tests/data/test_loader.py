@@ -12,9 +12,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import quickstart
 from sret_jax.data import read_ahead, sources
-from sret_jax.data.loader import eval_loader, steps_per_pass, train_loader, train_samples
+from sret_jax.data.loader import (
+    SyntheticLoader,
+    eval_loader,
+    steps_per_pass,
+    train_loader,
+    train_samples,
+)
 from sret_jax.data.read_ahead import ReadAhead
 from sret_jax.errors import UserError
+from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.conftest import run_python
 
 
@@ -270,3 +277,11 @@ def test_a_batch_the_devices_do_not_divide_is_an_error(digits):
         train_loader(
             digits, quickstart.get_config(), 8, 12, sharding(jax.devices()), start_step=0
         )  # fmt: skip
+
+
+def test_synthetic_batches_are_one_that_is_already_on_the_devices():
+    sharding = batch_sharding(make_mesh())
+    loader = SyntheticLoader(16, 8, 10, sharding)
+    batch = next(loader)
+    assert next(loader) is batch
+    assert {array.sharding for array in batch.values()} == {sharding}

@@ -35,7 +35,7 @@ def normal(seed, *shape, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
 
 
-def assert_close(ours, theirs, tolerance=2e-6):
+def assert_close(ours, theirs, tolerance=2e-5):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=tolerance * max(1, np.abs(b).max()), rtol=0)

@@ -10,7 +10,7 @@ import pytest
 from sret_jax.models.layers import gelu, linear
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_gelu_is_x_times_the_normal_distribution_at_x(dtype, tolerance):
     x = jnp.linspace(-6, 6, 241).astype(dtype)
     exact = [v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in np.asarray(x, np.float64)]
@@ -29,4 +29,4 @@ def test_joining_axes_changes_neither_a_linear_map_nor_its_gradients():
         return jax.grad(lambda v, x: (layer.apply(v, x) ** 2).sum(), (0, 1))(variables, x)
 
     for a, b in zip(*(jax.tree.leaves(gradients(m)) for m in (plain, flat)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

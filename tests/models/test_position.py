@@ -14,7 +14,7 @@ TORCH = np.load(pathlib.Path(__file__).parent.parent / "data" / "position.npz")
 @pytest.mark.parametrize("sizes", ["8_12", "28_48", "12_8"])
 def test_positions_are_resized_as_torch_resizes_bicubically(sizes):
     resized = resize_position(jnp.asarray(TORCH[f"{sizes}/in"]), int(sizes.split("_")[1]))
-    np.testing.assert_allclose(resized, TORCH[f"{sizes}/out"], atol=2e-5)
+    np.testing.assert_allclose(resized, TORCH[f"{sizes}/out"], atol=1e-4)
     by_jax = jax.image.resize(TORCH[f"{sizes}/in"], resized.shape, "bicubic", antialias=False)
     assert np.abs(by_jax - TORCH[f"{sizes}/out"]).max() > 0.01  # its kernel is another
 

@@ -77,7 +77,7 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
 
     actual = jax.jit(functools.partial(recursive.apply, train=False))(variables, tokens())
     expected = one_by_one(variables["params"], tokens())
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 # 11 loops of two groups: 5 cycles in segments of 2, a rest of 1, and a loop left over.
@@ -99,11 +99,11 @@ def test_remat_and_unroll_change_neither_parameters_nor_draws_nor_gradients(
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
     for change in (*(dict(remat=name) for name in REMAT[1:]), dict(unroll=2)):
         actual, same = grad(plain.clone(**change), variables, tokens())
-        np.testing.assert_allclose(same, out, rtol=1e-4, atol=1e-5, err_msg=str(change))
+        np.testing.assert_allclose(same, out, rtol=1e-3, atol=1e-4, err_msg=str(change))
         assert jax.tree.structure(actual) == jax.tree.structure(expected)
         jax.tree.map(
             lambda a, b, change=change: np.testing.assert_allclose(
-                a, b, rtol=1e-3, atol=1e-5 * largest, err_msg=str(change)
+                a, b, rtol=1e-3, atol=1e-4 * largest, err_msg=str(change)
             ),
             actual,
             expected,
@@ -193,5 +193,5 @@ def test_a_probe_gets_the_norm_of_the_gradient_at_each_application():
 
     norms = jax.jit(jax.grad(probed))(jnp.zeros(3))
     out = loss(block, variables, tokens())[1]
-    assert norms[2] == pytest.approx(float(jnp.linalg.norm(2 * out)), rel=1e-5)
+    assert norms[2] == pytest.approx(float(jnp.linalg.norm(2 * out)), rel=1e-4)
     assert np.all(norms > 0) and len(set(norms.tolist())) == 3

@@ -24,11 +24,15 @@ def outputs(notebook):
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
+def test_the_notebook_is_kept_without_outputs():
+    assert not outputs(nbformat.read(NOTEBOOK, as_version=4))
+
+
+@pytest.mark.slow  # a whole run; test_fit.py and test_predict.py make the same calls
 def test_the_notebook_fine_tunes_and_draws(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", FAST_COMPILE)  # one device
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    assert not outputs(notebook)
     notebook.cells.append(nbformat.v4.new_code_cell(LAST_WORDS))
     folder = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=600, resources=folder).execute()

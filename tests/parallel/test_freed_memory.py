@@ -31,8 +31,20 @@ def page_faults(choice):
     return sorted(map(int, done.stdout.split()))
 
 
+@pytest.fixture(scope="module")
+def faults_of_left_memory():
+    return page_faults("leave")[0]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other C libraries have no such options")
-@pytest.mark.parametrize("choice", ["keep", "train", "products", "slicing"])
-def test_steps_find_the_temporaries_of_the_last_one(choice):
-    (least, *_), kept = page_faults("leave"), page_faults(choice)
-    assert kept[len(kept) // 2] < least / 10  # the first steps still cut up what was freed
+@pytest.mark.parametrize(
+    "choice",
+    ["keep", "train", *(pytest.param(c, marks=pytest.mark.slow) for c in ("products", "slicing"))],
+)
+def test_steps_find_the_temporaries_of_the_last_one(choice, faults_of_left_memory):
+    def keeps():
+        faults = page_faults(choice)  # the first steps still cut up what was freed
+        return faults[len(faults) // 2] < faults_of_left_memory / 10
+
+    # Where another thread holds the heap at the wrong moment, glibc allocates elsewhere.
+    assert any(keeps() for _ in range(3))

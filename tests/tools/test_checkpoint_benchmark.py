@@ -17,7 +17,7 @@ from sret_jax.tools.checkpoint_benchmark import (
 )
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.state import to_items
-from tests.conftest import TINY_FLAGS, run_python
+from tests.conftest import TINY_FLAGS, run_commands, run_python
 
 
 @pytest.fixture
@@ -87,12 +87,15 @@ def test_the_command_prints_a_table_and_leaves_no_checkpoints(tmp_path):
 
 
 def test_a_folder_that_exists_is_not_deleted_and_numbers_are_checked(tmp_path):
-    def sentence(*flags):
-        done = run_python("-m", "sret_jax.tools.benchmark", "checkpoint", *flags)
-        assert done.returncode == 2
-        return done.stderr
-
-    assert f"--folder={tmp_path} exists" in sentence(f"--folder={tmp_path}")
-    assert tmp_path.exists()
-    assert "--steps=0 must be at least 1" in sentence("--steps=0")
-    assert "unknown config field 'nope'" in sentence("--config.nope=1")
+    existing, printed = tmp_path / "existing", tmp_path / "printed"
+    existing.mkdir()
+    printed.mkdir()
+    mistakes = {
+        f"--folder={existing}": f"--folder={existing} exists",
+        "--steps=0": "--steps=0 must be at least 1",
+        "--config.nope=1": "unknown config field 'nope'",
+    }
+    commands = [["sret_jax.tools.benchmark", "checkpoint", flag] for flag in mistakes]
+    for done, sentence in zip(run_commands(commands, printed), mistakes.values(), strict=True):
+        assert done.returncode == 2 and sentence in done.stderr
+    assert existing.exists()

@@ -66,7 +66,7 @@ def test_another_process_without_this_package_gets_the_same_logits(exported, sav
     expected = logits_of(*sret_jax.load(saved_run), images)
     with np.load(tmp_path / "logits.npz") as logits:
         for batch in (1, 3):
-            np.testing.assert_allclose(logits[str(batch)], expected[:batch], atol=1e-5)
+            np.testing.assert_allclose(logits[str(batch)], expected[:batch], atol=1e-4)
 
 
 def test_the_script_beside_it_says_what_predict_says(exported, saved_run, tmp_path):

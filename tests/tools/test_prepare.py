@@ -74,7 +74,7 @@ def train_and_evaluate(imagenet, workdir, config, *flags):
     done = run_python("main.py", "--mode=eval", *common)
     assert done.returncode == 0, done.stderr
     report = json.loads((workdir / "eval.json").read_text())
-    assert report["eval"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-5)
+    assert report["eval"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-4)
 
 
 def test_a_shallow_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):

@@ -24,8 +24,8 @@ def test_the_soft_label_loss_and_its_gradient_are_the_published_ones(temperature
     probabilities = soft_labels(TEACHER, temperature)
     loss, gradient = jax.value_and_grad(soft_label_loss)(STUDENT, probabilities, temperature)
     expected = f"kd/T{temperature}"
-    np.testing.assert_allclose(loss, ARRAYS[f"{expected}/loss"], rtol=1e-6)
-    np.testing.assert_allclose(gradient, ARRAYS[f"{expected}/grad_student"], atol=1e-7)
+    np.testing.assert_allclose(loss, ARRAYS[f"{expected}/loss"], rtol=1e-5)
+    np.testing.assert_allclose(gradient, ARRAYS[f"{expected}/grad_student"], atol=1e-6)
 
 
 def test_soft_labels_alone_count_unless_hard_ones_have_a_weight():
@@ -38,7 +38,7 @@ def test_soft_labels_alone_count_unless_hard_ones_have_a_weight():
     assert not np.isclose(soft_loss, hard_loss)
     assert LabelLoss(temperature=3)(STUDENT, targets) == soft_loss
     weighted = LabelLoss(temperature=3, hard_weight=0.25)(STUDENT, targets)
-    np.testing.assert_allclose(weighted, 0.75 * soft_loss + 0.25 * hard_loss, rtol=1e-6)
+    np.testing.assert_allclose(weighted, 0.75 * soft_loss + 0.25 * hard_loss, rtol=1e-5)
 
 
 def test_classes_that_are_not_kept_share_the_rest_equally():
@@ -59,7 +59,7 @@ def test_without_soft_labels_the_loss_is_the_cross_entropy_whatever_the_temperat
     labels = jnp.asarray([1, 2, 3, 4])
     loss = LabelLoss(temperature=3)(STUDENT, {"hard": jax.nn.one_hot(labels, 10)})
     expected = optax.losses.softmax_cross_entropy_with_integer_labels(STUDENT, labels).mean()
-    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

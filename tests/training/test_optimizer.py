@@ -29,7 +29,7 @@ def test_decay_is_decoupled_from_the_gradient():
     params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
     zeros = jax.tree.map(jnp.zeros_like, params)
     direction, _ = optimizer.update(zeros, optimizer.init(params), params, weight_decay=0.05)
-    np.testing.assert_allclose(direction["kernel"], 0.05 * 3, rtol=1e-6)
+    np.testing.assert_allclose(direction["kernel"], 0.05 * 3, rtol=1e-5)
     np.testing.assert_allclose(direction["bias"], 0)
 
 
@@ -43,7 +43,7 @@ def test_clipping_bounds_the_global_norm_before_adam_sees_it():
     (first_moment,) = [
         s.mu["kernel"] for s in jax.tree.leaves(state, is_leaf=_has_mu) if _has_mu(s)
     ]
-    np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(first_moment, 0.1 * 0.5, rtol=1e-4)
 
 
 def _has_mu(state):

@@ -135,7 +135,7 @@ def test_a_step_learns_the_soft_labels_of_the_mixed_images(
     )
 
     _, found = step(state, jax.device_put(data, batch_sharding(mesh)), numbers, *placed)
-    assert float(found["loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(loss, rel=1e-4)
     assert float(found["teacher_top1"]) == pytest.approx(teacher_top1)
     if teacher:
         kernel = placed[0]["params"]["stage0_block0"]["block"]["mlp"]["fc1"]["kernel"]
@@ -174,7 +174,7 @@ def test_the_teacher_is_evaluated_in_the_student_s_dtype_with_groups_of_choice(c
     label = jax.jit(teacher.probabilities)
     probabilities = label(teacher.variables, jnp.zeros((2, 16, 16, 3)))
     assert probabilities.dtype == jnp.float32
-    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-4)
 
 
 def test_a_plan_counts_the_teacher_s_forward_pass_and_weights(config):
