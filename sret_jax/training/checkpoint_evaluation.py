@@ -133,9 +133,8 @@ def evaluate_weights(
         for name, top1 in evaluator.top1_among(present).items():
             results[name]["top1_among_present"] = top1
         remarks.append(
-            f"There are images of {present.sum():,} of the model's {model.num_classes:,} classes. "
-            "Top-1, top-5 and loss are over the logits of all classes; 'top-1 among' is over the "
-            "logits of those that have images."
+            f"There are images of {present.sum():,} of the model's {model.num_classes:,} classes; "
+            "top-1, top-5 and loss are over the logits of all classes."
         )
     return Evaluation(
         model, source, step, results, evaluator.confusions, int(present.sum()), tuple(remarks)

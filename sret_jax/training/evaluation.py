@@ -218,4 +218,6 @@ def table(results: Results) -> str:
     for name, result in results.items():
         values = (f"{result[c]:.4f}" if c == "loss" else percent(result[c]) for c in columns)
         rows.append(f"{titles[name]:<10}" + "".join(f" {value:>8}" for value in values))
+    if "top1_among_present" in columns:
+        rows.append("(top-1 among: over the logits of the classes that have images, no others)")
     return "\n".join(rows)

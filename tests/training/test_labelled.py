@@ -78,7 +78,7 @@ def test_fewer_classes_in_another_order_are_labelled_by_name(run, digits, capsys
     assert report["eval"]["top1_among_present"] == pytest.approx(right_among.mean())
     assert report["classes"] == {"model": 10, "present": 3}
     said = capsys.readouterr().out
-    assert "There are images of 3 of the model's 10 classes." in said
+    assert "There are images of 3 of the model's 10 classes; top-1, top-5" in said
     assert f"{100 * right.mean():.2f}%" in said and f"{100 * right_among.mean():.2f}%" in said
     assert json.loads((run / "eval.json").read_text()) == report
 
