@@ -19,6 +19,7 @@ class Use:
     """What computes one part of a stage.
 
     Attributes:
+      model: whose stage; "" for the one in training.
       stage: from 0.
       shape: (tokens, channels) of the stage.
       part: "attention in 8 groups", "MLP" or "NLL".
@@ -26,6 +27,7 @@ class Use:
       why: the latter two; "" for a kernel.
     """
 
+    model: str
     stage: int
     shape: tuple[int, int]
     part: str
@@ -33,8 +35,8 @@ class Use:
     why: str = ""
 
 
-def kernel_uses(model: SReT, device: jax.Device) -> list[Use]:
-    """What computes each part of the model on such devices.
+def kernel_uses(model: SReT, device: jax.Device, *, name: str = "") -> list[Use]:
+    """What computes each part of the model, which is called `name`, on such devices.
 
     Empty where kernels are out of the question: off a TPU, unless model.attention or model.mlp is
     "pallas".
@@ -44,7 +46,7 @@ def kernel_uses(model: SReT, device: jax.Device) -> list[Use]:
     uses = []
     for stage, shape, field, part, fits in _parts(model):
         by, why = _choice(getattr(model, field), device, fits)
-        uses.append(Use(stage, shape, part, by, why))
+        uses.append(Use(name, stage, shape, part, by, why))
     return uses
 
 
@@ -53,11 +55,11 @@ def in_words(uses: Iterable[Use]) -> list[str]:
     uses = list(uses)
     if uses and all(use.by == KERNEL for use in uses):
         return ["all attention, MLPs and NLLs run as kernels"]
+    stages = itertools.groupby(uses, lambda use: (use.model, use.stage, *use.shape))
     return [
-        f"stage {stage} ({tokens:,} tokens of {channels:,} channels): {_by_whom(of_stage)}"
-        for (stage, (tokens, channels)), of_stage in itertools.groupby(
-            uses, lambda use: (use.stage, use.shape)
-        )
+        (f"{model}, " if model else "")
+        + f"stage {stage} ({tokens:,} tokens of {channels:,} channels): {_by_whom(of_stage)}"
+        for (model, stage, tokens, channels), of_stage in stages
     ]
 
 

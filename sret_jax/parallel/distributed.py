@@ -2,13 +2,10 @@
 
 import contextlib
 import os
-import pathlib
-import socket
 import sys
 import threading
 import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -95,13 +92,6 @@ def gather_all(values: Sequence[int]) -> list[int]:
     padded[: len(values)] = values
     everyone = np.ravel(multihost_utils.process_allgather(padded))
     return everyone[everyone >= 0].tolist()
-
-
-def host_count() -> int:
-    """Machines that this run's processes are on; also a barrier."""
-    boot = pathlib.Path("/proc/sys/kernel/random/boot_id")  # containers of one machine share it
-    name = boot.read_text() if boot.exists() else socket.gethostname()
-    return len(np.unique(gather(zlib.crc32(name.encode()) >> 1)))  # a positive int32
 
 
 def is_leader() -> bool:

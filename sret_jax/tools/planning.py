@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from sret_jax.data.loader import batch_unit
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.kernel_use import kernel_uses
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.tools.chips import Chip
 from sret_jax.tools.compilation import (
@@ -154,7 +153,6 @@ class Planner:
         computation, topology = self._computation(batch), self._topology
         params = jax.tree.leaves(computation.abstract_state.variables["params"])
         needed = self._needed(batch)
-        uses = kernel_uses(computation.model, topology.devices[0])
         report: dict[str, Any] = {
             "model": computation.model_title,
             "image_size": computation.model.image_size,
@@ -166,7 +164,7 @@ class Planner:
             "mesh": dict(self._mesh.shape),
             "parameters": sum(x.size for x in params),
             "gmacs_per_image": model_macs(computation.model) / 1e9,
-            "kernels": [dataclasses.asdict(use) for use in uses],
+            "kernels": [dataclasses.asdict(use) for use in computation.kernel_uses],
             "batch_size": batch,
             "images_per_device": batch // self._mesh.size,
             "images": self._sizes["images"],

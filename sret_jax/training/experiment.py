@@ -21,6 +21,7 @@ from sret_jax.data.loader import check_batch_size, eval_batch_size, train_transf
 from sret_jax.data.mixing import Mixing
 from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
+from sret_jax.models.kernel_use import Use, kernel_uses
 from sret_jax.models.sret import SReT, title
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, process_count, replicated, state_shardings
@@ -83,6 +84,15 @@ class Computation:
     def model_title(self) -> str:
         """The model in words: a published name only where it is that model."""
         return title(self.model, self.config.model.name)
+
+    @property
+    def kernel_uses(self) -> list[Use]:
+        """What computes each part of the model, and of its teacher, on these devices."""
+        device = self.mesh.devices.flat[0]
+        uses = kernel_uses(self.model, device)
+        return uses + (
+            kernel_uses(self.teacher.model, device, name="teacher") if self.teacher else []
+        )
 
     def make_train_step(self) -> jax.stages.Wrapped:
         """The jitted step: (state, batch, hyperparameters) and perhaps the teacher -> ..."""

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from sret_jax.checkpoints.manager import CHECKPOINTS
 from sret_jax.files import write_json
-from sret_jax.models.kernel_use import in_words, kernel_uses
+from sret_jax.models.kernel_use import in_words
 from sret_jax.models.sret import title
-from sret_jax.parallel.distributed import agreed, host_count, is_leader
+from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.parallel.host import host_count
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Results, percent
@@ -72,7 +73,7 @@ class Reporter:
             return
         abstract = experiment.abstract_state.variables["params"]
         self.say(parameter_overview.get_parameter_overview(abstract, include_stats=False))
-        for line in in_words(kernel_uses(experiment.model, experiment.mesh.devices.flat[0])):
+        for line in in_words(experiment.kernel_uses):
             self.say(f"Kernels: {line}.")
         if experiment.teacher:
             self.say(f"Teacher: {title(experiment.teacher.model)}, {experiment.config.teacher}.")

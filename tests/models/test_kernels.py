@@ -236,6 +236,7 @@ def test_a_model_says_which_of_its_parts_run_as_kernels_on_a_device():
         "stage 2 (49 tokens of 768 channels): attention by a kernel; "
         "MLP, NLL by XLA (too large for a TPU's fast memory)"
     )
+    assert in_words(kernel_uses(large, tpu, name="teacher"))[-1] == f"teacher, {last}"
     old = kernel_uses(large, SimpleNamespace(platform="tpu", device_kind="TPU v3"))
     assert {use.by for use in old} == {"XLA"}
     asked = kernel_uses(large.clone(attention="pallas"), jax.devices("cpu")[0])

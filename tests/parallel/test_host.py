@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from sret_jax.parallel.host import available_cores, shared_memory_left
+from sret_jax.parallel.host import available_cores, host_count, shared_memory_left
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="cgroups are of Linux")
 
@@ -61,3 +61,7 @@ def test_shared_memory_is_bounded_by_its_file_system_and_none_where_there_is_no_
     assert shared_memory_left(tmp_path) == 0
     (tmp_path / "dev/shm").mkdir(parents=True)
     assert shared_memory_left(tmp_path) > 0
+
+
+def test_one_process_is_on_one_host():
+    assert host_count() == 1
