@@ -1,10 +1,17 @@
-"""The names of ImageNet's 1,000 classes, which data and checkpoints know by their WordNet ids."""
+"""ImageNet's statistics, and the names of its 1,000 classes.
+
+Data and checkpoints know the classes by their WordNet ids.
+"""
 
 import functools
 from collections.abc import Sequence
 from importlib import resources
 
 CLASSES = 1000
+
+# Of the pixels' red, green and blue in [0, 1]; images are normalised with them.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The Sliced Recursive Transformer (SReT, ECCV 2022) and its constructor."""
 
 import difflib
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -109,6 +110,11 @@ class SReT(nn.Module):
 
 def abstract_variables(model: SReT) -> Any:
     """The shapes of the model's variables {"params", "batch_stats"}, at no cost."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_variables(model))
+
+
+@functools.lru_cache(maxsize=16)  # tracing a model takes a second
+def _abstract_variables(model: SReT) -> Any:
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), image)
 

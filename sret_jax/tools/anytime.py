@@ -19,7 +19,7 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.training.checkpoint_evaluation import evaluate_weights
 from sret_jax.training.flops import model_macs
-from sret_jax.training.saved_config import CONFIG_FILE, load_config
+from sret_jax.training.saved_config import CONFIG_FILE, is_converted, load_config
 
 Row = dict[str, Any]
 
@@ -71,8 +71,8 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
     for workdir in workdirs:
         group = re.sub(r"[-_.]?\d+$", "", workdir.name) or workdir.name
         config = load_config(workdir)
-        if config is None:
-            raise UserError(f"{workdir} holds no {CONFIG_FILE}; give the workdir of a run")
+        if config is None or is_converted(config):
+            raise UserError(f"{workdir} holds no {CONFIG_FILE} of a run; give the workdir of one")
         for number in loops:
             config.model.loops = number
             found = evaluate_weights(config, workdir)

@@ -1,11 +1,16 @@
 """Converts weights between published PyTorch files and checkpoint folders, either way.
 
 python -m sret_jax.tools.convert SReT_S.pth converted/
+python -m sret_jax.tools.convert SReT_T_wo_slice.pth converted/ --unsliced
 python -m sret_jax.tools.convert runs/quickstart digits.safetensors
+
+What is written says what it is: its model, its classes and the view that it was evaluated in.
 """
 
 import argparse
 import contextlib
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +23,8 @@ from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.variants import list_models
-from sret_jax.training.pretrained import load_on_host
+from sret_jax.training.description import Description
+from sret_jax.training.pretrained import class_names, load_on_host, test_crop, variant_of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,54 +40,75 @@ def main(argv: list[str] | None = None) -> None:
         "--model", help=f"one of {', '.join(list_models())}; default: found from what IN holds"
     )
     parser.add_argument("--ema", action="store_true", help="take a run's averaged weights")
+    groups = parser.add_mutually_exclusive_group()
+    groups.add_argument(
+        "--unsliced", action="store_true", help="published weights trained without slices"
+    )
+    groups.add_argument(
+        "--groups", metavar="16-14-1", help="of attention by stage, in the first of a block's loops"
+    )
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
-        args.target.parent.mkdir(parents=True, exist_ok=True)
         if not args.source.exists():
             raise UserError(f"there is no {args.source}; correct the path")
-        if args.source.is_file():
-            file_to_folder(args.source, args.target, args.model, ema=args.ema)
-        elif args.target.suffix in SUFFIXES and args.source.is_dir():
-            folder_to_file(args.source, args.target, args.model, ema=args.ema)
-        else:
+        to_file = args.target.suffix in SUFFIXES
+        if not to_file and not args.source.is_file():
             raise UserError(
-                f"cannot convert {args.source} to {args.target}: one must be an existing folder or "
-                f"file and the other a path of the other kind ({', '.join(SUFFIXES)})"
+                f"cannot convert {args.source} to {args.target}: one must be a weight file, and a "
+                f"file's name is to end in {', '.join(SUFFIXES)}"
             )
+        settings = _groups(args.groups, args.unsliced)
+        args.target.parent.mkdir(parents=True, exist_ok=True)
+        convert(args.source, args.target, args.model, ema=args.ema, **settings)
     print(f"Written: {args.target}")
 
 
-def file_to_folder(
-    source: epath.Path, target: epath.Path, name: str | None, *, ema: bool = False
+def convert(
+    source: epath.Path, target: epath.Path, name: str | None, *, ema: bool = False, **settings: Any
 ) -> None:
-    """Writes a checkpoint folder from a published weight file.
+    """Writes a weight file, if `target` ends like one, or a checkpoint folder.
+
+    Args:
+      source: what `sret_jax.load` reads.
+      target: is not there yet.
+      name: of the published variant; default: found from what `source` holds.
+      ema: takes a run's averaged weights.
+      **settings: of the model, where `source` does not say them or they are to be others.
 
     Raises:
-      UserError: an unreadable file, or arrays that are not that model's, or no known model's.
+      UserError: see `sret_jax.load`; a model without published names; or the storage is full.
     """
-    # Without groups, images of any size will do.
-    _, variables = load_on_host(source, ema=ema, name=name, groups=None)
+    model, variables = load_on_host(source, ema=ema, name=name, **settings)
+    variant = name or variant_of(source, model)
+    description = Description.of(model, variant, class_names(source), test_crop(source))
+    if target.suffix in SUFFIXES:
+        try:
+            state_dict = to_torch(variables, model)
+        except ValueError as e:
+            raise UserError(f"{source}: {e}") from e
+        write_weight_file(target, state_dict, description.to_json())
+        return
     with contextlib.closing(Checkpoints(target)) as checkpoints:
         checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
         if not checkpoints.settle():
             raise UserError(f"{target} takes no checkpoint; mend the storage or convert elsewhere")
+    description.write(target, source)
 
 
-def folder_to_file(source: epath.Path, target: epath.Path, name: str | None, *, ema: bool) -> None:
-    """Writes a weight file under the published names from a run or converted checkpoint.
+def _groups(text: str | None, unsliced: bool) -> dict[str, Any]:
+    """The setting that "16-14-1" stands for: plain attention in all loops but the first.
 
     Raises:
-      UserError: no readable checkpoint, one that is not that model's, or a model without
-        published names.
+      UserError: it does not read so.
     """
-    model, variables = load_on_host(source, ema=ema, name=name)
-    try:
-        write_weight_file(target, to_torch(variables, model), {})
-    except ValueError as e:
-        raise UserError(f"{source}: {e}") from e
+    if text is None:
+        return {"groups": None} if unsliced else {}
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", text):
+        raise UserError(f"--groups={text} should read like --groups=16-14-1")
+    return {"groups": tuple((int(g), 1) for g in text.split("-"))}
 
 
 if __name__ == "__main__":

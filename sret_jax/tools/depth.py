@@ -22,7 +22,7 @@ from sret_jax.models.inspection import block_names, residual_coefficients
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
 from sret_jax.training.experiment import Experiment, open_experiment
-from sret_jax.training.saved_config import CONFIG_FILE, load_config
+from sret_jax.training.saved_config import CONFIG_FILE, is_converted, load_config
 from sret_jax.training.step import normalise
 
 
@@ -62,8 +62,8 @@ def measure_depth(workdir: epath.Path) -> dict[str, Any]:
       UserError: no run's config or no readable checkpoint there.
     """
     config = load_config(workdir)
-    if config is None:
-        raise UserError(f"{workdir} holds no {CONFIG_FILE}; give the --workdir of a run")
+    if config is None or is_converted(config):
+        raise UserError(f"{workdir} holds no {CONFIG_FILE} of a run; give the --workdir of one")
     experiment = open_experiment(config, workdir)
     model = experiment.model.clone(mesh=experiment.mesh)
     abstract = abstract_variables(model)

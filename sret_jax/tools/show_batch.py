@@ -79,12 +79,12 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
     import jax.numpy as jnp
     import numpy as np
 
-    from sret_jax.data.imagenet import display_names
+    from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, display_names
     from sret_jax.data.loader import train_samples
     from sret_jax.data.mixing import row_keys
     from sret_jax.training.experiment import open_experiment
     from sret_jax.training.losses import marginal_smoothing
-    from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from sret_jax.training.step import normalise
 
     experiment = open_experiment(config, workdir)
     source, mixing = experiment.train_source, experiment.mixing

@@ -22,6 +22,7 @@ from absl import flags
 from etils import epath
 
 from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
+from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from sret_jax.data.label_manifest import CropLaw, Manifest, TeacherFacts, kept_classes
 from sret_jax.data.loader import train_transform
 from sret_jax.data.soft_labels import finished_shards, open_soft_labels, read_manifest
@@ -41,7 +42,6 @@ from sret_jax.tools.label_writing import pack, write_store
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import make_label_loss, open_split
 from sret_jax.training.launch import default_workdir
-from sret_jax.training.step import IMAGENET_MEAN, IMAGENET_STD
 from sret_jax.training.stored_labels import check_same_data, crop_law, data_facts
 
 CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"

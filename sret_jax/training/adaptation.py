@@ -6,10 +6,41 @@ from typing import Any
 import jax
 import numpy as np
 
+from sret_jax.errors import UserError, few
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import with_image_size
-from sret_jax.models.sret import STEM_STRIDE, SReT
+from sret_jax.models.sret import STEM_STRIDE, SReT, function_settings
 from sret_jax.training.pretrained import Shapes
+
+ADAPTED = frozenset({"num_classes", "image_size", "loops"})
+WEIGHTLESS = frozenset({"groups", "permutation"})  # others need no other weights
+
+
+def compare(saved: SReT, model: SReT) -> list[str]:
+    """What the model computes otherwise than its weights were trained for, in words.
+
+    Args:
+      saved: the model that the weights say they are of.
+      model: is to have them, after `adapt`.
+
+    Raises:
+      UserError: another architecture, be it of the same arrays: heads, for instance.
+    """
+    there, here = function_settings(saved), function_settings(model)
+    differ = [name for name in there if there[name] != here[name] and name not in ADAPTED]
+    if others := [name for name in differ if name not in WEIGHTLESS]:
+        raise other_architecture(
+            [f"{name} is {there[name]} there, {here[name]} here" for name in others]
+        )
+    return [f"{name} {here[name]} instead of {there[name]}" for name in differ]
+
+
+def other_architecture(problems: Sequence[str]) -> UserError:
+    """The sentence for weights that are not of config.model."""
+    return UserError(
+        f"these weights are of another architecture than config.model ({few(problems, 4)}); give "
+        "the config.model that they were trained with, or other weights"
+    )
 
 
 def as_saved(model: SReT, shapes: Shapes) -> SReT:

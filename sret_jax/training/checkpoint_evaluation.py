@@ -20,14 +20,15 @@ from sret_jax.models.sret import SReT, abstract_variables, title
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.parallel.preemption import Preemption
-from sret_jax.training.adaptation import adapt, as_saved, changes
+from sret_jax.training.adaptation import adapt, as_saved, changes, compare
 from sret_jax.training.bad_images import BadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.evaluation import Evaluator, Results, table
 from sret_jax.training.labelled import open_labelled
-from sret_jax.training.saved_config import changed_settings
+from sret_jax.training.pretrained import model_of_folder
+from sret_jax.training.saved_config import CONFIG_FILE, changed_settings
 
 EVAL_FILE = "eval.json"
 
@@ -115,11 +116,15 @@ def evaluate_weights(
     with agreed():
         model, source, mesh, remark = _open(config, workdir, step)
         trained = as_saved(model, saved_shapes(workdir, step)).clone(num_classes=model.num_classes)
+        described = (workdir / CONFIG_FILE).exists()
+        otherwise = compare(model_of_folder(workdir, step=step), model) if described else []
     abstract = abstract_variables(trained)
     shardings = state_shardings(abstract, mesh)
     step, weights = read_weights(workdir, with_shardings(abstract, shardings), step)
-    if changed := changes(trained, model):
-        _say(f"Evaluating with {' and '.join(changed)}.")
+    changed = changes(trained, model)
+    if changed or otherwise:
+        _say(f"Evaluating with {' and '.join([*changed, *otherwise])}.")
+    if changed:
         shardings = state_shardings(abstract_variables(model), mesh)
         fit = jax.jit(lambda variables: adapt(trained, variables, model), out_shardings=shardings)
         weights = {name: fit(variables) for name, variables in weights.items()}

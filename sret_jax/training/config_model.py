@@ -31,7 +31,7 @@ def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
       UserError: an unknown name or sizes that do not fit.
     """
     settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
-    name, dtype = settings.pop("name"), settings.pop("dtype")
+    name, dtype = settings.pop("name"), settings.pop("dtype", "float32")
     settings["num_classes"] = num_classes
     if dtype not in DTYPES:
         raise UserError(did_you_mean("config.model.dtype", dtype, DTYPES))

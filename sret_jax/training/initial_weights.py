@@ -16,16 +16,24 @@ from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
 from sret_jax.data.classes import are_numbers, difference, in_order
 from sret_jax.data.imagenet import assumed_ids, imagenet_ids
-from sret_jax.errors import UserError, few
+from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import replicated, with_shardings
-from sret_jax.training.adaptation import adapt, as_saved, changes, reorder_classes
+from sret_jax.training.adaptation import (
+    adapt,
+    as_saved,
+    changes,
+    compare,
+    other_architecture,
+    reorder_classes,
+)
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.pretrained import (
     Shapes,
     class_names,
+    described_model,
     model_of_folder,
     model_shapes,
     split_step,
@@ -42,13 +50,15 @@ class Saved:
       model: of the run's architecture, with the classes, image size and loops of the weights.
       variables: whole on every device, or NumPy arrays.
       class_names: where they are kept.
-      taken: which of several sets of weights they are, in a sentence.
+      otherwise: what the run's model computes otherwise than theirs, in words.
+      notes: sentences on what was read, and what was taken for granted.
     """
 
     model: SReT
     variables: Variables
     class_names: list[str] | None
-    taken: str = ""
+    otherwise: list[str]
+    notes: list[str]
 
 
 def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
@@ -92,10 +102,10 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
     variables, ema = jax.jit(fit, out_shardings=(shardings.variables, shardings.ema))(
         saved.variables, fresh.variables["params"]["head"]
     )
-    changed = changes(saved.model, model)
+    changed = changes(saved.model, model) + saved.otherwise
     changed += [of_head] if of_head else []
-    if saved.taken:
-        say(saved.taken)
+    for note in saved.notes:
+        say(note)
     say(f"Starting from {place}" + (f", with {'; '.join(changed)}" if changed else "") + ".")
     return fresh.replace(variables=variables, ema=ema)
 
@@ -139,8 +149,8 @@ def _read_folder(place: epath.Path, like: SReT, target: NamedSharding, *, ema: b
         shapes = saved_shapes(workdir, step)
         model = as_saved(like, shapes)
         _check_shapes(shapes, model)
-        if (workdir / CONFIG_FILE).exists():
-            _check_architecture(model_of_folder(workdir, step=step), like)
+        described = (workdir / CONFIG_FILE).exists()
+        otherwise = compare(model_of_folder(workdir, step=step), like) if described else []
         names = class_names(place)
     abstract = abstract_variables(model)
     targets = with_shardings(abstract, jax.tree.map(lambda _: target, abstract))
@@ -149,7 +159,9 @@ def _read_folder(place: epath.Path, like: SReT, target: NamedSharding, *, ema: b
     with agreed():
         if which not in weights:
             raise UserError("there are no averaged weights; set config.init_ema=False")
-    return Saved(model, weights[which], names)
+    return Saved(
+        model, weights[which], names, otherwise, [] if described else [_assumption(workdir)]
+    )
 
 
 def _read_file(place: epath.Path, like: SReT, *, ema: bool) -> Saved:
@@ -158,11 +170,23 @@ def _read_file(place: epath.Path, like: SReT, *, ema: bool) -> Saved:
         file = read_weight_file(place, ema=ema)
         model = as_saved(like, _shown_by(file.state_dict, like))
         try:
-            return Saved(model, from_torch(file.state_dict, model), None, file.taken)
+            variables = from_torch(file.state_dict, model)
         except StateDictError as e:
-            raise _other_architecture(e.problems) from e
+            raise other_architecture(e.problems) from e
         except ValueError as e:
             raise UserError(str(e)) from e
+        there = described_model(file, place)
+        otherwise = compare(there, like) if there else []
+        notes = [file.taken] if file.taken else []
+        notes += [] if there else [_assumption(place)]
+        return Saved(model, variables, class_names(place), otherwise, notes)
+
+
+def _assumption(place: epath.Path) -> str:
+    return (
+        f"{place} does not say which heads, groups and permutation its weights were trained with; "
+        "those of config.model are assumed."
+    )
 
 
 def _shown_by(state_dict: Mapping[str, Any], like: SReT) -> Shapes:
@@ -184,22 +208,4 @@ def _shown_by(state_dict: Mapping[str, Any], like: SReT) -> Shapes:
 
 def _check_shapes(shapes: Shapes, model: SReT) -> None:
     if problems := differences(dict(shapes), model_shapes(model)):
-        raise _other_architecture(problems)
-
-
-def _check_architecture(there: SReT, here: SReT) -> None:
-    """Raises UserError for what arrays of the same shapes do not tell."""
-    problems = [
-        f"{field} is {getattr(there, field)} there, {getattr(here, field)} here"
-        for field in ("heads", "dim", "nll_every")
-        if getattr(there, field) != getattr(here, field)
-    ]
-    if problems:
-        raise _other_architecture(problems)
-
-
-def _other_architecture(problems: list[str]) -> UserError:
-    return UserError(
-        f"these weights are of another architecture than config.model ({few(problems, 4)}); give "
-        "the config.model that they were trained with, or other weights"
-    )
+        raise other_architecture(problems)

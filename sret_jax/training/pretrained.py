@@ -8,23 +8,36 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import CHECKPOINTS, best_step, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
-from sret_jax.checkpoints.weight_files import read_weight_file
+from sret_jax.checkpoints.weight_files import WeightFile, read_weight_file
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import with_image_size
-from sret_jax.models.sret import STEM_STRIDE, SReT, abstract_variables, create_model
-from sret_jax.models.variants import list_models
+from sret_jax.models.sret import (
+    SPEED_ONLY,
+    STEM_STRIDE,
+    SReT,
+    abstract_variables,
+    create_model,
+    model_settings,
+)
+from sret_jax.models.variants import list_models, nearest_variant
 from sret_jax.parallel.distributed import is_leader
 from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.config_model import create_from_config
+from sret_jax.training.description import Description
 from sret_jax.training.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
 
 PUBLISHED_TEST_CROP = 0.875
 BEST = "best"  # in place of a step: RUN/checkpoints/best
+OTHERWISE = (
+    "others are given with --unsliced, with groups= from Python, or of a teacher with "
+    "config.distill.teacher_groups"
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,12 +52,12 @@ def load(
         for that of the highest raw top-1), a converted checkpoint, or a file of weights under the
         published names, told by its content (torch's or safetensors).
       ema: takes a run's averaged weights, or those that a training script keeps in a file.
-      name: of the published variant; default: as a run's config.json says, or the one that the
-        arrays fit.
-      **settings: of the model, where they are not to be those of the run, e.g. loops=3 (see
-        `with_loops`), image_size=384 (see `with_image_size`), permutation="random". Published
-        weights do not tell how attention was sliced: they get the variant's own groups, or
-        groups=None for none.
+      name: of the published variant; default: as the run or file says, or the one that the arrays
+        fit.
+      **settings: of the model, where they are not to be its own, e.g. loops=3 (see `with_loops`),
+        image_size=384 (see `with_image_size`), permutation="random". Files of others do not say
+        how attention was sliced: the variant's own groups are assumed, and it is printed;
+        groups=None means none.
 
     Returns:
       (model, variables), for `model.apply(variables, images, train=False)` or `predict`.
@@ -77,8 +90,12 @@ def load_on_host(
 
 
 def class_names(path: epath.PathLike) -> list[str] | None:
-    """The classes that a run was trained on, in the order of its logits; None if it keeps none."""
-    workdir, _ = split_step(absolute(path))
+    """The classes that weights were trained on, in the order of the logits; None if not kept."""
+    place = absolute(path)
+    if place.is_file():
+        described = describe(place)
+        return described.class_names if described else None
+    workdir, _ = split_step(place)
     file = workdir / CLASSES_FILE
     if not file.exists():
         return None
@@ -92,23 +109,45 @@ def class_names(path: epath.PathLike) -> list[str] | None:
 
 
 def test_crop(path: epath.PathLike) -> float:
-    """The share of the shorter side that a run saw in evaluation, its config.data.test_crop.
+    """The share of the shorter side that weights saw in evaluation, config.data.test_crop.
 
-    Where no config is kept it is 0.875, as published.
+    Where it is not kept it is 0.875, as published.
 
     Raises:
-      UserError: a damaged config.json.
+      UserError: a damaged config.json or file.
     """
-    workdir, _ = split_step(absolute(path))
-    config = load_config(workdir)
+    config, source = _config_of(absolute(path))
     if config is None:
         return PUBLISHED_TEST_CROP
     try:
         return float(config.data.test_crop)
     except (AttributeError, TypeError, ValueError) as e:
-        raise UserError(
-            f"{workdir / CONFIG_FILE} tells no data.test_crop ({e}); mend it, or move it away"
-        ) from e
+        raise UserError(f"{source} has no data.test_crop ({e}); mend it, or move it away") from e
+
+
+def variant_of(path: epath.PathLike, model: SReT) -> str:
+    """The published variant that the model at this path is, or was made from."""
+    config, _ = _config_of(absolute(path))
+    return config.model.name if config else nearest_variant(model_settings(model))
+
+
+def _config_of(place: epath.Path) -> tuple[ConfigDict | None, epath.Path]:
+    """The config kept with weights, if there is one, and where it is kept."""
+    if place.is_file():
+        described = describe(place)
+        return described.config if described else None, place
+    workdir, _ = split_step(place)
+    return load_config(workdir), workdir / CONFIG_FILE
+
+
+def describe(file: epath.Path) -> Description | None:
+    """What a weight file says of its weights; None of a file that was not written here.
+
+    Raises:
+      UserError: an unreadable file.
+    """
+    content = read_weight_file(file).description
+    return None if content is None else Description.from_json(content, file)
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
@@ -152,14 +191,36 @@ def model_of_folder(
     config = None if name else load_config(folder)
     if config is None:
         return create(name, sizes) if name else _variant_with(shapes, sizes, folder)
+    return _model_of_config(config, num_classes, settings, folder / CONFIG_FILE)
+
+
+def described_model(file: WeightFile, place: epath.Path, **settings: Any) -> SReT | None:
+    """The model that a file says its weights are of; None of a file that was not written here.
+
+    Args:
+      file: what is in it.
+      place: where it is.
+      **settings: of the model, instead of its own.
+
+    Raises:
+      UserError: it describes no model, or settings that do not fit.
+    """
+    if file.description is None:
+        return None
+    config = Description.from_json(file.description, place).config
+    return _model_of_config(config, config.model.get("num_classes"), settings, place)
+
+
+def _model_of_config(
+    config: ConfigDict, num_classes: int, settings: Mapping[str, Any], source: epath.Path
+) -> SReT:
+    """The model that a run or a file says it is, with other settings where they are given."""
     try:
-        with config.unlocked():
-            config.model.update(settings)
-        return create_from_config(config, num_classes)
+        model = create_from_config(config, num_classes)
     except (AttributeError, KeyError, TypeError) as e:
-        raise UserError(
-            f"{folder / CONFIG_FILE} describes no model ({e}); mend it, or move it away"
-        ) from e
+        raise UserError(f"{source} describes no model ({e}); mend it, or move it away") from e
+    speed = {name: getattr(model, name) for name in SPEED_ONLY}
+    return create(config.model.name, {**speed, **model_settings(model), **settings})
 
 
 def model_of_state_dict(state_dict: Mapping[str, Any], name: str, **settings: Any) -> SReT:
@@ -193,6 +254,8 @@ def _load_folder(
             "weight file"
         )
     model = model_of_folder(workdir, name, step, **settings)
+    if not (workdir / CONFIG_FILE).exists():
+        _say(_assumption(workdir, name, settings, model))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = abstract_variables(model)
     targets = with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
@@ -206,21 +269,33 @@ def _load_folder(
 def _load_file(
     place: epath.Path, name: str | None, ema: bool, settings: dict[str, Any]
 ) -> tuple[SReT, dict[str, Any]]:
-    """The published variant of that name, or the one that the file's arrays fit."""
     file = read_weight_file(place, ema=ema)
-    state_dict = file.state_dict
+    model = None if name else described_model(file, place, **settings)
+    if model is not None:
+        try:
+            return model, from_torch(file.state_dict, model)
+        except StateDictError as e:
+            raise UserError(f"{place} is not what it says it is: {few(e.problems)}") from e
+    model, variables = _published(place, file.state_dict, name, settings)
+    _say(file.taken)
+    _say(_assumption(place, name, settings, model))
+    return model, variables
+
+
+def _published(
+    place: epath.Path, state_dict: Mapping[str, Any], name: str | None, settings: dict[str, Any]
+) -> tuple[SReT, dict[str, Any]]:
+    """The published variant of that name, or the one that the arrays fit, and its variables."""
     misfits: dict[str, list[str]] = {}
     for variant in [name] if name else list_models():
         try:
             model = model_of_state_dict(state_dict, variant, **settings)
-            variables = from_torch(state_dict, model)
+            return model, from_torch(state_dict, model)
         except StateDictError as e:
             misfits[variant] = e.problems
         except UserError as e:
-            raise UserError(f"{place}: {e}") from e
-        else:
-            _say(file.taken)
-            return model, variables
+            otherwise = "" if "groups" in settings else f" ({OTHERWISE})"
+            raise UserError(f"{place}: {e}{otherwise}") from e
     nearest = min(misfits, key=lambda variant: len(misfits[variant]))
     raise UserError(
         f"{place} does not fit {' or '.join(misfits)}, of which {nearest} is the nearest: "
@@ -240,6 +315,19 @@ def _variant_with(shapes: Shapes, settings: Mapping[str, Any], folder: epath.Pat
         f"{folder} has no config.json, and its arrays fit none of {', '.join(list_models())}; put "
         "the config.json of its run there"
     )
+
+
+def _assumption(
+    place: epath.Path, name: str | None, settings: Mapping[str, Any], model: SReT
+) -> str:
+    """What is taken for granted of weights that do not say what they are."""
+    if name and "groups" in settings:
+        return ""
+    variant = name or nearest_variant(model_settings(model))
+    assumed = f"{place} does not say which model it holds; it is taken for {variant}"
+    if "groups" in settings:
+        return f"{assumed}, whose arrays it has."
+    return f"{assumed} with attention groups {model.groups}, as published ({OTHERWISE})."
 
 
 def _say(sentence: str) -> None:

@@ -13,6 +13,7 @@ from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import write_json
 
 CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "start.json"
+CONVERTED = "converted_from"  # in the config.json of a converted checkpoint alone
 
 # What a run did before a setting existed. A new setting is added here too, with the value that
 # means what was done until then, so that every earlier workdir is still read.
@@ -93,14 +94,20 @@ def save_description(
 
 
 def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, tuple[Any, Any]]:
-    """What this config changes of the one saved in the workdir: {name: (old, new)}."""
+    """What this config changes of the one saved in the workdir: {name: (old, new)}.
+
+    Of a converted checkpoint the settings are compared that both name.
+    """
     saved = load_config(workdir)
     if saved is None:
         return {}
     old, new = (_flatten(json.loads(json.dumps(c.to_dict()))) for c in (saved, config))
+    names = old.keys() | new.keys()
+    if is_converted(saved):
+        names = {name for name in old.keys() & new.keys() if new[name] is not None}
     return {
         name: (old.get(name), new.get(name))
-        for name in sorted(old.keys() | new.keys())
+        for name in sorted(names)
         if old.get(name) != new.get(name)
     }
 
@@ -108,7 +115,8 @@ def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, tuple
 def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDict | None:
     """The config saved in a workdir, if there is one.
 
-    A setting that did not exist when it was saved has its value of `BEFORE`.
+    A setting that did not exist when it was saved has its value of `BEFORE`. That of a converted
+    checkpoint says what its weights are, and no more: the rest is as in `like`.
 
     Args:
       workdir: of a run.
@@ -126,16 +134,19 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise TypeError(f"expected an object, found {settings!r:.40}")
-        _add_missing(settings)
+        add_missing(settings, of_run=CONVERTED not in settings)
         saved = ConfigDict(settings)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} holds no config ({_one_line(e)}); {mend}") from e
     if like is None:
         return saved
+    converted = is_converted(saved)
+    if converted:
+        del saved[CONVERTED]
     known, given = (_flatten(c.to_dict()).keys() for c in (like, saved))
     if unknown := sorted(given - known):
         raise UserError(f"{path}: {did_you_mean('setting', unknown[0], known)}; {mend}")
-    if missing := sorted(known - given):
+    if (missing := sorted(known - given)) and not converted:
         raise UserError(f"{path} lacks the settings {few(missing)}; {mend}")
     config = copy.deepcopy(like)
     try:
@@ -145,9 +156,17 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     return config
 
 
-def _add_missing(settings: dict[str, Any]) -> None:
+def is_converted(saved: ConfigDict) -> bool:
+    """Whether this is the config.json of a converted checkpoint, not of a run."""
+    return CONVERTED in saved
+
+
+def add_missing(settings: dict[str, Any], *, of_run: bool) -> None:
+    """Adds the settings of `BEFORE`; only those of the model where there is no more of a run."""
     for name, value in BEFORE.items():
         *sections, last = name.split(".")
+        if not of_run and sections != ["model"]:
+            continue
         inner: Any = settings
         for section in sections:
             inner = inner.setdefault(section, {}) if isinstance(inner, dict) else None

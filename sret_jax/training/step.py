@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from sret_jax.data.mixing import Mixing, Targets, row_keys
 from sret_jax.models.loops import with_loops
 from sret_jax.models.sret import SReT
@@ -23,9 +24,6 @@ from sret_jax.training.teacher import Teacher
 
 MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other
 SHALLOW_PATH = 1  # folded into the key of mixed depth's second path
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 

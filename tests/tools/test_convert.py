@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import zipfile
 
@@ -15,12 +16,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+import sret_jax
+from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.checkpoints.torch_names import from_torch
+from sret_jax.data.imagenet import IMAGENET_MEAN as MEAN
+from sret_jax.data.imagenet import IMAGENET_STD as STD
 from sret_jax.errors import UserError
 from sret_jax.tools import convert
+from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.training.saved_config import load_config
 from tests import golden
-from tests.conftest import refusal, run_python
+from tests.conftest import refusal
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +72,85 @@ def test_the_average_is_taken_when_asked_for(state_dict, tmp_path):
     np.testing.assert_array_equal(ours, state_dict["head.weight"] + 1)
 
 
-def test_a_converted_checkpoint_evaluates(tmp_path, digits_dir):
-    model = golden.build("tiny_unsliced_1_loop", nll_ratio=1.0, blocks=(1, 1, 1))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    checkpoints = Checkpoints(epath.Path(tmp_path / "converted"))
-    checkpoints.save(0, {"model": variables})
-    checkpoints.close()
-    done = run_python(
-        "main.py",
-        "--mode=eval",
-        f"--workdir={tmp_path / 'converted'}",
-        f"--config.data.data_dir={digits_dir}",
-        "--config.model.image_size=64",
-        "--config.model.blocks=(1,1,1)",
-        "--config.model.loops=1",
-        "--config.model.groups=((1,),(1,),(1,))",
-        "--config.model.heads=(2,4,8)",
-        "--config.model.dim=8",
-        "--config.model.mlp_ratio=2.5",
+def test_what_is_converted_says_what_it_is(saved_run, tmp_path, capsys):
+    run_dir = shutil.copytree(saved_run, tmp_path / "run")
+    config = json.loads((run_dir / "config.json").read_text())
+    # Of the same arrays as the published variant's heads and groups.
+    config["model"].update(heads=[4, 8], dim=4, permutation="identity")
+    config["model"].update(groups=[[1], [1]], dtype="float32")
+    (run_dir / "config.json").write_text(json.dumps(config))
+    names = ("a.safetensors", "folder", "b.pth", "c.safetensors")
+    pytest.importorskip("torch", reason="writing .pth files needs torch")
+    model, variables = sret_jax.load(run_dir)
+    before = run_dir
+    for name in names:
+        run(before, tmp_path / name)
+        before = tmp_path / name
+        again, weights = sret_jax.load(before)
+        assert again == model
+        jax.tree.map(np.testing.assert_array_equal, weights, variables)
+        assert sret_jax.class_names(before) == [f"digit {i}" for i in range(10)]
+        assert sret_jax.test_crop(before) == 0.8
+    assert "does not say" not in capsys.readouterr().out
+
+
+def test_a_converted_checkpoint_evaluates_as_its_run(saved_run, digits_dir, tmp_path, capsys):
+    run(saved_run, tmp_path / "w.safetensors")
+    run(tmp_path / "w.safetensors", tmp_path / "converted")
+    reports = []
+    for workdir in (shutil.copytree(saved_run, tmp_path / "run"), tmp_path / "converted"):
+        config = load_config(epath.Path(workdir), like=quickstart.get_config())
+        config.data.data_dir, config.eval_batch_size = str(digits_dir), 64
+        config.model.dtype = "float32"
+        reports.append(evaluate_checkpoint(config, epath.Path(workdir))["eval"])
+    assert reports[0] == reports[1]
+    assert "instead of" not in capsys.readouterr().out
+    config.model.groups = ((1,), (1,))
+    evaluate_checkpoint(config, epath.Path(workdir))
+    said = "Evaluating with groups ((1,), (1,)) instead of ((2, 2), (1,))."
+    assert said in capsys.readouterr().out
+    config.model.update(heads=(4, 8), dim=4)
+    with pytest.raises(UserError, match=r"heads is \(2, 4\) there, \(4, 8\) here; dim is"):
+        evaluate_checkpoint(config, epath.Path(workdir))
+
+
+def test_weights_of_others_are_described_by_what_is_assumed_or_given(state_dict, tmp_path, capsys):
+    save_file(state_dict, tmp_path / "in.safetensors")
+    for flags, groups in (
+        ((), ((8, 2), (4, 1), (1,))),
+        (("--groups=16-14-1",), ((16, 1), (14, 1), (1,))),
+    ):
+        out = tmp_path / f"out{len(flags)}"
+        run(tmp_path / "in.safetensors", out, *flags)
+        said = capsys.readouterr().out
+        assert "in.safetensors does not say which model it holds; it is taken for sret_t" in said
+        assert ("groups ((8, 2), (4, 1), (1,)), as published" in said) == (not flags)
+        config = json.loads((out / "config.json").read_text())
+        assert config["converted_from"] == "in.safetensors"
+        assert tuple(map(tuple, config["model"]["groups"])) == groups
+        assert sret_jax.load(out)[0] == sret_jax.create_model("sret_t", groups=groups)
+        assert "does not say" not in capsys.readouterr().out
+    assert "--groups=16- should read" in fails(
+        capsys, tmp_path / "in.safetensors", tmp_path / "no", "--groups=16-"
     )
-    assert done.returncode == 0, done.stderr
-    assert "raw" in done.stdout and "EMA" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[", "[1]", '{"config": 3}', '{"config": {"model": {}}, "class_names": null, "mean": []}']
+    + [json.dumps({"config": {"model": m}, "class_names": None, "mean": MEAN, "std": STD})
+       for m in ({}, {"name": "sret_t", "blocks": "ab"}, {"name": "sret_t", "a.b": 1})],
+)  # fmt: skip
+def test_a_file_that_describes_no_model_is_a_sentence(said, tmp_path, capsys):
+    save_file({"a": np.zeros(1)}, tmp_path / "w.safetensors", metadata={"sret_jax": said})
+    error = fails(capsys, tmp_path / "w.safetensors", tmp_path / "out")
+    assert re.search("describes no model|is damaged|config.model: ", error)
+
+
+def test_weights_of_images_normalised_otherwise_are_refused(tmp_path, capsys):
+    said = {"config": {"model": {}}, "class_names": None, "mean": [0.5] * 3, "std": STD}
+    save_file({"a": np.zeros(1)}, tmp_path / "w", metadata={"sret_jax": json.dumps(said)})
+    assert "normalised with" in fails(capsys, tmp_path / "w", tmp_path / "out")
 
 
 def test_a_training_checkpoint_of_torch_is_read_through_its_wrappers(state_dict, tmp_path):
@@ -145,7 +210,7 @@ def test_a_damaged_torch_file_is_refused_with_a_sentence(
     with pytest.raises(
         UserError, match=r"damaged.pth (is no torch file|holds no state|does not fit)"
     ):
-        convert.file_to_folder(path, path.parent / "out", "sret_t")
+        convert.convert(path, path.parent / "out", "sret_t")
 
 
 def safetensors_file(header, content=b""):

@@ -17,6 +17,7 @@ from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import resize_position
+from sret_jax.tools.convert import convert
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.initial_weights import initial_state
@@ -123,6 +124,7 @@ def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, t
     _, state, said = start(tmp_path / "weights.safetensors", image_size=32)
     assert "32 pixels instead of 16" in said
     assert "class names are not compared: class 0 is taken for '0', 9 for '9'" in said
+    assert "weights.safetensors does not say which heads, groups and permutation" in said
     assert_equal(state.variables["batch_stats"], raw["batch_stats"])
     assert_equal(state.variables["params"]["head"], raw["params"]["head"])
 
@@ -131,6 +133,15 @@ def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, t
     # No config.json there.
     shutil.copytree(workdir / "checkpoints", tmp_path / "converted" / "checkpoints")
     assert_equal(start(tmp_path / "converted", loops=1)[1].variables, other.variables)
+
+
+def test_weights_that_say_what_they_are_are_compared_with_the_run_s_model(run, start, tmp_path):
+    convert(run[0], epath.Path(tmp_path / "w.safetensors"), None)
+    for path in (run[0], tmp_path / "w.safetensors"):
+        _, _, said = start(path, groups=((1,), (1,)))
+        assert said == f"Starting from {path}, with groups ((1,), (1,)) instead of ((2, 1), (1,))."
+        with pytest.raises(UserError, match=r"heads is \(2, 4\) there, \(4, 8\) here; dim"):
+            start(path, heads=(4, 8), dim=4)
 
 
 def test_a_run_of_the_head_alone_resumes_when_what_it_started_from_is_gone(

@@ -59,10 +59,11 @@ def test_settings_change_the_model_and_other_loops_its_nlls(run):
     workdir, _, _ = run
     model, weights = sret_jax.load(workdir, loops=3, permutation="identity")
     assert (model.loops, model.permutation) == (3, "identity")
+    assert sret_jax.load(workdir, groups=None)[0].groups == ((1,), (1,))
     assert weights["params"]["stage0_block0"]["nll"]["residual"]["skip"].shape == (3,)
 
 
-def test_published_weights_are_of_the_variant_they_fit(tmp_path):
+def test_published_weights_are_of_the_variant_they_fit_which_is_said(tmp_path, capsys):
     for name, groups in (("sret_t", ((8, 2), (4, 1), (1,))), ("sret_lt", ((1,),) * 3)):
         state_dict = golden.state_dict(golden.build(name))
         save_file(state_dict, tmp_path / "weights.safetensors")
@@ -70,9 +71,14 @@ def test_published_weights_are_of_the_variant_they_fit(tmp_path):
         model, weights = sret_jax.load(tmp_path / "weights.safetensors", **settings)
         assert model == sret_jax.create_model(name, groups=groups)
         np.testing.assert_array_equal(head(weights), state_dict["head.weight"].T)
+        said = capsys.readouterr().out
+        assert f"does not say which model it holds; it is taken for {name}" in said
+        assert ("with attention groups ((8, 2), (4, 1), (1,)), as published" in said) == (
+            not settings
+        )
 
 
-def test_a_converted_checkpoint_needs_no_config(tmp_path):
+def test_a_converted_checkpoint_needs_no_config(tmp_path, capsys):
     model = golden.build("sret_t")
     variables = sret_jax.from_torch(golden.state_dict(model), model)
     with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
@@ -81,6 +87,7 @@ def test_a_converted_checkpoint_needs_no_config(tmp_path):
     assert loaded == sret_jax.create_model("sret_t")
     np.testing.assert_array_equal(head(weights), head(variables))
     assert sret_jax.class_names(tmp_path) is None
+    assert f"{tmp_path} does not say which model it holds" in capsys.readouterr().out
 
 
 def test_what_cannot_be_loaded_is_said_in_a_sentence(run, tmp_path):
@@ -105,5 +112,5 @@ def test_the_test_crop_is_the_run_s_or_the_published_one(saved_run, tmp_path):
     assert sret_jax.test_crop(saved_run / "checkpoints" / "7") == 0.8
     assert sret_jax.test_crop(tmp_path / "SReT_T.pth") == 0.875
     (tmp_path / "config.json").write_text('{"data": {}}')
-    with pytest.raises(UserError, match=r"config.json tells no data.test_crop .*; mend it"):
+    with pytest.raises(UserError, match=r"config.json has no data.test_crop .*; mend it"):
         sret_jax.test_crop(tmp_path)
