@@ -51,7 +51,7 @@ def check_known(known: Sequence[str], here: Sequence[str], what: str, remedy: st
         )
 
 
-def in_order(there: Sequence[str], here: Sequence[str], logits: int) -> list[int] | None:
+def order_of_classes(there: Sequence[str], here: Sequence[str], logits: int) -> list[int] | None:
     """Which logit of a model belongs to each class of data, if both have the same classes.
 
     Args:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from sret_jax.checkpoints.manager import differences, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
-from sret_jax.data.classes import are_numbers, difference, in_order
+from sret_jax.data.classes import are_numbers, difference, order_of_classes
 from sret_jax.data.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
@@ -126,7 +126,7 @@ def _order_of_classes(saved: Saved, experiment: Experiment) -> tuple[list[int] |
             "its head, whose class names are not compared: class 0 is taken for "
             f"{names[0]!r}, {len(names) - 1} for {names[-1]!r}"
         )
-    order = in_order(theirs, names, logits=here)
+    order = order_of_classes(theirs, names, logits=here)
     if order is None:
         return None, f"{new_head}: {difference(theirs, names, 'in the data')}"
     return order, "" if theirs == names else "the head's classes in the order of the data"

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.data.classes import difference, in_order
+from sret_jax.data.classes import difference, order_of_classes
 from sret_jax.data.imagenet import assumed_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
@@ -97,7 +97,7 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
         return dataclasses.replace(teacher, names_compared=False)
     if theirs == names:
         return teacher
-    order = in_order(theirs, names, logits=teacher.model.num_classes)
+    order = order_of_classes(theirs, names, logits=teacher.model.num_classes)
     if order is None:
         raise UserError(
             f"config.teacher={path} was trained on other classes: "
