@@ -62,8 +62,9 @@ def _fail(reason: str, url: str, **settings: Any) -> NoReturn:
 
 
 def _no_network(builder: tfds.core.DatasetBuilder, hosts: Sequence[str], reason: str) -> UserError:
+    where = few(hosts, 3) if hosts else "the web"
     return UserError(
-        f"{builder.name} is downloaded from {few(hosts or ['the web'], 3)}, which cannot be reached ({reason}); "
+        f"{builder.name} is downloaded from {where}, which cannot be reached ({reason}); "
         "set HTTPS_PROXY where the way out is a proxy, or prepare it on a machine with a network "
         f"and copy it to {builder.data_dir}"
     )
