@@ -177,18 +177,15 @@ def _within(start_timeout: int) -> Iterator[None]:
     def watch() -> None:
         if started.wait(min(WAIT_SECONDS, start_timeout)):
             return
-        state = jax_distributed.global_state  # JAX has found the cluster by now
-        others = f"the other {(state.num_processes or 2) - 1}"
-        place, alone = state.coordinator_address, "to run as one process give --processes=1 alone"
+        me, others = _who_waits_for_whom()
         print(
-            f"Process {state.process_id} waits up to {start_timeout} s for {others} of this run at "
-            f"{place}; {alone}, to start all in a SLURM allocation use srun.",
-            flush=True,
+            f"{me.capitalize()} waits up to {start_timeout} s for {others}; {_alone()}.", flush=True
         )
         if not started.wait(start_timeout - WAIT_SECONDS):
+            me, others = _who_waits_for_whom()
             print(
-                f"Error: process {state.process_id} waited {start_timeout} s for {others} at "
-                f"{place}, and not all came; look at what they print, or {alone}",
+                f"Error: {me} waited {start_timeout} s for {others}, and not all came; look at "
+                f"what they print; {_alone()}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -199,6 +196,20 @@ def _within(start_timeout: int) -> Iterator[None]:
         yield
     finally:
         started.set()
+
+
+def _who_waits_for_whom() -> tuple[str, str]:
+    """As far as JAX has found out."""
+    state = jax_distributed.global_state
+    if not state.coordinator_address or not state.num_processes:
+        return "this process", "what names the other processes of this run"
+    others = f"the other {state.num_processes - 1} of this run at {state.coordinator_address}"
+    return f"process {state.process_id}", others
+
+
+def _alone() -> str:
+    start = "start all with srun, or, " if "SLURM_JOB_ID" in os.environ else ""
+    return f"{start}to run as one process, give --processes=1 alone"
 
 
 def _is_from_kubernetes(error: Exception) -> bool:
