@@ -20,7 +20,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate what is in workdir.")
     flags.DEFINE_string("json", None, "Also write the figures printed at the end to this file.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot tell.")
-    flags.DEFINE_integer("processes", None, "How many processes run, where JAX cannot tell.")
+    flags.DEFINE_integer("processes", None, "How many run, where JAX cannot tell; 1: alone.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
     flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes to join.")
     flags.DEFINE_integer("peer_timeout", 100, "Seconds after which a silent process ends the rest.")
