@@ -57,3 +57,13 @@ def test_gpus_that_were_hidden_are_not_missed(monkeypatch, tmp_path):
     (tmp_path / "dev/nvidia0").touch()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert not unusable_accelerators([], tmp_path)
+
+
+def test_a_plugin_that_does_not_start_is_named_with_what_jax_says(monkeypatch, tmp_path):
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidia0").touch()
+    (tmp_path / "jax_cuda12_plugin.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    (said,) = unusable_accelerators(["CUDA backend failed to initialize: no memory"], tmp_path)
+    assert "installed but does not start (CUDA backend failed to initialize: no memory)" in said
+    assert f'reinstall it with pip install "jax[cuda12]=={jax.__version__}"' in said
