@@ -19,6 +19,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 from sret_jax.errors import UserError, few
 
 ANSWER_SECONDS = 10.0
+TIMEOUTS = (ANSWER_SECONDS, 60.0)  # to connect, and between two pieces of a file; TFDS has none
 
 
 @contextlib.contextmanager
@@ -26,16 +27,19 @@ def clear_downloads(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
     """For the enclosed `download_and_prepare`: turns what goes wrong into a UserError.
 
     TFDS would try an address that does not answer for minutes, so all hosts are asked first. Where
-    none answers, only what was downloaded before can be prepared.
+    none answers, only what was downloaded before can be prepared. A download that stalls for a
+    minute fails.
     """
     addresses = {urlsplit(url).netloc: url for url in _addresses(builder)}
     reasons = _unreachable(list(addresses.values()))
     open_address = downloader._open_with_requests
+    open_in_time = functools.partial(open_address, timeout=TIMEOUTS)
     if addresses and len(reasons) == len(addresses):
         reason = next(iter(reasons.values()))
         if not any((builder.data_dir_root / "downloads").glob("*")):
             raise _no_network(builder, list(addresses), reason)
-        downloader._open_with_requests = functools.partial(_fail, reason)
+        open_in_time = functools.partial(_fail, reason)
+    downloader._open_with_requests = open_in_time
     try:
         yield
     except (requests.RequestException, urllib.error.URLError) as e:
