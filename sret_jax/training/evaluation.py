@@ -217,7 +217,8 @@ def table(results: Results) -> str:
     rows = [f"{'weights':<10}" + "".join(f" {title:>8}" for title in columns.values())]
     for name, result in results.items():
         values = (f"{result[c]:.4f}" if c == "loss" else percent(result[c]) for c in columns)
-        rows.append(f"{titles[name]:<10}" + "".join(f" {value:>8}" for value in values))
+        cells = zip(values, columns.values(), strict=True)
+        rows.append(f"{titles[name]:<10}" + "".join(f" {v:>{max(8, len(t))}}" for v, t in cells))
     if "top1_among_present" in columns:
         rows.append("(top-1 among: over the logits of the classes that have images, no others)")
     return "\n".join(rows)
