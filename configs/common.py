@@ -153,10 +153,14 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
 
     config.data = ml_collections.ConfigDict()
-    config.data.name = "imagenet2012"  # of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg
+    # Of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg or CLASS/IMAGE.jpg.
+    config.data.name = "imagenet2012"
     config.data.data_dir = ""  # of TFDS; "": TFDS_DATA_DIR, else TFDS's own default
     config.data.train_split = "train"
     config.data.eval_split = "validation"
+    # What a slice takes of a folder: "stratified": its share of every class; "listed": a part of
+    # the sorted list, which cuts off whole classes.
+    config.data.folder_slices = "stratified"
     config.data.test_crop = 0.875
     config.data.workers = -1  # processes at most; -1: one per core, 0: threads only
     # Global batches read ahead, those in the making included; bounds the workers too. Training

@@ -16,6 +16,12 @@ def did_you_mean(what: str, value: str, known: Iterable[str]) -> str:
     return f"unknown {what} {value!r}{hint}"
 
 
+def quoted(names: Iterable[str], most: int = 8) -> str:
+    """The first names: "'ape', 'cat', ..."."""
+    names = [repr(name) for name in names]
+    return ", ".join([*names[:most], "..."] if len(names) > most else names)
+
+
 def few(sentences: Sequence[str], most: int = 8) -> str:
     """The first sentences, joined, and how many more there are."""
     more = f"; and {len(sentences) - most} more" if len(sentences) > most else ""

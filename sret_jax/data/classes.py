@@ -1,9 +1,50 @@
-"""Classes compared by name: those of a model with those of data."""
+"""Class names: their order, and those of a model compared with those of data."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 
-from sret_jax.errors import UserError
+from sret_jax.errors import UserError, quoted
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Names of class folders in the order of their labels: numbers by value, others as text."""
+    return sorted(names, key=int) if are_numbered(names) else sorted(names)
+
+
+def are_numbered(names: Collection[str]) -> bool:
+    """Whether names are the whole numbers 0 to N - 1, perhaps with leading zeros."""
+    if not all(name.isascii() and name.isdecimal() for name in names):
+        return False
+    return sorted(map(int, names)) == list(range(len(names)))
+
+
+def labels_of(names: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
+    """The numbers that names have among the classes that were trained on.
+
+    Raises:
+      UserError: a name of `where` is not among them; one that differs in case or blanks alone is
+        suggested.
+    """
+    label = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in names if name not in label]
+    if not unknown:
+        return [label[name] for name in names]
+    alike = {_plain(name): name for name in classes}
+    twin = next((name for name in unknown if _plain(name) in alike), None)
+    hint = f" (perhaps {twin!r} is {alike[_plain(twin)]!r})" if twin is not None else ""
+    count, those = (f"{len(unknown):,} classes", "these") if len(unknown) > 1 else ("a class", "it")
+    raise UserError(
+        f"{where} has {count} that the training has not, {quoted(unknown)}{hint}, where the "
+        f"training has {quoted(classes, 4)}; rename {those}, or sort the images into folders that "
+        "are named as the training's classes"
+    )
+
+
+def near_duplicates(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in case, blanks or the encoding of accents alone."""
+    first: dict[str, str] = {}
+    return [(first[_plain(b)], b) for b in names if first.setdefault(_plain(b), b) != b]
 
 
 def difference(there: Sequence[str], here: Sequence[str], where: str = "here") -> str:
@@ -71,3 +112,7 @@ def order_of_classes(there: Sequence[str], here: Sequence[str], logits: int) -> 
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether the names are "0", "1", ... in this order, so that they say which label they mean."""
     return list(names) == [str(number) for number in range(len(names))]
+
+
+def _plain(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())

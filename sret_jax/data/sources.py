@@ -4,25 +4,22 @@ import contextlib
 import io
 import os
 import pathlib
-import re
 import stat
-import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypedDict
 
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sret_jax.errors import UserError, did_you_mean, few
+from sret_jax.data.classes import labels_of
+from sret_jax.data.folders import FolderSplit, read_split
+from sret_jax.data.image_files import IMAGE_SUFFIXES, name_of_file, passed_over
+from sret_jax.errors import UserError, did_you_mean, quoted
 from sret_jax.files import is_remote
 
 RANDOM_ACCESS = "array_record"
 PREPARE = "python -m sret_jax.tools.prepare"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 LARGEST_FILE = 2 << 30  # bytes, beyond those of any image that would be decoded
-
-# By split the path and label of each; strings, for a million of them travel to every worker.
-Files = dict[str, list[tuple[str, int]]]
 
 
 class Record(TypedDict):
@@ -38,10 +35,12 @@ class Source(Protocol):
     Attributes:
       class_names: of the labels: those it was opened with, or its own.
       classes_here: those of them that this split has, as far as is known without reading it.
+      remarks: sentences on what of the data is left out.
     """
 
     class_names: list[str]
     classes_here: list[str]
+    remarks: list[str]
 
     def __len__(self) -> int: ...
 
@@ -55,6 +54,10 @@ class Source(Protocol):
         """The name or path of the file that record `index` was; "" where that is not known."""
         ...
 
+    def identities(self) -> Iterator[str]:
+        """What each record is in its data set, in their order; the same on every machine."""
+        ...
+
 
 class TfdsSource:
     """A split of a prepared TFDS data set, read from ArrayRecord without TensorFlow."""
@@ -63,10 +66,11 @@ class TfdsSource:
         self, builder: tfds.core.DatasetBuilder, split: str, classes: list[str] | None = None
     ):
         self.image_key, self.label_key = classification_keys(builder)
+        self.remarks: list[str] = []
         self._title = f"{builder.info.full_name} {split}"
         self.classes_here = _class_names(builder.info.features[self.label_key])
         self.class_names = self.classes_here if classes is None else list(classes)
-        self._labels = _labels_by_name(self.classes_here, self.class_names, repr(self._title))
+        self._labels = labels_of(self.classes_here, self.class_names, repr(self._title))
         try:
             self._records: Sequence[dict[str, Any]] = builder.as_data_source(
                 split, decoders={self.image_key: tfds.decode.SkipDecoding()}
@@ -85,6 +89,7 @@ class TfdsSource:
             raise UserError(
                 f"{builder.info.full_name} has no split {split!r}; it has: {known}"
             ) from e
+        self._parts = _parts(builder.info, split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -103,6 +108,10 @@ class TfdsSource:
         """See `Source`."""
         return _text(self._record(index).get("file_name", b""))
 
+    def identities(self) -> Iterator[str]:
+        """See `Source`."""
+        return (f"{name} {record}" for name, records in self._parts for record in records)
+
     def _record(self, index: int) -> dict[str, Any]:
         try:
             return self._records[index]
@@ -114,44 +123,40 @@ class TfdsSource:
 
 
 class FolderSource:
-    """A split of a folder laid out as `tfds.ImageFolder` expects: ROOT/SPLIT/CLASS/IMAGE.
+    """A split of a folder; see `folders` for its layout.
 
-    The classes are the sorted names of the class folders of the splits that are used, unless it is
-    opened with others. Images may lie in subfolders of their class; hidden files and folders, and
-    files that are no images, are passed over. A file that cannot be read holds no bytes, and so
-    counts as an unreadable image.
+    The classes are the names of the class folders of the splits that are used, in their order, or
+    those it is opened with. A file that cannot be read holds no bytes, and so counts as an
+    unreadable image.
 
     Raises:
-      UserError: no images at all; none of some class of its own; a class that is not among those
-        it is opened with; a split that is not there; a folder that cannot be listed, or that a
-        class holds twice.
+      UserError: as `read_split` does; no images of some class of its own; a class that is not
+        among those it is opened with.
     """
 
-    def __init__(self, root: epath.Path, split: str, classes: list[str] | None = None):
-        with _listing(root):
-            own, files = _list_images(root, split)
-        names = [name_of_file(name) for name in own]
-        if not any(files.values()):
-            raise UserError(
-                f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}); lay it out as "
-                f"{root}/SPLIT/CLASS/IMAGE.jpg"
-            )
-        filled = {label for of in files.values() for _, label in of}
-        empty = [name for label, name in enumerate(names) if label not in filled]
-        if empty and classes is None:
+    def __init__(
+        self,
+        root: epath.Path,
+        split: str,
+        classes: list[str] | None = None,
+        slices: str = "stratified",
+    ):
+        found = read_split(root, split, slices)
+        if classes is None and found.empty_classes:
             raise UserError(
                 f"{root} holds no images ({', '.join(IMAGE_SUFFIXES)}) of the class "
-                f"{few([repr(name) for name in empty])} in its split {split!r}; add some or remove "
-                "the folder"
+                f"{quoted(found.empty_classes)} in its split {split!r}; add some or remove the "
+                "folder"
             )
-        chosen = [file for part in _parts(split, files) for file in part]
-        here = sorted({label for _, label in chosen})
-        self.class_names = names if classes is None else list(classes)
-        self.classes_here = [names[label] for label in here]
+        here = {name for _, name in found.files}
+        self.classes_here = [name for name in found.class_names if name in here]
+        self.class_names = found.class_names if classes is None else list(classes)
         where = f"the split {split!r} of {root}"
-        labels = _labels_by_name(self.classes_here, self.class_names, where)
-        label_of = dict(zip(here, labels, strict=True))
-        self._files = [(file, label_of[label]) for file, label in chosen]
+        labels = labels_of(self.classes_here, self.class_names, where)
+        label = dict(zip(self.classes_here, labels, strict=True))
+        self._files = [(file, label[name]) for file, name in found.files]
+        self._root = root
+        self.remarks = _left_out(found)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -168,12 +173,18 @@ class FolderSource:
         """See `Source`."""
         return name_of_file(self._files[index][0])
 
+    def identities(self) -> Iterator[str]:
+        """See `Source`."""
+        inside = len(os.fspath(self._root))
+        return (name_of_file(file[inside:]) for file, _ in self._files)
+
 
 class SyntheticSource:
     """As many examples as a data set has, none of which is ever read: for `SyntheticLoader`."""
 
     def __init__(self, length: int, classes: int):
         self.class_names = self.classes_here = [str(label) for label in range(classes)]
+        self.remarks: list[str] = []
         self._length = length
 
     def __len__(self) -> int:
@@ -190,20 +201,30 @@ class SyntheticSource:
         """See `Source`."""
         return ""
 
+    def identities(self) -> Iterator[str]:
+        """See `Source`; there are none."""
+        return iter(())
+
 
 def open_source(
-    name: str, split: str, data_dir: epath.Path | None, classes: list[str] | None = None
+    name: str,
+    split: str,
+    data_dir: epath.Path | None,
+    classes: list[str] | None = None,
+    *,
+    folder_slices: str = "stratified",
 ) -> Source:
     """Opens a split of a data set by TFDS name or by the path of a folder.
 
     Args:
       name: a TFDS classification data set ("imagenet2012", "cifar10", "digits"), or the path of
-        a folder laid out as ROOT/SPLIT/CLASS/IMAGE.
+        a folder laid out as ROOT/SPLIT/CLASS/IMAGE or ROOT/CLASS/IMAGE.
       split: in TFDS's slicing syntax, e.g. "train[:99%]".
       data_dir: where TFDS data is prepared; None is TFDS's own default, `TFDS_DATA_DIR` or
         ~/tensorflow_datasets.
       classes: names that the labels number, where they are not to be the split's own: those of the
         training split, or of a model. The split may have fewer.
+      folder_slices: what a slice takes of a folder; see `folder_slices.take`.
 
     Raises:
       UserError: unknown name, missing or unprepared data, TFRecord data, unknown split, a data set
@@ -218,7 +239,7 @@ def open_source(
             raise UserError(f"config.data.name={name}: there is no storage {e}; use gs://") from e
         if not exists:
             raise UserError(f"the data folder {name} does not exist; correct config.data.name")
-        source = FolderSource(root, split, classes)
+        source = FolderSource(root, split, classes, folder_slices)
     else:
         builder = find_builder(name, data_dir)
         if not builder.is_prepared():
@@ -297,144 +318,32 @@ def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
             builder.download_and_prepare()
 
 
-def images_in(folder: epath.Path) -> list[str]:
-    """The paths of the images of a folder and of those below it, sorted.
-
-    Hidden files and folders, and files that are no images, are passed over.
-
-    Raises:
-      UserError: a folder that cannot be listed, or that leads back to one it lies in.
-    """
-    with _listing(folder):
-        return [os.fspath(path) for path in _images_in(folder, set(_place(folder).parents))]
+def _parts(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, range]]:
+    """The records that a split takes of each whole split, whose name and size are told."""
+    parts = []
+    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits):
+        of = info.splits[part.splitname]
+        records = range(*slice(part.from_, part.to).indices(of.num_examples))
+        parts.append((f"{info.full_name} {part.splitname} of {of.num_bytes} bytes", records))
+    return parts
 
 
-def name_of_file(path: str) -> str:
-    """A path as text that can be printed and stored, whatever bytes are in it."""
-    return _text(os.fsencode(path))
-
-
-@contextlib.contextmanager
-def _listing(root: epath.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise UserError(
-            f"{e.filename or root} cannot be listed ({e.strerror or e}); mend or remove it"
-        ) from e
-
-
-def _labels_by_name(here: list[str], classes: list[str], where: str) -> list[int]:
-    """The numbers that the names `here` have among `classes`.
-
-    Raises:
-      UserError: one is not among them; a name that differs in case or blanks alone is suggested.
-    """
-    number = {name: label for label, name in enumerate(classes)}
-    unknown = [name for name in here if name not in number]
-    if unknown:
-        alike = {_plain(name): name for name in classes}
-        twins = [(name, alike[_plain(name)]) for name in unknown if _plain(name) in alike]
-        hint = "".join(f"; {name!r} may be {twin!r}" for name, twin in twins[:1])
-        known = ", ".join(map(repr, classes[:4])) + (", ..." if len(classes) > 4 else "")
-        raise UserError(
-            f"{where} has the classes {few([repr(name) for name in unknown])}, which are not among "
-            f"the {len(classes):,} that were trained on ({known}){hint}; rename or remove them"
-        )
-    return [number[name] for name in here]
-
-
-def _plain(name: str) -> str:
-    """A name without what is easily mistyped: case, blanks, and how accents are encoded."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+def _left_out(found: FolderSplit) -> list[str]:
+    """Sentences on the files of a split's folders that are not read."""
+    remarks = []
+    for images in found.left_out:
+        if images.files:
+            remarks.append(
+                f"{images.folder}: {len(images.files):,} images lie beside the class folders and "
+                "are left out."
+            )
+        if images.passed_over:
+            remarks.append(f"{images.folder}: {passed_over(images)}.")
+    return remarks
 
 
 def _class_names(label: tfds.features.ClassLabel) -> list[str]:
     return list(label.names or map(str, range(label.num_classes)))
-
-
-def _parts(split: str, files: Files) -> list[list[tuple[str, int]]]:
-    """What a split in TFDS's syntax, e.g. "train[:99%]" or "train+val", takes of each folder."""
-    infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[len(of)], num_bytes=0)
-        for name, of in files.items()
-    }
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (NotImplementedError, ValueError, AssertionError) as e:
-        raise UserError(
-            f"cannot read the split {split!r}; write it as TFDS does, e.g. 'train[:99%]', with "
-            f"the folders there are: {', '.join(files)}"
-        ) from e
-    return [files[part.splitname][part.from_ : part.to] for part in parts]
-
-
-def _used_folders(root: epath.Path, split: str) -> list[str]:
-    """The folders that a split such as "train[:99%]+val" names; for "all", those there are.
-
-    Raises:
-      UserError: one that is not there.
-    """
-    folders = sorted(d.name for d in root.iterdir() if _is_visible_dir(d))
-    used = []
-    for part in split.split("+"):
-        name = part.partition("[")[0].strip()
-        if not re.fullmatch(r"[\w-]+", name):  # no split at all, as is said later
-            continue
-        if name == "all":
-            used += folders
-        elif name in folders:
-            used.append(name)
-        elif folders:
-            raise UserError(
-                f"{root} has no folder {name!r} but {', '.join(map(repr, folders))}; set "
-                "config.data.train_split and config.data.eval_split to two of them, or make "
-                f"{root / name} with a folder of images for each class"
-            )
-    return list(dict.fromkeys(used)) or folders
-
-
-def _list_images(root: epath.Path, split: str) -> tuple[list[str], Files]:
-    """The sorted names of the classes, and the images, of every folder that a split uses."""
-    folders = {name: root / name for name in _used_folders(root, split)}
-    classes = sorted({c.name for d in folders.values() for c in d.iterdir() if _is_visible_dir(c)})
-    files = {
-        split: [
-            (os.fspath(file), label)
-            for label, name in enumerate(classes)
-            for file in _images_in(folder / name, set(_place(folder / name).parents))
-        ]
-        for split, folder in folders.items()
-    }
-    return classes, files
-
-
-def _is_visible_dir(path: epath.Path) -> bool:
-    return not path.name.startswith(".") and path.is_dir()
-
-
-def _place(path: epath.Path) -> pathlib.PurePath:
-    """Where a path leads; in a bucket there are no links."""
-    return path if is_remote(path) else pathlib.Path(os.path.realpath(path))  # of circles too
-
-
-def _images_in(folder: epath.Path, seen: set[pathlib.PurePath]) -> Iterator[epath.Path]:
-    """The images of a folder and those below it; adds the folders to those seen."""
-    if not folder.is_dir():
-        return
-    place = _place(folder)
-    if place in seen:
-        raise UserError(
-            f"{folder} leads to {place}, which it lies in or which is read already; remove the link"
-        )
-    seen.add(place)
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _images_in(path, seen)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            yield path
 
 
 def _read(file: str) -> bytes:

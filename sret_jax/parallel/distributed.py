@@ -94,6 +94,16 @@ def gather_all(values: Sequence[int]) -> list[int]:
     return everyone[everyone >= 0].tolist()
 
 
+def gather_texts(text: str) -> list[str]:
+    """The text of every process; also a barrier."""
+    content = np.frombuffer(text.encode(), np.uint8)
+    sizes = gather(len(content))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(content)] = content
+    everyone = np.reshape(multihost_utils.process_allgather(padded), (len(sizes), -1))
+    return [row[:size].tobytes().decode() for row, size in zip(everyone, sizes, strict=True)]
+
+
 def is_leader() -> bool:
     """Whether this process writes and speaks for all."""
     return jax.process_index() == 0

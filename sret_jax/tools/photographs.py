@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,7 @@ class Photographs:
 
     def __init__(self, images: list[bytes], classes: int = 1):
         self.class_names = self.classes_here = [f"photograph {label}" for label in range(classes)]
+        self.remarks: list[str] = []
         self._images = images
 
     def __len__(self) -> int:
@@ -35,6 +37,10 @@ class Photographs:
     def file_name(self, index: int) -> str:
         """See `Source`."""
         return ""
+
+    def identities(self) -> Iterator[str]:
+        """See `Source`."""
+        return map(self.record_name, range(len(self)))
 
 
 def make_photographs() -> list[bytes]:

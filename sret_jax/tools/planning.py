@@ -31,16 +31,10 @@ from sret_jax.tools.plan_report import print_report
 from sret_jax.tools.roofline import FORMULA, roofline
 from sret_jax.tools.topology import Topology, open_topology
 from sret_jax.training.checks import check_numbers
-from sret_jax.training.experiment import (
-    IMAGENET_CLASSES,
-    IMAGENET_IMAGES,
-    Computation,
-    build_computation,
-    check_settings,
-    open_split,
-)
+from sret_jax.training.experiment import Computation, build_computation, check_settings
 from sret_jax.training.flops import model_macs
 from sret_jax.training.progress import duration
+from sret_jax.training.splits import IMAGENET_CLASSES, IMAGENET_IMAGES, open_split
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -3,8 +3,9 @@
 python -m sret_jax.tools.predict --checkpoint=RUN photo.jpg other.png
 python -m sret_jax.tools.predict --checkpoint=RUN FOLDER --json=FILE --csv=FILE --sheet=FILE.png
 
-Folders are read with all below them. Images are seen as in the run's evaluation. Those that cannot
-be read are named, the others predicted, and the exit status is 2.
+Folders are read with all below them, and their files of other kinds counted by suffix. Images are
+seen as in the run's evaluation. Those that cannot be read are named, the others predicted, and the
+exit status is 2.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from sret_jax.cli import clear_errors, quiet_libraries
-from sret_jax.data.sources import IMAGE_SUFFIXES, images_in, name_of_file
+from sret_jax.data.image_files import IMAGE_SUFFIXES, images_in, name_of_file, passed_over
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute, written_whole
 from sret_jax.tools.prediction_sheet import MOST_PICTURES, draw_sheet
@@ -85,12 +86,14 @@ def find_images(names: list[str]) -> list[str]:
                 raise UserError(f"there is no image or folder {name}; correct the path")
             paths.append(str(place))
             continue
-        found = images_in(place)
-        if not found:
+        images = images_in(place)
+        if images.passed_over:
+            print(f"{name}: {passed_over(images)}", flush=True)
+        if not images.files:
             raise UserError(
                 f"{name} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a folder of images"
             )
-        paths += found
+        paths += images.files
     return paths
 
 

@@ -13,7 +13,7 @@ from sret_jax.models.sret import title
 from sret_jax.tools.compilation import DoesNotFit
 from sret_jax.tools.compiled_bytes import compile_for
 from sret_jax.training.config_model import create_from_config
-from sret_jax.training.experiment import IMAGENET_CLASSES
+from sret_jax.training.splits import IMAGENET_CLASSES
 
 MEGABYTE = 1e6
 

@@ -40,8 +40,9 @@ from sret_jax.tools.label_teachers import (
 )
 from sret_jax.tools.label_writing import pack, write_store
 from sret_jax.training.checks import check_numbers
-from sret_jax.training.experiment import make_label_loss, open_split
+from sret_jax.training.experiment import make_label_loss
 from sret_jax.training.launch import default_workdir
+from sret_jax.training.splits import open_split
 from sret_jax.training.stored_labels import check_same_data, crop_law, data_facts
 
 CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
@@ -223,7 +224,10 @@ def _open(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[Any, Source
     make_label_loss(config)  # checks the temperature
     config_flag: Any = flags.FLAGS["config"]
     workdir = absolute(default_workdir(config_flag.config_filename))
-    return config, open_split(config, workdir, config.data.train_split)
+    source = open_split(config, workdir, config.data.train_split)
+    for remark in source.remarks:
+        print(remark, flush=True)
+    return config, source
 
 
 def _teacher(path: str, args: argparse.Namespace, config: Any, source: Source) -> LabelTeacher:

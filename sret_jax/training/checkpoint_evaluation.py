@@ -133,7 +133,7 @@ def evaluate_weights(
         results = evaluator.evaluate(weights, preemption.check)
     BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
     present = _present(source, model, evaluator.confusions)
-    remarks = [remark] if remark else []
+    remarks = [*source.remarks, remark] if remark else [*source.remarks]
     if not present.all():
         for name, top1 in evaluator.top1_among(present).items():
             results[name]["top1_among_present"] = top1

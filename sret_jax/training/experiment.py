@@ -4,7 +4,6 @@ What a config can get wrong is found here, before anything compiles.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import jax
@@ -23,7 +22,6 @@ from sret_jax.data.soft_labels import SoftLabels
 from sret_jax.errors import UserError
 from sret_jax.models.kernel_use import Use, kernel_uses
 from sret_jax.models.sret import SReT, title
-from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.mesh import make_mesh, process_count, replicated, state_shardings
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.config_model import build_model, create_from_config
@@ -32,14 +30,13 @@ from sret_jax.training.losses import LabelLoss
 from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer
 from sret_jax.training.pretrained import class_names
+from sret_jax.training.splits import open_split
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
 from sret_jax.training.stored_labels import check_same_data, stored_labels
 from sret_jax.training.teacher import Teacher, open_teacher, with_classes
 
 CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,30 +313,3 @@ def make_mixing(config: ConfigDict) -> Mixing:
 def make_label_loss(config: ConfigDict) -> LabelLoss:
     """The loss of config.distill."""
     return LabelLoss(config.distill.temperature, config.distill.hard_weight)
-
-
-def open_split(
-    config: ConfigDict, workdir: epath.Path, split: str, classes: list[str] | None = None
-) -> sources.Source:
-    """Opens a split of config.data; process 0 first prepares the embedded digits if need be.
-
-    Its labels number `classes`, or the split's own; see `sources.open_source`.
-    """
-    if config.data.synthetic:
-        train = split == config.data.train_split
-        length = IMAGENET_IMAGES if train else eval_batch_size(config, 1)
-        return sources.SyntheticSource(length, config.model.num_classes or IMAGENET_CLASSES)
-    name, data_dir = config.data.name, _data_dir(config, workdir)
-    with agreed():
-        if is_leader():
-            sources.prepare_embedded(name, data_dir)
-    return sources.open_source(name, split, data_dir, classes)
-
-
-def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
-    """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
-    if config.data.data_dir:
-        return epath.Path(config.data.data_dir).expanduser()
-    if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
-        return workdir / "data"
-    return None

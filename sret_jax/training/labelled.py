@@ -7,9 +7,9 @@ from sret_jax.data.classes import are_numbers, check_known
 from sret_jax.data.imagenet import assumed_ids
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
-from sret_jax.training.experiment import open_split
 from sret_jax.training.pretrained import class_names
 from sret_jax.training.saved_config import CLASSES_FILE
+from sret_jax.training.splits import open_split
 
 
 def open_labelled(config: ConfigDict, workdir: epath.Path, logits: int) -> tuple[Source, str]:

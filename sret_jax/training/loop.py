@@ -21,6 +21,7 @@ from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.training.bad_images import BadImages, TooManyBadImages
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.crash import write_crash_report
+from sret_jax.training.data_record import record_images
 from sret_jax.training.evaluation import Evaluator, Results
 from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment, small_data
 from sret_jax.training.initial_weights import initial_state
@@ -32,6 +33,7 @@ from sret_jax.training.report import Callback, Reporter
 from sret_jax.training.resume import compare_config
 from sret_jax.training.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
 from sret_jax.training.saved_config import Start
+from sret_jax.training.splits import data_remarks
 from sret_jax.training.state import TrainState, from_items, to_items
 from sret_jax.training.step import Metrics
 from sret_jax.training.watchdog import Watchdog
@@ -48,9 +50,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
-    Writes checkpoints, config.json, start.json, class_names.json, metrics.jsonl, tensorboard/,
-    curves.png, result.json, per_class.json and of up to 200 classes confusion.png there;
-    rollbacks.json where losses were not finite, and crash/ after a crash.
+    Writes checkpoints, config.json, start.json, class_names.json, data.json, metrics.jsonl,
+    tensorboard/, curves.png, result.json, per_class.json and of up to 200 classes confusion.png
+    there; rollbacks.json where losses were not finite, and crash/ after a crash.
 
     Args:
       config: as configs/common.py makes it.
@@ -120,6 +122,11 @@ class Run:
         self._resources.callback(self._reporter.close)
         self._warnings = self._resume()
         self._reporter.describe(start)
+        with agreed():
+            if is_leader():
+                data = (experiment.train_source, experiment.eval_source)
+                self._warnings += record_images(*data, experiment.workdir, resumes=self.step > 0)
+                self._warnings += data_remarks(*data)
         self._evaluator = Evaluator(
             experiment.model,
             config,

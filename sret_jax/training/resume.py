@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sret_jax.data.sources import is_folder
 from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.training.experiment import Experiment, total_steps
@@ -78,6 +79,17 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
         raise UserError(
             f"{workdir} was trained with another model ({listed}); use its own config or another "
             "--workdir"
+        )
+    config = experiment.config
+    slices_folder = is_folder(config.data.name) and "[" in (
+        config.data.train_split + config.data.eval_split
+    )
+    if "data.folder_slices" in changed and slices_folder:
+        old, new = changed["data.folder_slices"]
+        raise UserError(
+            f"{workdir} was trained on other slices of the folder (data.folder_slices: {old} -> "
+            f"{new}), so that its training images would become test images; go on with "
+            f"--config.data.folder_slices={old}, or give another --workdir"
         )
     if "batch_size" in changed:
         old, new = changed["batch_size"]

@@ -38,6 +38,7 @@ BEFORE: dict[str, Any] = {
     "distill.hard_weight": 0.0,
     "distill.teacher_ema": False,
     "distill.teacher_groups": None,
+    "data.folder_slices": "listed",
 }
 
 

@@ -24,8 +24,8 @@ from sret_jax.tools.speed_benchmark import (
 )
 from sret_jax.tools.trace_benchmark import benchmark_trace
 from sret_jax.training.config_model import create_from_config
-from sret_jax.training.experiment import IMAGENET_CLASSES
 from sret_jax.training.flops import model_macs
+from sret_jax.training.splits import IMAGENET_CLASSES
 from tests.conftest import run_commands
 
 
