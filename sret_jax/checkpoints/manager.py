@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what is kept, how a run resumes, and how weights are read from one.
+"""Checkpoints of a run: what is kept, and how a run resumes.
 
 A workdir holds checkpoints/STEP/{model,ema,train}: the raw weights, their moving average, and
 the step with the optimizer's state. Converted weights are a workdir with `model` alone.
@@ -24,7 +24,6 @@ from sret_jax.errors import UserError, few
 from sret_jax.parallel.distributed import AgreedError, agreed, attempt, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
-WEIGHTS = {"model": "eval", "ema": "eval_ema"}
 CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
 DELETED = "checkpoints_deleted"
 METRICS, BEST_METRIC = "metrics", "top1"
@@ -224,15 +223,15 @@ class Checkpoints:
             restored, error = self._restore(step, targets)
             if error is None:
                 return restored
-            complaint = f"The checkpoint of step {step} cannot be read ({_reason(error)})"
-            if gather(_is_damage(error)).any():
+            complaint = f"The checkpoint of step {step} cannot be read ({reason(error)})"
+            if gather(is_damage(error)).any():
                 _say(f"{complaint}; trying the one before it.")
                 return None
             pause = next(pauses, None)
             if pause is None:
                 raise AgreedError(
                     f"the checkpoint of step {step} in {self._workdir} cannot be read "
-                    f"({_reason(error)}), though nothing shows that it is damaged; start again "
+                    f"({reason(error)}), though nothing shows that it is damaged; start again "
                     "once the storage works, or move "
                     f"{self._workdir / CHECKPOINTS / str(step)} away to go on without it"
                 )
@@ -339,7 +338,7 @@ class Checkpoints:
         if is_leader():
             newest = f"step {self.steps[0]}" if self.steps else "none"
             print(
-                f"A checkpoint could not be written to {self._workdir} ({_reason(error)}); the "
+                f"A checkpoint could not be written to {self._workdir} ({reason(error)}); the "
                 f"newest on disk is {newest}.",
                 flush=True,
             )
@@ -361,108 +360,14 @@ class Checkpoints:
                 )
 
 
-def read_weights(
-    workdir: epath.Path, targets: Any, step: int | None = None
-) -> tuple[int, dict[str, Any]]:
-    """Reads weights of a workdir or a converted checkpoint, changing nothing there.
-
-    Args:
-      workdir: holds checkpoints/.
-      targets: the tree {"params", "batch_stats"} of `jax.ShapeDtypeStruct` with shardings.
-      step: whose weights; default: the newest readable.
-
-    Returns:
-      (step, {"eval": raw weights, "eval_ema": average, where there is one}).
-
-    Raises:
-      UserError: no readable checkpoint, or one of another architecture.
-    """
-    with contextlib.closing(open_existing(workdir)) as checkpoints:
-        for candidate in _candidates(checkpoints, step):
-            items = [name for name in WEIGHTS if checkpoints.has_item(candidate, name)]
-            targets_of = dict.fromkeys(items, targets)
-            restored = checkpoints.try_restore(candidate, targets_of) if items else None
-            if restored:
-                return candidate, {WEIGHTS[name]: restored[name] for name in items}
-        raise _none_readable(workdir, step, checkpoints.steps)
-
-
-def best_step(workdir: epath.Path) -> int:
-    """The evaluated step of the highest raw top-1.
-
-    Raises:
-      UserError: no checkpoint was evaluated.
-    """
-    with contextlib.closing(open_existing(workdir)) as checkpoints:
-        best = checkpoints.best()
-    if best is None:
-        raise UserError(
-            f"no checkpoint in {workdir / CHECKPOINTS} was evaluated, so none is the best; name "
-            f"its step, e.g. {workdir / CHECKPOINTS / '120'}, or give {workdir} for the newest"
-        )
-    return best[0]
-
-
-def saved_shapes(workdir: epath.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Shapes of raw weights on disk, by path such as "params/head/bias".
-
-    Args:
-      workdir: holds checkpoints/.
-      step: whose weights; default: the newest readable.
-
-    Raises:
-      UserError: no such checkpoint.
-    """
-    with contextlib.closing(open_existing(workdir)) as checkpoints:
-        for candidate in _candidates(checkpoints, step):
-            if checkpoints.has_item(candidate, "model"):
-                try:
-                    return checkpoints.shapes(candidate, "model")
-                except Exception as e:  # whatever a damaged one raises
-                    if isinstance(e, OSError) and not _is_damage(e):
-                        raise UserError(
-                            f"step {candidate} in {workdir} cannot be read ({_reason(e)}); try "
-                            "again once the storage works"
-                        ) from e
-        raise _none_readable(workdir, step, checkpoints.steps)
-
-
-def _candidates(checkpoints: Checkpoints, step: int | None) -> list[int]:
-    return checkpoints.steps if step is None else [s for s in checkpoints.steps if s == step]
-
-
-def _none_readable(workdir: epath.Path, step: int | None, steps: list[int]) -> UserError:
-    folder = workdir / CHECKPOINTS
-    if step is None:
-        return UserError(f"{folder} holds no readable checkpoint; train first")
-    return UserError(f"{folder} holds no readable step {step}; there are {steps}")
-
-
-def has_checkpoints(workdir: epath.Path) -> bool:
-    """Whether a run has saved a step there, readable or not."""
-    folder = workdir / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
-
-
-def open_existing(workdir: epath.Path) -> Checkpoints:
-    """The checkpoints of a workdir, to read.
-
-    Raises:
-      UserError: there are none.
-    """
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise UserError(f"{workdir} holds no checkpoints/; give the folder of a run")
-    return Checkpoints(workdir, create=False)
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the operating system says, which storage layers wrap in much else; or the first line."""
     text = str(error) or repr(error)
     known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
     return next((reason for reason in known if reason in text), text.splitlines()[0])
 
 
-def _is_damage(error: Exception) -> bool:
+def is_damage(error: Exception) -> bool:
     """Whether a checkpoint is at fault, and not the storage it lies on."""
     return isinstance(error, checksums.Damaged | FileNotFoundError)
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from sret_jax.checkpoints.manager import read_weights
+from sret_jax.checkpoints.reading import read_weights
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.data.loader import train_loader
 from sret_jax.errors import UserError

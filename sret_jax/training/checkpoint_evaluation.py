@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import open_existing, read_weights, saved_shapes
+from sret_jax.checkpoints.reading import open_existing, read_weights, saved_shapes
 from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, eval_batch_size
 from sret_jax.data.sources import Source

@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import has_checkpoints
+from sret_jax.checkpoints.reading import has_checkpoints
 from sret_jax.data import sources
 from sret_jax.data.classes import check_known
 from sret_jax.data.images import EvalTransform

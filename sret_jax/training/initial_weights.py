@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import NamedSharding
 
-from sret_jax.checkpoints.manager import differences, read_weights, saved_shapes
+from sret_jax.checkpoints.manager import differences
+from sret_jax.checkpoints.reading import read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
 from sret_jax.data.classes import are_numbers, difference, order_of_classes

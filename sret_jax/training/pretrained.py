@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import CHECKPOINTS, best_step, read_weights, saved_shapes
+from sret_jax.checkpoints.manager import CHECKPOINTS
+from sret_jax.checkpoints.reading import best_step, read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import WeightFile, read_weight_file
 from sret_jax.errors import UserError, few

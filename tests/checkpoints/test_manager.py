@@ -6,7 +6,8 @@ import pytest
 from etils import epath
 
 from sret_jax.checkpoints import manager
-from sret_jax.checkpoints.manager import Checkpoints, best_step, read_weights
+from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.checkpoints.reading import best_step, read_weights
 from sret_jax.errors import UserError
 from tests.conftest import save_evaluated
 

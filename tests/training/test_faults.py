@@ -14,7 +14,8 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from sret_jax.checkpoints.manager import CHECKPOINTS, open_existing
+from sret_jax.checkpoints.manager import CHECKPOINTS
+from sret_jax.checkpoints.reading import open_existing
 from sret_jax.errors import UserError
 from sret_jax.parallel.preemption import Preempted
 from sret_jax.training import loop
