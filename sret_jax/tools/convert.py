@@ -24,7 +24,13 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.variants import list_models
 from sret_jax.training.description import Description
-from sret_jax.training.pretrained import class_names, load_on_host, test_crop, variant_of
+from sret_jax.training.pretrained import (
+    class_names,
+    load_on_host,
+    split_step,
+    test_crop,
+    variant_of,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
-        if not args.source.exists():
+        if not split_step(args.source)[0].exists():
             raise UserError(f"there is no {args.source}; correct the path")
         to_file = args.target.suffix in SUFFIXES
         if not to_file and not args.source.is_file():
