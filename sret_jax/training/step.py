@@ -150,18 +150,15 @@ def make_train_step(
 
         def accumulate(carry, inputs):
             batch_stats, total = carry
-            batch_stats, new = micro_step(batch_stats, inputs)
-            return (batch_stats, jax.tree.map(jnp.add, total, new)), None
+            batch_stats, (grads, metrics) = micro_step(batch_stats, inputs)
+            return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
 
         inputs = (micro_batches(batch, grad_accum, mesh), jax.random.split(key, grad_accum))
-        first = jax.tree.map(lambda x: x[0], inputs)
-        _, shapes = jax.eval_shape(micro_step, variables["batch_stats"], first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (batch_stats, total), _ = jax.lax.scan(
-            accumulate, (variables["batch_stats"], zeros), inputs
-        )
-        grads, metrics = jax.tree.map(lambda x: x / grad_accum, total)
-        return grads, batch_stats, metrics
+        zeros = jax.tree.map(jnp.zeros_like, variables["params"])
+        carry = (variables["batch_stats"], zeros)
+        (batch_stats, total), metrics = jax.lax.scan(accumulate, carry, inputs)
+        grads = jax.tree.map(lambda x: x / grad_accum, total)
+        return grads, batch_stats, jax.tree.map(lambda x: x.mean(0), metrics)
 
     def train_step(
         state: TrainState,
