@@ -416,11 +416,11 @@ class Run:
 
     def _compile_step(self) -> CompiledStep:
         start = time.perf_counter()
-        self._reporter.say("Compiling the train step and the evaluation step...")
-        with self._watchdog.during("compiling the train step"), self._fits_memory():
-            compiled = self.experiment.compile_train_step()
+        self._reporter.say("Compiling the evaluation step and the train step...")
         with self._watchdog.during("compiling the evaluation step"):
             self._evaluator.rehearse(self.state.variables)
+        with self._watchdog.during("compiling the train step"), self._fits_memory():
+            compiled = self.experiment.compile_train_step()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 

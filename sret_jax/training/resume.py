@@ -5,6 +5,7 @@ from typing import Any
 from sret_jax.data.sources import is_folder
 from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.training.data_record import load_record
 from sret_jax.training.experiment import Experiment, total_steps
 from sret_jax.training.hyperparameters import make_schedule
 from sret_jax.training.saved_config import changed_settings, load_config
@@ -56,14 +57,17 @@ def compare_config(experiment: Experiment, step: int) -> list[str]:
             return []
         changed = changed_settings(experiment.config, experiment.workdir)
         _refuse(changed, experiment, step)
-    if not changed:
-        return []
-    sentences = [f"From step {step + 1:,} on, other settings hold than before:"]
+    images = len(experiment.train_source)
+    if then := load_record(experiment.workdir):
+        images = then["train"]["images"]
+    sentences = []
+    if changed:
+        sentences.append(f"From step {step + 1:,} on, other settings hold than before:")
     for name, (old, new) in changed.items():
         follows = f" ({FOLLOWS[name]})" if name in FOLLOWS else ""
         sentences.append(f"  {name}: {old} -> {new}{follows}")
-    if any(name in SCHEDULE for name in changed):
-        sentences.append(_other_schedule(experiment, step))
+    if images != len(experiment.train_source) or any(name in SCHEDULE for name in changed):
+        sentences.append(_other_schedule(experiment, step, images))
     return sentences
 
 
@@ -108,11 +112,11 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
         )
 
 
-def _other_schedule(experiment: Experiment, step: int) -> str:
-    """Where the schedule ends now, and what the learning rate is."""
+def _other_schedule(experiment: Experiment, step: int, images: int) -> str:
+    """Where the schedule ends now, and what the learning rate is; `images` there were before."""
     old = load_config(experiment.workdir, like=experiment.config)
     assert old is not None
-    steps_per_epoch = experiment.steps_per_epoch
+    steps_per_epoch = images / old.batch_size
     old_total = total_steps(old.epochs, steps_per_epoch)
     old_schedule = make_schedule(old.optim, old.batch_size, steps_per_epoch, old_total)
     rate = experiment.hyperparameters.schedule(step)

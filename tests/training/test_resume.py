@@ -1,6 +1,7 @@
 """What a run goes on from: the newest checkpoint that can be read, and only one of its own."""
 
 import copy
+import json
 import pathlib
 import shutil
 
@@ -11,6 +12,7 @@ from sret_jax.checkpoints.manager import CHECKPOINTS, SET_ASIDE
 from sret_jax.errors import UserError
 from sret_jax.training import loop
 from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.training.data_record import DATA_FILE
 from tests.conftest import make_tiny_config, read_metrics
 
 
@@ -113,6 +115,17 @@ def test_fewer_epochs_than_were_trained_are_refused(two_checkpoints):
     config.epochs = epochs(4)
     with pytest.raises(UserError, match="ends at step 4, and .* is at step 6 already; give more"):
         loop.train(config, workdir)
+
+
+def test_other_numbers_of_images_are_said_with_the_schedule_that_follows(two_checkpoints, capfd):
+    config, workdir = two_checkpoints
+    record = json.loads((workdir / DATA_FILE).read_text())
+    record["train"]["images"] = 1678  # 7 steps in as many epochs
+    (workdir / DATA_FILE).write_text(json.dumps(record))
+    loop.train(config, workdir)
+    said = capfd.readouterr().out
+    assert "1,678 at the last start, 1,438 now" in said
+    assert "The schedule ends at step 6, where it was 7; the learning rate of step 7 is" in said
 
 
 def test_what_has_changed_and_what_follows_is_said_last_before_the_first_step(
