@@ -109,9 +109,9 @@ def order_of_classes(there: Sequence[str], here: Sequence[str], logits: int) -> 
     return [*(number[name] for name in here), *range(len(here), logits)]
 
 
-def are_numbers(names: Sequence[str]) -> bool:
-    """Whether the names are "0", "1", ... in this order, so that they say which label they mean."""
-    return list(names) == [str(number) for number in range(len(names))]
+def are_labels(names: Sequence[str]) -> bool:
+    """Whether the names are 0, 1, ... in this order, so that each says which label it means."""
+    return are_numbered(names) and list(names) == in_order(names)
 
 
 def _plain(name: str) -> str:

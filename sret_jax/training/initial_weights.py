@@ -15,7 +15,7 @@ from sret_jax.checkpoints.manager import differences
 from sret_jax.checkpoints.reading import read_weights, saved_shapes
 from sret_jax.checkpoints.torch_names import StateDictError, from_torch
 from sret_jax.checkpoints.weight_files import read_weight_file
-from sret_jax.data.classes import are_numbers, difference, order_of_classes
+from sret_jax.data.classes import are_labels, difference, order_of_classes
 from sret_jax.data.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
@@ -122,7 +122,7 @@ def _order_of_classes(saved: Saved, experiment: Experiment) -> tuple[list[int] |
     if there != here:
         return None, new_head
     theirs = theirs or assumed_ids(there, names)
-    if theirs is None or (theirs == imagenet_ids() and are_numbers(names)):
+    if theirs is None or (theirs == imagenet_ids() and are_labels(names)):
         return [*range(here)], (
             "its head, whose class names are not compared: class 0 is taken for "
             f"{names[0]!r}, {len(names) - 1} for {names[-1]!r}"

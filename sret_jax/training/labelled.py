@@ -3,7 +3,7 @@
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.data.classes import are_numbers, check_known
+from sret_jax.data.classes import are_labels, check_known
 from sret_jax.data.imagenet import assumed_ids
 from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
@@ -52,7 +52,7 @@ def _names_of_logits(
         raise UserError(
             f"{workdir / CLASSES_FILE} has {len(kept):,} names for {logits:,} logits; correct it"
         )
-    if kept and are_numbers(own) and len(own) == logits and not {*own} <= {*kept}:
+    if kept and are_labels(own) and len(own) == logits and not {*own} <= {*kept}:
         return own, (
             f"The classes of {data} are numbers, so they are taken for the labels: 0 for "
             f"{kept[0]!r} to {len(kept) - 1} for {kept[-1]!r}."
