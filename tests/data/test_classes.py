@@ -1,6 +1,6 @@
 import pytest
 
-from sret_jax.data.classes import check_known, difference
+from sret_jax.data.classes import are_labels, check_known, difference
 from sret_jax.errors import UserError
 
 THERE = ["cat", "dog", "emu"]
@@ -38,3 +38,9 @@ def test_fewer_classes_in_any_order_are_known_and_others_are_not():
         "(3 classes there, 2 in the data; only there: 'cat', 'dog'; only in the data: 'ox'); "
         "correct it"
     )
+
+
+def test_numbers_in_their_order_say_which_label_they_mean():
+    assert are_labels(["0", "1", "2"]) and are_labels([f"{number:03}" for number in range(12)])
+    for names in (["1", "2"], ["0", "2", "1"], ["0", "1", "cat"], ["0", "00"]):
+        assert not are_labels(names)
