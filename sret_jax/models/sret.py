@@ -129,7 +129,7 @@ def model_settings(model: SReT) -> dict[str, Any]:
 
 
 def function_settings(model: SReT) -> dict[str, Any]:
-    """What a trained model computes depends on these settings and its weights alone."""
+    """The settings that a trained model's output depends on, beside its weights."""
     settings = model_settings(model)
     return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
 

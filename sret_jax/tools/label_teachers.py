@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.sret import SReT
+from sret_jax.models.sret import SReT, function_settings
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.losses import soft_labels
@@ -50,6 +50,10 @@ class CheckpointTeacher:
       config: of its student.
       class_names: of the data.
 
+    Attributes:
+      earlier_fingerprint: as stores have it that were made before fingerprints covered all
+        settings.
+
     Raises:
       UserError: no model there, or one of other classes.
     """
@@ -63,7 +67,8 @@ class CheckpointTeacher:
         assert teacher is not None
         teacher = with_classes(teacher, path, class_names)
         self.image_size = teacher.model.image_size
-        self.fingerprint = _fingerprint(teacher.model, teacher.variables)
+        self.fingerprint = fingerprint(teacher.model, teacher.variables)
+        self.earlier_fingerprint = earlier_fingerprint(teacher.model, teacher.variables)
         self._variables = teacher.place()
         self._probabilities = jax.jit(
             lambda variables, images: teacher.probabilities(variables, normalise(images)),
@@ -224,8 +229,21 @@ def _prepare(
     return x.transpose(0, 3, 1, 2) if channels_first else x
 
 
-def _fingerprint(model: SReT, variables: Any) -> str:
+def fingerprint(model: SReT, variables: Any) -> str:
+    """Of all that a model's output depends on: settings, type of activations, weights."""
+    defaults = {name: field.default for name, field in SReT.__dataclass_fields__.items()}
+    # A setting that is added later has what was done before as its default, and changes nothing.
+    settings = {k: v for k, v in function_settings(model).items() if v != defaults[k]}
+    return _digest((sorted(settings.items()), np.dtype(model.dtype).name), variables)
+
+
+def earlier_fingerprint(model: SReT, variables: Any) -> str:
+    """As it was before it covered heads, dim, nll_every and permutation."""
     settings = (model.image_size, model.groups, model.loops, np.dtype(model.dtype).name)
+    return _digest(settings, variables)
+
+
+def _digest(settings: tuple, variables: Any) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for path, array in jax.tree_util.tree_leaves_with_path(variables):
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())

@@ -94,9 +94,11 @@ def run_generate(
     kept_classes(args.keep, len(source.class_names))
     transform = train_transform(config.augment, config.model.image_size)
     teacher = _teacher(args.teacher, args, config, source)
+    begun = read_manifest(args.out)
+    fingerprint = _fingerprint(teacher, begun.teacher.fingerprint if begun else None, args.out)
     manifest = Manifest(
         data=data_facts(config, source),
-        teacher=TeacherFacts(args.teacher, teacher.fingerprint, teacher.image_size),
+        teacher=TeacherFacts(args.teacher, fingerprint, teacher.image_size),
         law=crop_law(config),
         temperature=config.distill.temperature,
         keep=args.keep,
@@ -176,10 +178,10 @@ def run_verify(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: 
     if path:
         config.distill.temperature = labels.manifest.temperature
         teacher = _teacher(path, args, config, source)
-        if made.fingerprint not in (None, teacher.fingerprint):
+        if made.fingerprint not in (None, _fingerprint(teacher, made.fingerprint, args.store)):
             raise UserError(
                 f"{path} is not the teacher of {args.store}, or is used otherwise (its weights, "
-                "groups, size or preprocessing differ); give --teacher and its flags as then"
+                "settings, size or preprocessing differ); give --teacher and its flags as then"
             )
     found = verify(labels, source, teacher, args.images)
     print(f"Compared {found['crops']:,} crops of {found['images']:,} images.")
@@ -244,6 +246,17 @@ def _teacher(path: str, args: argparse.Namespace, config: Any, source: Source) -
         probabilities=args.teacher_output == "probabilities",
         temperature=config.distill.temperature,
     )
+
+
+def _fingerprint(teacher: LabelTeacher, made: str | None, store: epath.Path) -> str:
+    """The teacher's, in the form in which a store has it that was made earlier."""
+    if isinstance(teacher, CheckpointTeacher) and made == teacher.earlier_fingerprint:
+        print(
+            f"The fingerprint of the teacher in {store} is an earlier one, which does not cover "
+            "heads, dim, nll_every and permutation; they are assumed to be this teacher's."
+        )
+        return made
+    return teacher.fingerprint
 
 
 def _print_outcome(folder: epath.Path) -> None:

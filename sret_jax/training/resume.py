@@ -4,16 +4,13 @@ from typing import Any
 
 from sret_jax.data.sources import is_folder
 from sret_jax.errors import UserError
+from sret_jax.models.sret import function_settings
 from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.training.config_model import create_from_config
 from sret_jax.training.data_record import load_record
 from sret_jax.training.experiment import Experiment, total_steps
 from sret_jax.training.hyperparameters import make_schedule
 from sret_jax.training.saved_config import changed_settings, load_config
-
-ARCHITECTURE = (
-    *("name", "image_size", "blocks", "loops", "groups", "heads", "dim", "nll_every"),
-    "permutation",
-)
 
 SCHEDULE = (
     "epochs",
@@ -78,11 +75,10 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
             f"{workdir} was not trained with "
             f"config.data.synthetic={experiment.config.data.synthetic}; give another --workdir"
         )
-    if model := [name for name in changed if name.removeprefix("model.") in ARCHITECTURE]:
-        listed = "; ".join(f"{name}: {changed[name][0]} -> {changed[name][1]}" for name in model)
+    if model := _changed_function(experiment):
         raise UserError(
-            f"{workdir} was trained with another model ({listed}); use its own config or another "
-            "--workdir"
+            f"{workdir} was trained with another model ({'; '.join(model)}); use its own config or "
+            "another --workdir"
         )
     config = experiment.config
     slices_folder = is_folder(config.data.name) and "[" in (
@@ -110,6 +106,17 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
             f"and {workdir} is at step {step:,} already; give more epochs, or evaluate it with "
             "--mode=eval"
         )
+
+
+def _changed_function(experiment: Experiment) -> list[str]:
+    """What the config changes of what the saved model computes, be the arrays the same or not."""
+    saved = load_config(experiment.workdir)
+    if saved is None:
+        return []
+    model = experiment.model
+    old = function_settings(create_from_config(saved, model.num_classes))
+    new = function_settings(model)
+    return [f"model.{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
 
 
 def _other_schedule(experiment: Experiment, step: int, images: int) -> str:

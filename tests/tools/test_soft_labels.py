@@ -18,14 +18,17 @@ import pytest
 from absl import flags
 from etils import epath
 
+import sret_jax
 from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data.loader import train_loader
 from sret_jax.data.soft_labels import open_soft_labels
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
+from sret_jax.models.sret import abstract_variables, create_model
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.tools import soft_labels
+from sret_jax.tools.label_teachers import earlier_fingerprint, fingerprint
 from sret_jax.tools.planning import Planner
 from sret_jax.tools.topology import open_topology
 from sret_jax.training import loop
@@ -209,6 +212,39 @@ def test_verify_notices_another_teacher(store, digits_dir, tmp_path, capsys):
     flags = ["--config=configs/quickstart.py", f"--config.data.data_dir={digits_dir}"]
     error = fails(capsys, ["verify", store, f"--teacher={other}", *flags])
     assert "is not the teacher of" in error
+
+
+def test_teachers_of_the_same_arrays_that_compute_otherwise_have_other_fingerprints():
+    settings = dict(blocks=(1,), groups=((4, 2),), heads=(2,), dim=8, image_size=32, loops=2)
+    model = create_model("sret_t", **settings)
+    arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_variables(model))
+    changes = (
+        {},
+        *(dict(heads=(4,), dim=4), dict(groups=((2, 2),)), dict(permutation="identity")),
+        dict(dtype=jnp.bfloat16),
+    )
+    prints = [fingerprint(model.clone(**change), arrays) for change in changes]
+    assert len(set(prints)) == len(prints)
+    for same in (dict(unroll=1, remat="block", attention="xla"), dict(drop_path_rate=0.5)):
+        assert fingerprint(model.clone(**same), arrays) == prints[0]
+    arrays["params"]["head"]["bias"] = arrays["params"]["head"]["bias"] + 1
+    assert fingerprint(model, arrays) not in prints
+
+
+def test_stores_with_an_earlier_fingerprint_are_verified_and_gone_on_with(
+    store, teacher, digits_dir, tmp_path, capsys
+):
+    old = shutil.copytree(store, tmp_path / "old")
+    manifest = json.loads((old / "manifest.json").read_text())
+    loaded = sret_jax.load(teacher, dtype=jnp.float32)
+    manifest["teacher"]["fingerprint"] = earlier_fingerprint(*loaded)
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    args = generate_args(old, teacher, digits_dir)
+    command("verify", old, "--images=2", *[arg for arg in args if arg.startswith("--config")])
+    said = capsys.readouterr().out
+    assert "is an earlier one, which does not cover heads" in said and "Largest difference" in said
+    command(*args)
+    assert f"Complete: {old}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
