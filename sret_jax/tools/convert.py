@@ -22,6 +22,7 @@ from sret_jax.checkpoints.weight_files import SUFFIXES, write_weight_file
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
+from sret_jax.models.sret import title
 from sret_jax.models.variants import list_models
 from sret_jax.training.description import Description
 from sret_jax.training.pretrained import (
@@ -68,13 +69,13 @@ def main(argv: list[str] | None = None) -> None:
             )
         settings = _groups(args.groups, args.unsliced)
         args.target.parent.mkdir(parents=True, exist_ok=True)
-        convert(args.source, args.target, args.model, ema=args.ema, **settings)
-    print(f"Written: {args.target}")
+        name = convert(args.source, args.target, args.model, ema=args.ema, **settings)
+    print(f"Written: {args.target} ({name})")
 
 
 def convert(
     source: epath.Path, target: epath.Path, name: str | None, *, ema: bool = False, **settings: Any
-) -> None:
+) -> str:
     """Writes a weight file, if `target` ends like one, or a checkpoint folder.
 
     Args:
@@ -83,6 +84,9 @@ def convert(
       name: of the published variant; default: found from what `source` holds.
       ema: takes a run's averaged weights.
       **settings: of the model, where `source` does not say them or they are to be others.
+
+    Returns:
+      What to call the model, see `title`.
 
     Raises:
       UserError: see `sret_jax.load`; a model without published names; or the storage is full.
@@ -96,12 +100,13 @@ def convert(
         except ValueError as e:
             raise UserError(f"{source}: {e}") from e
         write_weight_file(target, state_dict, description.to_json())
-        return
+        return title(model, variant)
     with contextlib.closing(Checkpoints(target)) as checkpoints:
         checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
         if not checkpoints.settle():
             raise UserError(f"{target} takes no checkpoint; mend the storage or convert elsewhere")
     description.write(target, source)
+    return title(model, variant)
 
 
 def _groups(text: str | None, unsliced: bool) -> dict[str, Any]:

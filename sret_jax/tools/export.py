@@ -27,6 +27,7 @@ from sret_jax.models.sret import title
 from sret_jax.tools import exported
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
 from sret_jax.training.predict import logits_of
+from sret_jax.training.pretrained import variant_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL, LABELS, PREPROCESS = "model.stablehlo", "labels.json", "preprocess.json"
@@ -72,8 +73,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
         trained = open_trained(args)
+        variant = variant_of(args.checkpoint, trained.model)
         write_export(trained, args.target)
-    print(f"Written: {args.target} ({title(trained.model)})")
+    print(f"Written: {args.target} ({title(trained.model, variant)})")
 
 
 def write_export(trained: Trained, folder: epath.Path) -> None:

@@ -20,6 +20,7 @@ from sret_jax.training.evaluation import Results, percent
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import METRICS_FILE, JsonlWriter, read_metrics
+from sret_jax.training.pretrained import variant_of
 from sret_jax.training.progress import ProgressLine, Window, duration
 from sret_jax.training.saved_config import Start, save_description
 
@@ -76,7 +77,8 @@ class Reporter:
         for line in in_words(experiment.kernel_uses):
             self.say(f"Kernels: {line}.")
         if experiment.teacher:
-            self.say(f"Teacher: {title(experiment.teacher.model)}, {experiment.config.teacher}.")
+            path, model = experiment.config.teacher, experiment.teacher.model
+            self.say(f"Teacher: {title(model, variant_of(path, model))}, {path}.")
         self.say(
             f"Training {experiment.model_title}: "
             f"{model_macs(experiment.model) / 1e9:.3f} GMACs per "
