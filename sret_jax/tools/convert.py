@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--model", help=f"one of {', '.join(list_models())}; default: found from what IN holds"
     )
-    parser.add_argument("--ema", action="store_true", help="take a run's averaged weights")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(
         "--unsliced", action="store_true", help="published weights trained without slices"
@@ -82,7 +82,7 @@ def convert(
       source: what `sret_jax.load` reads.
       target: is not there yet.
       name: of the published variant; default: found from what `source` holds.
-      ema: takes a run's averaged weights.
+      ema: takes the averaged weights.
       **settings: of the model, where `source` does not say them or they are to be others.
 
     Returns:

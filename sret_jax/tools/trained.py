@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a run, one of its steps (RUN/checkpoints/120), a converted folder or a weight file",
     )
-    parser.add_argument("--ema", action="store_true", help="take a run's averaged weights")
+    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
     parser.add_argument(
         "--unsliced", action="store_true", help="published weights trained without slices"
     )
