@@ -85,7 +85,7 @@ def test_a_step_updates_weights_statistics_average_and_counter(model):
 
 
 def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
-    state, step, data = start(model, optax.scale_by_adam())
+    state, step, data = start(model, optax.scale_by_adam(), fsdp=4)
     bias = state.variables["params"]["head"]["bias"]
     state.variables["params"]["head"]["bias"] = bias.at[3].set(jnp.nan)
     before = jax.device_get(state)
@@ -160,7 +160,7 @@ def test_mixed_depth_draws_the_permutations_of_its_paths_independently(model):
     state, step, data = start(model.clone(**small), SGD, mixed_depth=MixedDepth(loops=2))
     jax.effects_barrier()
     seen.clear()  # of what the first weights were made with
-    jax.block_until_ready(step(state, data))
+    jax.block_until_ready(step(state, *data))
     jax.effects_barrier()
     assert len(seen) == 2 + 1, "every second application permutes: two of four, and one of two"
 
@@ -261,8 +261,7 @@ def test_the_step_lets_nothing_cross_to_the_host(model):
 )
 def test_a_bfloat16_step_follows_the_float32_one(model, changes):
     def gradient_norm(dtype):
-        clone = model.clone(dtype=dtype, loops=3, remat="full")
-        state, step, data = start(clone, SGD, **changes)
+        state, step, data = start(model.clone(dtype=dtype), SGD, **changes)
         state, metrics = step(state, *data)
         assert {p.dtype for p in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
         return float(metrics["loss"]), float(metrics["grad_norm"])
