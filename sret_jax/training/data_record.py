@@ -60,6 +60,11 @@ def changed_images(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str
             f"The test images have changed: {_both(then['eval'], now['eval'])}. Accuracies from "
             "here on do not compare with earlier ones."
         )
+    if len(sentences) == 2:
+        sentences.append(
+            "Where the two are slices of one folder, images may have moved from one to the other, "
+            "so that some test images have been trained on."
+        )
     return sentences
 
 

@@ -94,6 +94,8 @@ def test_images_added_or_renamed_between_two_starts_are_said(config, images, tmp
     (images / "val" / "cat" / "0.jpg").rename(images / "val" / "cat" / "5.jpg")
     (sentence,) = start()
     assert "test images have changed: 6 as at the last start, but some others or ren" in sentence
+    config.data.update(train_split="train[:50%]", eval_split="train[50%:]")
+    assert "some test images have been trained on" in start()[2]
     (workdir / DATA_FILE).unlink()
     assert "no data.json of an earlier start" in start()[0]
     (workdir / DATA_FILE).write_text("{")
