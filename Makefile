@@ -1,5 +1,6 @@
 # make quickstart   trains on real digits, nothing needed but Python 3.11, 3.12 or 3.13
-# make test         lint, types and tests
+# make test         lint, types and tests; XLA_FLAGS=--xla_cpu_max_isa=AVX2 make test: as on a
+#                   processor with that instruction set
 # make test-slow    the tests that take minutes each
 # make test-chaos   breaks real runs: kills, full disks, lost processes (about an hour)
 PYTHON ?= python3
