@@ -194,7 +194,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.distill.teacher_ema = False  # the averaged weights of a run
     config.distill.teacher_groups = config_dict.placeholder(
         tuple
-    )  # files of others do not say them
+    )  # many files do not say them
 
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0
