@@ -192,9 +192,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.distill.temperature = 1.0  # of teacher and student
     config.distill.hard_weight = 0.0  # w: loss = (1 - w) soft + w hard
     config.distill.teacher_ema = False  # the averaged weights of a run
-    config.distill.teacher_groups = config_dict.placeholder(
-        tuple
-    )  # many files do not say them
+    config.distill.teacher_groups = config_dict.placeholder(tuple)  # many files do not say them
 
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0
