@@ -29,6 +29,7 @@ from sret_jax.training.evaluation import Evaluator, Results, table
 from sret_jax.training.labelled import open_labelled
 from sret_jax.training.pretrained import model_of_folder
 from sret_jax.training.saved_config import CONFIG_FILE, changed_settings
+from sret_jax.training.splits import other_slices
 
 EVAL_FILE = "eval.json"
 
@@ -134,6 +135,11 @@ def evaluate_weights(
     BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
     present = _present(source, model, evaluator.confusions)
     remarks = [*source.remarks, remark] if remark else [*source.remarks]
+    if slices := other_slices(config, changed_settings(config, workdir)):
+        remarks.append(
+            f"{workdir} was trained on {slices}, so images that it was trained on may be among "
+            "those evaluated."
+        )
     if not present.all():
         for name, top1 in evaluator.top1_among(present).items():
             results[name]["top1_among_present"] = top1

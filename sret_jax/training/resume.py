@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from sret_jax.data.sources import is_folder
 from sret_jax.errors import UserError
 from sret_jax.models.sret import function_settings
 from sret_jax.parallel.distributed import agreed, is_leader
@@ -11,6 +10,7 @@ from sret_jax.training.data_record import load_record
 from sret_jax.training.experiment import Experiment, total_steps
 from sret_jax.training.hyperparameters import make_schedule
 from sret_jax.training.saved_config import changed_settings, load_config
+from sret_jax.training.splits import other_slices
 
 SCHEDULE = (
     "epochs",
@@ -80,16 +80,11 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
             f"{workdir} was trained with another model ({'; '.join(model)}); use its own config or "
             "another --workdir"
         )
-    config = experiment.config
-    slices_folder = is_folder(config.data.name) and "[" in (
-        config.data.train_split + config.data.eval_split
-    )
-    if "data.folder_slices" in changed and slices_folder:
-        old, new = changed["data.folder_slices"]
+    if slices := other_slices(experiment.config, changed):
+        old, _ = changed["data.folder_slices"]
         raise UserError(
-            f"{workdir} was trained on other slices of the folder (data.folder_slices: {old} -> "
-            f"{new}), so that its training images would become test images; go on with "
-            f"--config.data.folder_slices={old}, or give another --workdir"
+            f"{workdir} was trained on {slices}, so that its training images would become test "
+            f"images; go on with --config.data.folder_slices={old}, or give another --workdir"
         )
     if "batch_size" in changed:
         old, new = changed["batch_size"]

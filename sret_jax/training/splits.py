@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -75,6 +76,21 @@ def data_remarks(train: sources.Source, test: sources.Source) -> list[str]:
             "accuracy is not that of new images."
         )
     return remarks
+
+
+def other_slices(config: ConfigDict, changed: Mapping[str, tuple[Any, Any]]) -> str:
+    """How a config slices its folder otherwise than a workdir's config does; "" if it does not.
+
+    Args:
+      config: names the folder and its splits.
+      changed: what it changes of the workdir's config, by `changed_settings`.
+    """
+    sliced = "[" in config.data.train_split + config.data.eval_split
+    same_folder = sources.is_folder(config.data.name) and "data.name" not in changed
+    if "data.folder_slices" not in changed or not sliced or not same_folder:
+        return ""
+    old, new = changed["data.folder_slices"]
+    return f"other slices of the folder (data.folder_slices: {old} -> {new})"
 
 
 def _check_same_everywhere(source: sources.Source, where: str) -> None:

@@ -11,8 +11,8 @@ from sret_jax.errors import UserError
 from sret_jax.training.data_record import DATA_FILE, record_images
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.resume import compare_config
-from sret_jax.training.saved_config import save_description
-from sret_jax.training.splits import data_remarks, open_split
+from sret_jax.training.saved_config import changed_settings, save_description
+from sret_jax.training.splits import data_remarks, open_split, other_slices
 from tests.conftest import ROOT
 
 
@@ -111,6 +111,11 @@ def test_a_run_keeps_the_slices_that_it_began_with(config, tmp_path):
     config.data.folder_slices = "stratified"
     with pytest.raises(UserError, match=r"go on with --config.data.folder_slices=listed, or give"):
         compare_config(experiment, 1)
+    assert "(data.folder_slices: listed -> stratified)" in other_slices(
+        config, changed_settings(config, workdir)
+    )
+    config.data.train_split = "train"
+    assert other_slices(config, changed_settings(config, workdir)) == ""
 
 
 OPEN = """
