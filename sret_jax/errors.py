@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
-    """Bad input. The message is one sentence: the value, what was expected, and the mend."""
+    """Bad input. The message is one sentence: the value, what was expected, and the fix."""
 
 
 def did_you_mean(what: str, value: str, known: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ def written_whole(path: epath.Path, mode: str = "w") -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
         if not isinstance(e, OSError):
             raise
-        raise UserError(f"{path} cannot be written ({e.strerror or e}); mend the storage") from e
+        raise UserError(f"{path} cannot be written ({e.strerror or e}); fix the storage") from e
 
 
 def write_text(path: epath.Path, text: str) -> None:

@@ -154,7 +154,7 @@ class Checkpoints:
                 return step, restored
         if steps:
             raise UserError(
-                f"none of the checkpoints {steps} in {self._workdir} can be read; mend the storage "
+                f"none of the checkpoints {steps} in {self._workdir} can be read; fix the storage "
                 "or train in another --workdir"
             )
         return None
@@ -201,7 +201,7 @@ class Checkpoints:
         except OSError as e:
             raise UserError(
                 f"the checkpoint of step {step} cannot be moved to {aside} ({e.strerror or e}); "
-                "mend the storage"
+                "fix the storage"
             ) from e
         print(f"The checkpoint of step {step} is now {target}.", flush=True)
 

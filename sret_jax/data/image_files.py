@@ -89,7 +89,7 @@ def listing(root: epath.PathLike) -> Iterator[None]:
         yield
     except OSError as e:
         raise UserError(
-            f"{e.filename or root} cannot be listed ({e.strerror or e}); repair or remove it"
+            f"{e.filename or root} cannot be listed ({e.strerror or e}); fix or remove it"
         ) from e
 
 

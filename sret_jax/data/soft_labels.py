@@ -99,7 +99,7 @@ def read_manifest(folder: epath.Path) -> Manifest | None:
     try:
         return Manifest.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}); mend it, or make the soft labels anew") from e
+        raise UserError(f"{path} is damaged ({e}); fix it, or make the soft labels anew") from e
 
 
 def finished_shards(folder: epath.Path, manifest: Manifest) -> dict[int, int]:

@@ -233,7 +233,7 @@ def _run_alone_in_pod(error: Exception) -> None:
     index, reason = os.environ.get(POD_INDEX), " ".join(str(error).split())
     if index is not None:
         raise UserError(
-            f"JAX cannot find the other pods of this Kubernetes job ({reason}); mend that, give "
+            f"JAX cannot find the other pods of this Kubernetes job ({reason}); fix that, give "
             f"--coordinator, --processes and --process_id={index}, or, for this pod alone, "
             "--processes=1"
         ) from error

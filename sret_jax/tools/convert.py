@@ -104,7 +104,7 @@ def convert(
     with contextlib.closing(Checkpoints(target)) as checkpoints:
         checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
         if not checkpoints.settle():
-            raise UserError(f"{target} takes no checkpoint; mend the storage or convert elsewhere")
+            raise UserError(f"{target} takes no checkpoint; fix the storage or convert elsewhere")
     description.write(target, source)
     return title(model, variant)
 

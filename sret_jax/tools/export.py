@@ -96,7 +96,7 @@ def write_export(trained: Trained, folder: epath.Path) -> None:
         write_text(temporary / "run.py", pathlib.Path(exported.__file__).read_text("utf-8"))
         temporary.rename(folder)
     except OSError as e:
-        raise UserError(f"{folder} cannot be written ({e.strerror or e}); mend the storage") from e
+        raise UserError(f"{folder} cannot be written ({e.strerror or e}); fix the storage") from e
 
 
 def export_model(model: Any, variables: dict[str, Any]) -> export.Exported:

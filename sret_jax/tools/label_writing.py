@@ -62,7 +62,7 @@ def write_shard(
         reason = (str(e) or repr(e)).splitlines()[0]
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path} cannot be written ({reason}); mend the storage or free some room, and start "
+            f"{path} cannot be written ({reason}); fix the storage or free some room, and start "
             "again: finished shards are kept"
         ) from e
 

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         if unreadable:
             raise UserError(
                 f"of {len(paths):,} images {len(unreadable):,} cannot be read: {few(unreadable)}; "
-                "mend or remove them"
+                "fix or remove them"
             )
 
 

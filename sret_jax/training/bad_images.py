@@ -43,6 +43,6 @@ class BadImages:
         if len(self._names) > self._allowed:
             raise TooManyBadImages(
                 f"{len(self._names)} of {len(self._source):,} images cannot be read, and "
-                f"config.data.max_bad_fraction allows {self._allowed}; mend or remove them: "
+                f"config.data.max_bad_fraction allows {self._allowed}; fix or remove them: "
                 f"{few(list(self._names.values()), 3)}"
             )

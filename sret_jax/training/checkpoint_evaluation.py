@@ -75,7 +75,7 @@ def evaluate_checkpoint(
       logits of those alone; and the "remarks" of `Evaluation`.
 
     Raises:
-      UserError: whatever the user can mend; before any compilation.
+      UserError: whatever the user can fix; before any compilation.
       Preempted: SIGTERM or Ctrl-C came.
     """
     overrides = {name: new for name, (_, new) in changed_settings(config, workdir).items()}

@@ -32,7 +32,7 @@ def fit(
     Raises:
       Preempted: the run was interrupted (in a notebook: its stop button), and is saved; the same
         call again resumes it.
-      UserError: whatever the user can mend, in one sentence.
+      UserError: whatever the user can fix, in one sentence.
     """
     workdir = absolute(workdir)
     keep_compiled(workdir)

@@ -33,7 +33,7 @@ def launch(values: flags.FlagValues) -> None:
     Asked to stop, it exits with status 75.
 
     Raises:
-      UserError: whatever the user can mend.
+      UserError: whatever the user can fix.
     """
     distributed.initialize(
         values.coordinator,

@@ -190,7 +190,7 @@ class Run:
         if not self._checkpoints.settle():
             raise UserError(
                 f"training is complete, but its last checkpoint cannot be written to "
-                f"{self.experiment.workdir}; mend the storage and start again to resume at step "
+                f"{self.experiment.workdir}; fix the storage and start again to resume at step "
                 f"{max(self._checkpoints.steps, default=0):,}"
             )
         return self._reporter.result(self.step, self._results, self._checkpoints.best())
@@ -321,7 +321,7 @@ class Run:
         if not checkpoints.settle():
             raise UserError(
                 f"step {step:,}, at which the run stops, cannot be saved to "
-                f"{self.experiment.workdir}; mend the storage and start again to resume at step "
+                f"{self.experiment.workdir}; fix the storage and start again to resume at step "
                 f"{max(checkpoints.steps, default=0):,}"
             )
         return step

@@ -103,9 +103,9 @@ def class_names(path: epath.PathLike) -> list[str] | None:
     try:
         names = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise UserError(f"{file} is damaged ({e}); mend it or move it away") from e
+        raise UserError(f"{file} is damaged ({e}); fix it or move it away") from e
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file} holds no list of names; mend it or move it away")
+        raise UserError(f"{file} holds no list of names; fix it or move it away")
     return names
 
 
@@ -123,7 +123,7 @@ def test_crop(path: epath.PathLike) -> float:
     try:
         return float(config.data.test_crop)
     except (AttributeError, TypeError, ValueError) as e:
-        raise UserError(f"{source} has no data.test_crop ({e}); mend it, or move it away") from e
+        raise UserError(f"{source} has no data.test_crop ({e}); fix it, or move it away") from e
 
 
 def variant_of(path: epath.PathLike, model: SReT) -> str:
@@ -219,7 +219,7 @@ def _model_of_config(
     try:
         model = create_from_config(config, num_classes)
     except (AttributeError, KeyError, TypeError) as e:
-        raise UserError(f"{source} describes no model ({e}); mend it, or move it away") from e
+        raise UserError(f"{source} describes no model ({e}); fix it, or move it away") from e
     speed = {name: getattr(model, name) for name in SPEED_ONLY}
     return create(config.model.name, {**speed, **model_settings(model), **settings})
 

@@ -51,7 +51,7 @@ class Rollbacks:
             return cls(tuple((int(first), int(last)) for first, last in windows))
         except (ValueError, TypeError, KeyError) as e:
             raise UserError(
-                f'{path} does not read {{"windows": [[first, last], ...]}} ({e}); mend it'
+                f'{path} does not read {{"windows": [[first, last], ...]}} ({e}); fix it'
             ) from e
 
     def write(self, workdir: epath.Path) -> None:

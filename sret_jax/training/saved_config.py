@@ -130,7 +130,7 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     path = workdir / CONFIG_FILE
     if not path.exists():
         return None
-    mend = "mend it, or move it away and give --config"
+    fix = "fix it, or move it away and give --config"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
@@ -138,7 +138,7 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
         add_missing(settings, of_run=CONVERTED not in settings)
         saved = ConfigDict(settings)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} holds no config ({_one_line(e)}); {mend}") from e
+        raise UserError(f"{path} holds no config ({_one_line(e)}); {fix}") from e
     if like is None:
         return saved
     converted = is_converted(saved)
@@ -146,14 +146,14 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
         del saved[CONVERTED]
     known, given = (_flatten(c.to_dict()).keys() for c in (like, saved))
     if unknown := sorted(given - known):
-        raise UserError(f"{path}: {did_you_mean('setting', unknown[0], known)}; {mend}")
+        raise UserError(f"{path}: {did_you_mean('setting', unknown[0], known)}; {fix}")
     if (missing := sorted(known - given)) and not converted:
-        raise UserError(f"{path} lacks the settings {few(missing)}; {mend}")
+        raise UserError(f"{path} lacks the settings {few(missing)}; {fix}")
     config = copy.deepcopy(like)
     try:
         config.update(saved)
     except TypeError as e:
-        raise UserError(f"{path}: {_one_line(e)}; {mend}") from e
+        raise UserError(f"{path}: {_one_line(e)}; {fix}") from e
     return config
 
 

@@ -174,7 +174,7 @@ def test_a_missing_or_truncated_shard_is_refused(folder, tmp_path):
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"format": 1}', '{"format": 9, "data": {}}'])
 def test_a_manifest_that_is_none_is_refused(content, tmp_path):
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest.json is damaged \(.*\); mend it, or make"):
+    with pytest.raises(UserError, match=r"manifest.json is damaged \(.*\); fix it, or make"):
         open_soft_labels(absolute(tmp_path))
 
 

@@ -27,7 +27,7 @@ def test_the_embedded_digits_are_scikit_learns_split_by_index(digits_dir):
         assert np.array_equal(np.asarray(decode(record["image"]))[:, :, 0], expected)
 
 
-def test_a_damaged_record_is_named_with_the_mend(digits_dir, tmp_path):
+def test_a_damaged_record_is_named_with_the_fix(digits_dir, tmp_path):
     shutil.copytree(digits_dir, tmp_path / "data")
     (shard,) = (tmp_path / "data").rglob("digits-test.array_record*")
     content = shard.read_bytes()
@@ -57,7 +57,7 @@ def test_a_folder_of_class_folders_reads_as_tfds_image_folder_does(folder):
     assert len(sources.open_source(str(folder), "val", None)) == 6
 
 
-def test_what_is_missing_is_named_with_the_mend(folder, tmp_path, digits_dir):
+def test_what_is_missing_is_named_with_the_fix(folder, tmp_path, digits_dir):
     data_dir = epath.Path(tmp_path) / "tfds"
     cases = [
         (("digitz", "train", data_dir), "unknown data set 'digitz'; did you mean 'digits'"),
@@ -112,7 +112,7 @@ def test_a_file_without_permission_is_an_unreadable_image_and_a_folder_is_refuse
     (folder / "train" / "ape" / "0.JPG").chmod(0)
     assert samples(sources.open_source(str(folder), "train", None))[0]["bad"]
     (folder / "train" / "ape").chmod(0)
-    with pytest.raises(UserError, match=r"train/ape cannot be listed \(Permission denied\); mend"):
+    with pytest.raises(UserError, match=r"train/ape cannot be listed \(Permission denied\); fix"):
         sources.open_source(str(folder), "train", None)
     (folder / "train" / "ape").chmod(0o700)
 

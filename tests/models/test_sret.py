@@ -249,7 +249,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "message"), BAD)
-def test_sizes_that_do_not_fit_are_named_with_the_mend(change, message):
+def test_sizes_that_do_not_fit_are_named_with_the_fix(change, message):
     change = dict(change)
     name = change.pop("name", "sret_t")
     with pytest.raises(ValueError, match=message) as error:

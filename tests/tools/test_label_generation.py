@@ -97,7 +97,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_finished(config, tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the same to a writer
     try:
         with pytest.raises(
-            UserError, match=r"cannot be written \(.*\); mend .* finished shards are"
+            UserError, match=r"cannot be written \(.*\); fix .* finished shards are"
         ):
             write_shard(folder, manifest, 0, [bytes(5000)] * 9)
     finally:

@@ -126,7 +126,7 @@ def test_the_largest_batch_needs_to_know_the_memory(config):
         planner.find_batch()
 
 
-def test_without_libtpu_a_slice_is_refused_with_the_mend(monkeypatch):
+def test_without_libtpu_a_slice_is_refused_with_the_fix(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install -r requirements-tpu.txt"):
         open_topology("v5e:2x2")

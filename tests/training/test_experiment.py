@@ -55,7 +55,7 @@ def changed(**changes):
 
 
 DAMAGED = {
-    "": r"holds no config \(Expecting value.*; mend it, or move it away and give --config",
+    "": r"holds no config \(Expecting value.*; fix it, or move it away and give --config",
     json.dumps(settings(LIKE))[:300]: "holds no config",
     "[1, 2]": r"holds no config \(expected an object, found \[1, 2\]\)",
     "[" * 100_000: "holds no config .maximum recursion",

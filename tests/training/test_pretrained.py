@@ -112,5 +112,5 @@ def test_the_test_crop_is_the_run_s_or_the_published_one(saved_run, tmp_path):
     assert sret_jax.test_crop(saved_run / "checkpoints" / "7") == 0.8
     assert sret_jax.test_crop(tmp_path / "SReT_T.pth") == 0.875
     (tmp_path / "config.json").write_text('{"data": {}}')
-    with pytest.raises(UserError, match=r"config.json has no data.test_crop .*; mend it"):
+    with pytest.raises(UserError, match=r"config.json has no data.test_crop .*; fix it"):
         sret_jax.test_crop(tmp_path)

@@ -98,7 +98,7 @@ def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
         jax.device_get(state.replace(step=0, bad_streak=0)),
         before.replace(step=0, bad_streak=0),
     )
-    state.variables["params"]["head"]["bias"] = bias  # of before: mended
+    state.variables["params"]["head"]["bias"] = bias  # of before: fixed
     state, metrics = step(state, *data)
     assert (int(state.step), int(state.bad_streak)) == (3, 0)
 
