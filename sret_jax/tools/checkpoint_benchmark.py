@@ -158,7 +158,7 @@ class Bench:
         jax.block_until_ready(self.state)
 
     def save(self) -> None:
-        """Starts to save, as a run does after an evaluation."""
+        """Starts to save, as a run does before an evaluation."""
         self.checkpoints.save(next(self._numbers), to_items(self.state))
 
     def _saving(self, steps: int) -> tuple[float, float]:

@@ -7,14 +7,7 @@ import pytest
 from etils import epath
 
 from configs import quickstart
-from sret_jax.tools.checkpoint_benchmark import (
-    METRICS,
-    Bench,
-    Round,
-    folder_bytes,
-    measure,
-    times,
-)
+from sret_jax.tools.checkpoint_benchmark import Bench, Round, folder_bytes, measure, times
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.state import to_items
 from tests.conftest import TINY_FLAGS, run_commands, run_python
@@ -38,7 +31,6 @@ def test_the_figures_are_those_of_the_checkpoint_on_disk(experiment, tmp_path, m
     assert report["array_bytes"] == sum(x.size * x.dtype.itemsize for x in arrays)
     assert report["disk_ratio"] == report["disk_bytes"] / report["array_bytes"]
     assert report["arrays"] == len(arrays)
-    assert json.loads((newest / "metrics" / "metrics").read_text()) == METRICS
     for name in ("call", "save", "save_cpu", "restore"):
         assert report[f"{name}_seconds"] > 0
 
