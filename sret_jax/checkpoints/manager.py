@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from sret_jax.checkpoints import checksums
 from sret_jax.errors import UserError, few
+from sret_jax.files import is_remote
 from sret_jax.parallel.distributed import AgreedError, agreed, attempt, gather, is_leader
 
 ITEMS = ("model", "ema", "train")
@@ -290,20 +291,27 @@ class Checkpoints:
                 folder = self._workdir / CHECKPOINTS / str(step) / METRICS
                 checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
             self._manager.reload()
-            if is_leader():
-                self._move_unkept()
 
         self.settle()
         if step in self.steps:
-            self._storage_holds(write)
+            if self._storage_holds(write):  # in all processes, which have listed the steps by then
+                self._storage_holds(self._delete_unkept)
             self._clear_leftovers()
             self._manager.reload()
 
-    def _move_unkept(self) -> None:
-        """Moves what no rule keeps to where it is deleted, for a rename is whole or not at all."""
-        for step in self._manager.unkept():
-            (self._workdir / DELETED).mkdir(exist_ok=True)
-            (self._workdir / CHECKPOINTS / str(step)).rename(self._workdir / DELETED / str(step))
+    def _delete_unkept(self) -> None:
+        """Deletes, in process 0, what no rule keeps; `_clear_leftovers` does the rest.
+
+        In a file system it is renamed first, which is whole or not at all. In a bucket a rename
+        would copy every object.
+        """
+        for step in self._manager.unkept() if is_leader() else []:
+            folder = self._workdir / CHECKPOINTS / str(step)
+            if is_remote(folder):
+                folder.rmtree()
+            else:
+                (self._workdir / DELETED).mkdir(exist_ok=True)
+                folder.rename(self._workdir / DELETED / str(step))
 
     def close(self) -> None:
         """Waits until everything is written."""

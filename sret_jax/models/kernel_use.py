@@ -24,7 +24,7 @@ class Use:
       shape: (tokens, channels) of the stage.
       part: "attention in 8 groups", "MLP" or "NLL".
       by: KERNEL, INTERPRETED or XLA.
-      why: the latter two; "" for a kernel.
+      why: the reason for INTERPRETED or XLA; "" for KERNEL.
     """
 
     model: str

@@ -18,7 +18,7 @@ from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.losses import soft_labels
 from sret_jax.training.step import normalise
-from sret_jax.training.teacher import open_teacher, with_classes
+from sret_jax.training.teacher import not_compared, open_teacher, with_classes
 
 MOST_ROWS = 256  # that a teacher sees at once
 ONNX = "onnx:"
@@ -66,6 +66,8 @@ class CheckpointTeacher:
         teacher = open_teacher(config, self._mesh, student)
         assert teacher is not None
         teacher = with_classes(teacher, path, class_names)
+        if not teacher.names_compared:
+            print(not_compared(path), flush=True)
         self.image_size = teacher.model.image_size
         self.fingerprint = fingerprint(teacher.model, teacher.variables)
         self.earlier_fingerprint = earlier_fingerprint(teacher.model, teacher.variables)

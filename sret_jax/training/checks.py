@@ -80,6 +80,8 @@ def check_writable(workdir: epath.Path) -> None:
     Raises:
       UserError: a process cannot write it, or the processes do not share it.
     """
+    with agreed():
+        pass  # learns of a process that failed before this
     name = int(gather(secrets.randbelow(2**31))[0])  # of process 0: other runs may check as well
     probe = workdir / f".probe-{name:08x}"
     with agreed():

@@ -37,7 +37,9 @@ def load_record(workdir: epath.Path) -> dict[str, Any] | None:
     """What a workdir's data.json holds; None where there is none that can be read."""
     try:
         record = json.loads((workdir / DATA_FILE).read_text(encoding="utf-8"))
-        return {name: {k: record[name][k] for k in ("images", "digest")} for name in record}
+        return {
+            name: {k: record[name][k] for k in ("images", "digest")} for name in ("train", "eval")
+        }
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -130,6 +130,8 @@ def _order_of_classes(saved: Saved, experiment: Experiment) -> tuple[list[int] |
     order = order_of_classes(theirs, names, logits=here)
     if order is None:
         return None, f"{new_head}: {difference(theirs, names, 'in the data')}"
+    if saved.class_names is None:
+        return order, "its head, which keeps no class names and is taken for ImageNet's"
     return order, "" if theirs == names else "the head's classes in the order of the data"
 
 

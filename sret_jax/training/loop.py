@@ -159,13 +159,14 @@ class Run:
             early = f" of {total:,}, where config.stop_at_step ends it" if self.step < total else ""
             self._reporter.say(f"Training is complete at step {self.step:,}{early}.")
             return
-        train_step = self._compile_step()
-        self._say_warnings()
+        try:
+            train_step = self._compile_step()
+        finally:
+            self._say_warnings()  # the next start will not know of what has changed until now
         try:
             while not self._results or self.step < self.experiment.last_step:
                 try:
-                    with self._fits_memory():
-                        self._take_steps(train_step)
+                    self._take_steps(train_step)
                 except Diverged as diverged:
                     self._roll_back(diverged)
         except Preempted:
@@ -248,7 +249,8 @@ class Run:
                 profiler.before(self.step + 1)
                 with window.waiting():
                     batch = next(self._loader)
-                self.state, metrics = train_step(self.state, batch)
+                with self._fits_memory():
+                    self.state, metrics = train_step(self.state, batch)
                 self.step += 1
                 self._losses.append((self.step, metrics["loss"]))
                 self._check_streak(self.step - 1, window.add(metrics))
@@ -272,7 +274,7 @@ class Run:
         return step > 0 and (self._is_save_due(step) or step % self.experiment.eval_every == 0)
 
     def _is_save_due(self, step: int) -> bool:
-        return step == self.experiment.last_step or step % self.experiment.save_every == 0
+        return step >= self.experiment.last_step or step % self.experiment.save_every == 0
 
     def _save_and_evaluate(self) -> None:
         """Saves if that is due, then evaluates: an evaluation that fails loses no step."""

@@ -189,10 +189,10 @@ def model_of_folder(
     except (KeyError, ValueError) as e:
         raise UserError(f"{folder} holds no weights of a SReT; give the folder of a run") from e
     sizes = {"num_classes": num_classes, "image_size": side * STEM_STRIDE, **settings}
-    config = None if name else load_config(folder)
-    if config is None:
-        return create(name, sizes) if name else _variant_with(shapes, sizes, folder)
-    return _model_of_config(config, num_classes, settings, folder / CONFIG_FILE)
+    config = load_config(folder)
+    if config is not None and name in (None, _name_in(config)):
+        return _model_of_config(config, num_classes, settings, folder / CONFIG_FILE)
+    return create(name, sizes) if name else _variant_with(shapes, sizes, folder)
 
 
 def described_model(file: WeightFile, place: epath.Path, **settings: Any) -> SReT | None:
@@ -255,8 +255,11 @@ def _load_folder(
             "weight file"
         )
     model = model_of_folder(workdir, name, step, **settings)
-    if not (workdir / CONFIG_FILE).exists():
+    config = load_config(workdir)
+    if config is None:
         _say(_assumption(workdir, name, settings, model))
+    elif name not in (None, _name_in(config)):
+        _say(_override(workdir, _name_in(config), name, model))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = abstract_variables(model)
     targets = with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
@@ -271,15 +274,19 @@ def _load_file(
     place: epath.Path, name: str | None, ema: bool, settings: dict[str, Any]
 ) -> tuple[SReT, dict[str, Any]]:
     file = read_weight_file(place, ema=ema)
-    model = None if name else described_model(file, place, **settings)
-    if model is not None:
+    model = described_model(file, place, **settings)
+    own = _name_in(Description.from_json(file.description, place).config) if model else None
+    if model is not None and name in (None, own):
         try:
             return model, from_torch(file.state_dict, model)
         except StateDictError as e:
             raise UserError(f"{place} is not what it says it is: {few(e.problems)}") from e
     model, variables = _published(place, file.state_dict, name, settings)
     _say(file.taken)
-    _say(_assumption(place, name, settings, model))
+    if own and name:
+        _say(_override(place, own, name, model))
+    else:
+        _say(_assumption(place, name, settings, model))
     return model, variables
 
 
@@ -329,6 +336,19 @@ def _assumption(
     if "groups" in settings:
         return f"{assumed}, whose arrays it has."
     return f"{assumed} with attention groups {model.groups}, as published ({OTHERWISE})."
+
+
+def _name_in(config: ConfigDict) -> str | None:
+    """The variant that a config names, if it describes a model."""
+    return config.get("model", {}).get("name")
+
+
+def _override(place: epath.Path, own: str | None, name: str, model: SReT) -> str:
+    """What is taken for granted of weights that say they are another variant."""
+    return (
+        f"{place} says that it holds a {own}, and is taken for the {name} that was asked for, with "
+        f"attention groups {model.groups}."
+    )
 
 
 def _say(sentence: str) -> None:

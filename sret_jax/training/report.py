@@ -23,6 +23,7 @@ from sret_jax.training.metrics_file import METRICS_FILE, JsonlWriter, read_metri
 from sret_jax.training.pretrained import variant_of
 from sret_jax.training.progress import ProgressLine, Window, duration
 from sret_jax.training.saved_config import Start, save_description
+from sret_jax.training.teacher import not_compared
 
 RESULT_FILE = "result.json"
 
@@ -89,10 +90,7 @@ class Reporter:
             f"{devices}; results in {experiment.workdir}"
         )
         if experiment.teacher and not experiment.teacher.names_compared:
-            self.say(
-                f"config.teacher={experiment.config.teacher} keeps no class names, so they are not "
-                "compared: its classes are taken for the data's, in their order."
-            )
+            self.say(not_compared(experiment.config.teacher))
 
     def training(self, step: int) -> None:
         """Reports the steps of the window, and starts a new one."""

@@ -116,7 +116,7 @@ def _changed_function(experiment: Experiment) -> list[str]:
 
 def _other_schedule(experiment: Experiment, step: int, images: int) -> str:
     """Where the schedule ends now, and what the learning rate is; `images` there were before."""
-    old = load_config(experiment.workdir, like=experiment.config)
+    old = load_config(experiment.workdir)
     assert old is not None
     steps_per_epoch = images / old.batch_size
     old_total = total_steps(old.epochs, steps_per_epoch)

@@ -81,6 +81,14 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
     )
 
 
+def not_compared(path: str) -> str:
+    """A sentence on a teacher whose `names_compared` is False."""
+    return (
+        f"config.teacher={path} keeps no class names, so they are not compared: its classes are "
+        "taken for the data's, in their order."
+    )
+
+
 def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
     """The teacher with its logits in the order of the data's classes.
 
@@ -92,10 +100,10 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
     Raises:
       UserError: it keeps the names of its classes, and these are others.
     """
-    theirs = class_names(path) or assumed_ids(teacher.model.num_classes, names)
-    if theirs is None:
-        return dataclasses.replace(teacher, names_compared=False)
-    if theirs == names:
+    kept = class_names(path)
+    teacher = dataclasses.replace(teacher, names_compared=kept is not None)
+    theirs = kept or assumed_ids(teacher.model.num_classes, names)
+    if theirs is None or theirs == names:
         return teacher
     order = order_of_classes(theirs, names, logits=teacher.model.num_classes)
     if order is None:

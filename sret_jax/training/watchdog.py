@@ -23,8 +23,8 @@ class Watchdog(contextlib.AbstractContextManager):
     """Watches the time since the last `beat`.
 
     After max(least_seconds, factor * median step time) without one it prints the stacks of all
-    threads, once a hang; after `stop_seconds` it ends the process with status 76. Until the first
-    step has ended, and `during` what has no steps, only `stop_seconds` count.
+    threads, once a hang; after `stop_seconds` it ends the process with status 76. Before the
+    end of the first step, and within `during`, only `stop_seconds` counts.
     """
 
     def __init__(self, factor: float, least_seconds: float, stop_seconds: float):
@@ -64,8 +64,8 @@ class Watchdog(contextlib.AbstractContextManager):
         try:
             yield
         finally:
-            self._doing = ""
             self.beat()
+            self._doing = ""
 
     @property
     def patience(self) -> float:
