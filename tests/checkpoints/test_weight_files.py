@@ -93,8 +93,7 @@ def test_what_is_no_shared_prefix_stays():
     ],
 )
 def test_of_raw_and_averaged_weights_the_wanted_ones_are_taken_and_named(raw, average, tmp_path):
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch files need torch")
     averaged = {**tensors(2.0, "module."), "n_averaged": torch.tensor(7)}
     path = write_torch(tmp_path / "w", {average: averaged, "epoch": 3, raw: tensors()})
     assert assert_holds(path).taken == f"{path} holds {raw} and {average}: {raw} is taken."

@@ -149,6 +149,9 @@ def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
     jax.tree_util.tree_map_with_path(check, mixed, deep, shallow)
 
 
+@pytest.mark.skipif(
+    not jax.__version__.startswith("0.10."), reason="a scan takes no callback in its body there"
+)
 def test_mixed_depth_draws_the_permutations_of_its_paths_independently(model):
     seen = set()
 
