@@ -22,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from sret_jax.checkpoints import checksums
 from sret_jax.errors import UserError, few
 from sret_jax.files import is_remote
-from sret_jax.parallel.distributed import AgreedError, agreed, attempt, gather, is_leader
+from sret_jax.parallel.distributed import AgreedError, agreed, attempt, gather, is_leader, say
 
 ITEMS = ("model", "ema", "train")
 CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
@@ -226,7 +226,7 @@ class Checkpoints:
                 return restored
             complaint = f"The checkpoint of step {step} cannot be read ({reason(error)})"
             if gather(is_damage(error)).any():
-                _say(f"{complaint}; trying the one before it.")
+                say(f"{complaint}; trying the one before it.")
                 return None
             pause = next(pauses, None)
             if pause is None:
@@ -236,7 +236,7 @@ class Checkpoints:
                     "once the storage works, or move "
                     f"{self._workdir / CHECKPOINTS / str(step)} away to go on without it"
                 )
-            _say(f"{complaint}; trying again in {pause:.0f} s.")
+            say(f"{complaint}; trying again in {pause:.0f} s.")
             sleep(pause)
 
     def _restore(
@@ -343,13 +343,11 @@ class Checkpoints:
             self._manager.close()
         self._manager = self._open()
         self._clear_leftovers()
-        if is_leader():
-            newest = f"step {self.steps[0]}" if self.steps else "none"
-            print(
-                f"A checkpoint could not be written to {self._workdir} ({reason(error)}); the "
-                f"newest on disk is {newest}.",
-                flush=True,
-            )
+        newest = f"step {self.steps[0]}" if self.steps else "none"
+        say(
+            f"A checkpoint could not be written to {self._workdir} ({reason(error)}); the "
+            f"newest on disk is {newest}."
+        )
         return False
 
     def _check_matches(self, step: int, targets: Mapping[str, Any]) -> None:
@@ -378,11 +376,6 @@ def reason(error: Exception) -> str:
 def is_damage(error: Exception) -> bool:
     """Whether a checkpoint is at fault, and not the storage it lies on."""
     return isinstance(error, checksums.Damaged | FileNotFoundError)
-
-
-def _say(message: str) -> None:
-    if is_leader():
-        print(message, flush=True)
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:

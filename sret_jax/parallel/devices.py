@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import jax
 
 from sret_jax.errors import UserError
-from sret_jax.parallel.distributed import is_leader
+from sret_jax.parallel.distributed import say
 from sret_jax.parallel.freed_memory import keep_temporaries
 
 JAX_LOGGER = "jax._src.xla_bridge"  # warns of what does not start
@@ -38,10 +38,9 @@ def start_devices(*, keep_freed_memory: bool = False) -> None:
             devices = jax.devices()
         except RuntimeError as e:
             raise UserError(f"JAX finds no devices: {' '.join(str(e).split())}") from e
-    if is_leader():
-        kinds = Counter(device.device_kind for device in devices)
-        listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-        print(f"Devices: {listed}, jax {jax.__version__}.", flush=True)
+    kinds = Counter(device.device_kind for device in devices)
+    listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    say(f"Devices: {listed}, jax {jax.__version__}.")
     chosen = jax.config.jax_platforms  # type: ignore[attr-defined]
     if jax.default_backend() == "cpu" and not chosen:
         for sentence in unusable_accelerators(complaints):

@@ -109,6 +109,12 @@ def is_leader() -> bool:
     return jax.process_index() == 0
 
 
+def say(sentence: str) -> None:
+    """Prints a sentence, unless it is empty, once for all processes."""
+    if sentence and is_leader():
+        print(sentence, flush=True)
+
+
 def initialize(
     coordinator: str | None = None,
     processes: int | None = None,

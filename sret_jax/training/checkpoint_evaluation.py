@@ -17,7 +17,7 @@ from sret_jax.data.sources import Source
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.sret import SReT, abstract_variables, title
-from sret_jax.parallel.distributed import agreed, is_leader
+from sret_jax.parallel.distributed import agreed, is_leader, say
 from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
 from sret_jax.parallel.preemption import Preemption
 from sret_jax.training.adaptation import adapt, as_saved, changes, compare
@@ -124,7 +124,7 @@ def evaluate_weights(
     step, weights = read_weights(workdir, with_shardings(abstract, shardings), step)
     changed = changes(trained, model)
     if changed or otherwise:
-        _say(f"Evaluating with {' and '.join([*changed, *otherwise])}.")
+        say(f"Evaluating with {' and '.join([*changed, *otherwise])}.")
     if changed:
         shardings = state_shardings(abstract_variables(model), mesh)
         fit = jax.jit(lambda variables: adapt(trained, variables, model), out_shardings=shardings)
@@ -132,7 +132,7 @@ def evaluate_weights(
     evaluator = Evaluator(model, config, source, mesh, shardings)
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
         results = evaluator.evaluate(weights, preemption.check)
-    BadImages(source, config.data.max_bad_fraction, _say).check(evaluator.loader)
+    BadImages(source, config.data.max_bad_fraction, say).check(evaluator.loader)
     present = _present(source, model, evaluator.confusions)
     remarks = [*source.remarks, remark] if remark else [*source.remarks]
     if slices := other_slices(config, changed_settings(config, workdir)):
@@ -158,11 +158,6 @@ def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> n
         return confusion.images > 0
     named = np.isin(source.class_names, source.classes_here)
     return np.pad(named, (0, model.num_classes - len(named)))
-
-
-def _say(message: str) -> None:
-    if is_leader():
-        print(message, flush=True)
 
 
 def _open(

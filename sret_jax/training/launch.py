@@ -47,8 +47,7 @@ def launch(values: flags.FlagValues) -> None:
         with _no_peer_waits():
             _run(values)
     except Preempted as stopped:
-        if distributed.is_leader():
-            print(stopped, flush=True)
+        distributed.say(str(stopped))
         sys.exit(exit_status.PREEMPTED)
 
 
@@ -94,7 +93,7 @@ def chosen_config(config_flag: Any, workdir: epath.Path) -> tuple[ConfigDict, St
         if saved is None:
             return given, start
         saved.update_from_flattened_dict(typed)
-        _say(f"Without --config, the settings are those of {workdir / CONFIG_FILE}.")
+        distributed.say(f"Without --config, the settings are those of {workdir / CONFIG_FILE}.")
         return saved, earlier and earlier.with_overrides(typed)
     if earlier is None or not earlier.is_of(start.config):
         return given, start
@@ -109,13 +108,8 @@ def chosen_config(config_flag: Any, workdir: epath.Path) -> tuple[ConfigDict, St
     if kept := [
         f"--config.{name}={start.overrides[name]}" for name in start.overrides.keys() - typed
     ]:
-        _say(f"As when {workdir} was started: {' '.join(sorted(kept))}.")
+        distributed.say(f"As when {workdir} was started: {' '.join(sorted(kept))}.")
     return given, start
-
-
-def _say(message: str) -> None:
-    if distributed.is_leader():
-        print(message, flush=True)
 
 
 @contextlib.contextmanager

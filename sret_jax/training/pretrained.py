@@ -27,7 +27,7 @@ from sret_jax.models.sret import (
     model_settings,
 )
 from sret_jax.models.variants import list_models, nearest_variant
-from sret_jax.parallel.distributed import is_leader
+from sret_jax.parallel.distributed import say
 from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.description import Description
@@ -257,9 +257,9 @@ def _load_folder(
     model = model_of_folder(workdir, name, step, **settings)
     config = load_config(workdir)
     if config is None:
-        _say(_assumption(workdir, name, settings, model))
+        say(_assumption(workdir, name, settings, model))
     elif name not in (None, _name_in(config)):
-        _say(_override(workdir, _name_in(config), name, model))
+        say(_override(workdir, _name_in(config), name, model))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = abstract_variables(model)
     targets = with_shardings(shapes, jax.tree.map(lambda _: here, shapes))
@@ -282,11 +282,11 @@ def _load_file(
         except StateDictError as e:
             raise UserError(f"{place} is not what it says it is: {few(e.problems)}") from e
     model, variables = _published(place, file.state_dict, name, settings)
-    _say(file.taken)
+    say(file.taken)
     if own and name:
-        _say(_override(place, own, name, model))
+        say(_override(place, own, name, model))
     else:
-        _say(_assumption(place, name, settings, model))
+        say(_assumption(place, name, settings, model))
     return model, variables
 
 
@@ -349,11 +349,6 @@ def _override(place: epath.Path, own: str | None, name: str, model: SReT) -> str
         f"{place} says that it holds a {own}, and is taken for the {name} that was asked for, with "
         f"attention groups {model.groups}."
     )
-
-
-def _say(sentence: str) -> None:
-    if sentence and is_leader():
-        print(sentence, flush=True)
 
 
 def model_shapes(model: SReT) -> dict[str, tuple[int, ...]]:
