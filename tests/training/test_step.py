@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -21,22 +22,21 @@ from sret_jax.training.state import init_state
 from sret_jax.training.step import make_train_step, micro_batches, normalise
 
 SGD = optax.identity()  # params <- params - lr * gradient
+ADAM = optax.scale_by_adam()
 SETTINGS = dict(mixing=Mixing(label_smoothing=0.1), grad_accum=1, label_loss=LabelLoss())
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sret_jax.create_model(
-        "sret_t",
-        num_classes=10,
-        image_size=16,
-        blocks=(1, 1),
-        groups=((2, 2), (1,)),
-        heads=(2, 4),
-        dim=8,
-        drop_path_rate=0.0,
-        permutation="identity",
-    )
+FULL = Mixing(erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
+MODEL = sret_jax.create_model(
+    "sret_t",
+    num_classes=10,
+    image_size=16,
+    blocks=(1,),
+    groups=((2, 2),),
+    heads=(4,),
+    dim=8,
+    drop_path_rate=0.0,
+    permutation="identity",
+)
+SMALLEST = MODEL.clone(loops=1, groups=((1,),))
 
 
 def batch(size=32):
@@ -56,22 +56,38 @@ def numbers(**changes):
     return Hyperparameters(schedule=schedule, **{**settings, **changes})
 
 
-def start(model, optimizer, fsdp=1, **changes):
-    """A fresh state, the step, and the step's other arguments."""
+@functools.cache
+def fresh_variables(model):
+    """The first weights, as NumPy arrays."""
+    images = jnp.zeros((1, model.image_size, model.image_size, 3))
+    return jax.device_get(jax.jit(model.init)(jax.random.key(0), images))
+
+
+@functools.cache
+def make_step(model, optimizer, fsdp, **settings):
+    """The step, compiled once for all tests; shapes of its state, and how that lies."""
     mesh = make_mesh(fsdp)
     abstract = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     shardings = state_shardings(abstract, mesh)
-    state = jax.jit(lambda: init_state(model, optimizer, 0), out_shardings=shardings)()
-    step = make_train_step(model, optimizer, mesh, shardings, **{**SETTINGS, **changes})
-    return state, step, place(batch(), mesh)
+    step = make_train_step(model, optimizer, mesh, shardings, **settings)
+    return step, abstract, shardings
+
+
+def start(model, optimizer, fsdp=1, **changes):
+    """A fresh state, the step, and the step's other arguments."""
+    step, abstract, shardings = make_step(model, optimizer, fsdp, **{**SETTINGS, **changes})
+    variables = fresh_variables(model)
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
+    state = jax.device_put(state.replace(variables=variables, ema=variables), shardings)
+    return state, step, place(batch(), make_mesh(fsdp))
 
 
 def place(data, mesh):
     return jax.device_put(data, batch_sharding(mesh)), jax.device_put(numbers(), replicated(mesh))
 
 
-def test_a_step_updates_weights_statistics_average_and_counter(model):
-    state, step, data = start(model, SGD)
+def test_a_step_updates_weights_statistics_average_and_counter():
+    state, step, data = start(MODEL, SGD)
     before = jax.device_get(state)
     state, metrics = step(state, *data)
     assert int(state.step) == 1
@@ -84,8 +100,8 @@ def test_a_step_updates_weights_statistics_average_and_counter(model):
         np.testing.assert_allclose(leaf(state.ema), 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-6)
 
 
-def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
-    state, step, data = start(model, optax.scale_by_adam(), fsdp=4)
+def test_a_step_that_is_not_finite_updates_nothing_but_the_counters():
+    state, step, data = start(MODEL, ADAM, fsdp=4)
     bias = state.variables["params"]["head"]["bias"]
     state.variables["params"]["head"]["bias"] = bias.at[3].set(jnp.nan)
     before = jax.device_get(state)
@@ -103,10 +119,10 @@ def test_a_step_that_is_not_finite_updates_nothing_but_the_counters(model):
     assert (int(state.step), int(state.bad_streak)) == (3, 0)
 
 
-def test_only_the_head_moves_where_the_backbone_is_frozen(model):
+def test_only_the_head_moves_where_the_backbone_is_frozen():
     optim = common.get_config().optim
     optim.update(freeze_backbone=True, layer_decay=0.5)
-    state, step, data = start(model, make_optimizer(optim), head_only=True, fsdp=2)
+    state, step, data = start(SMALLEST, make_optimizer(optim), head_only=True, fsdp=2)
     before = jax.device_get(state.variables)
     for _ in range(2):
         state, metrics = step(state, *data)
@@ -119,24 +135,23 @@ def test_only_the_head_moves_where_the_backbone_is_frozen(model):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
+def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient():
     """For SGD, the step of deep + w shallow is the sum of the steps of the two models alone."""
-    deep_model = model.clone(blocks=(1,), groups=((2, 2),), heads=(2,))
-    fresh = jax.device_get(start(deep_model, SGD)[0].variables)
 
     def stepped(model, mixed_depth=DEEP_ONLY):
         state, step, data = start(model, SGD, mixed_depth=mixed_depth)
-        weights = with_loops(deep_model, fresh, model.loops)[1]
+        weights = with_loops(MODEL, fresh_variables(MODEL), model.loops)[1]
         variables = jax.tree.map(
             lambda w, x: jax.device_put(w, x.sharding), weights, state.variables
         )
         state, metrics = step(state.replace(variables=variables), *data)
-        moved = jax.tree.map(jnp.subtract, state.variables["params"], weights["params"])
+        state = jax.device_get(state)
+        moved = jax.tree.map(np.subtract, state.variables["params"], weights["params"])
         return moved, state.variables["batch_stats"], float(metrics["loss"])
 
-    deep, statistics, deep_loss = stepped(deep_model)
-    shallow, _, shallow_loss = stepped(deep_model.clone(loops=1))
-    mixed, mixed_statistics, mixed_loss = stepped(deep_model, MixedDepth(loops=1, weight=0.5))
+    deep, statistics, deep_loss = stepped(MODEL)
+    shallow, _, shallow_loss = stepped(MODEL.clone(loops=1))
+    mixed, mixed_statistics, mixed_loss = stepped(MODEL, MixedDepth(loops=1, weight=0.5))
     assert mixed_loss == pytest.approx(deep_loss + 0.5 * shallow_loss, rel=1e-4)
     jax.tree.map(np.testing.assert_array_equal, mixed_statistics, statistics)
 
@@ -152,15 +167,15 @@ def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient(model):
 @pytest.mark.skipif(
     not jax.__version__.startswith("0.10."), reason="a scan takes no callback in its body there"
 )
-def test_mixed_depth_draws_the_permutations_of_its_paths_independently(model):
+def test_mixed_depth_draws_the_permutations_of_its_paths_independently():
     seen = set()
 
     def spy(key, tokens):
         jax.debug.callback(lambda data: seen.add(tuple(data.tolist())), jax.random.key_data(key))
         return jnp.arange(tokens)
 
-    small = dict(blocks=(1,), groups=((2, 2),), heads=(2,), loops=4, permutation=spy)
-    state, step, data = start(model.clone(**small), SGD, mixed_depth=MixedDepth(loops=2))
+    model = MODEL.clone(loops=4, permutation=spy)
+    state, step, data = start(model, SGD, mixed_depth=MixedDepth(loops=2))
     jax.effects_barrier()
     seen.clear()  # of what the first weights were made with
     jax.block_until_ready(step(state, *data))
@@ -168,8 +183,8 @@ def test_mixed_depth_draws_the_permutations_of_its_paths_independently(model):
     assert len(seen) == 2 + 1, "every second application permutes: two of four, and one of two"
 
 
-def test_batch_statistics_are_those_of_the_global_batch(model):
-    state, step, data = start(model, SGD)
+def test_batch_statistics_are_those_of_the_global_batch():
+    state, step, data = start(MODEL, SGD)
     params = jax.device_get(state.variables["params"]["stem"]["conv1"])
     state, _ = step(state, *data)
     x = jax.lax.conv_general_dilated(
@@ -194,19 +209,19 @@ def test_accumulation_takes_equal_shares_of_every_devices_rows():
         np.testing.assert_array_equal(shard.data, 4 * device + np.array([[0, 1], [2, 3]]))
 
 
-def test_accumulated_gradients_are_the_mean_over_micro_batches(model):
+def test_accumulated_gradients_are_the_mean_over_micro_batches():
     """With BatchNorm per micro-batch, a batch of equal halves must give what one half gives."""
-    half = batch(16)
-    rows = np.arange(32).reshape(8, 2, 2)  # device, micro-batch, row
-    twice = {key: np.empty((32, *value.shape[1:]), value.dtype) for key, value in half.items()}
+    half = batch()
+    rows = np.arange(64).reshape(8, 2, 4)  # device, micro-batch, row
+    twice = {key: np.empty((64, *value.shape[1:]), value.dtype) for key, value in half.items()}
     for key, value in half.items():
         for part in range(2):
             twice[key][rows[:, part].ravel()] = value
 
     def parameters(data, **changes):
-        state, step, _ = start(model, SGD, **changes)
+        state, step, _ = start(MODEL, SGD, **changes)
         state, metrics = step(state, *place(data, make_mesh()))
-        return state.variables["params"], metrics
+        return jax.device_get(state.variables["params"]), metrics
 
     expected, one = parameters(half)
     actual, accumulated = parameters(twice, grad_accum=2)
@@ -216,20 +231,20 @@ def test_accumulated_gradients_are_the_mean_over_micro_batches(model):
     )
 
 
-def test_fsdp_splits_parameters_and_optimizer_state(model):
-    state, step, data = start(model, optax.scale_by_adam(), fsdp=4)
+def test_fsdp_splits_parameters_and_optimizer_state():
+    state, step, data = start(MODEL, ADAM, fsdp=4)
     moments = [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu"))
                if hasattr(s, "mu")]  # fmt: skip
     for tree in (state.variables["params"], *moments):
-        kernel = tree["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
+        kernel = tree["stage0_block0"]["block"]["mlp"]["fc1"]["kernel"]
         assert kernel.addressable_shards[0].data.size == kernel.size // 4
     state, _ = step(state, *data)
-    kernel = state.variables["params"]["stage1_block0"]["block"]["mlp"]["fc1"]["kernel"]
+    kernel = state.variables["params"]["stage0_block0"]["block"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
-def test_random_permutations_throughout_have_their_keys_in_training_and_evaluation(model):
-    model = model.clone(permutation="random")
+def test_random_permutations_throughout_have_their_keys_in_training_and_evaluation():
+    model = MODEL.clone(permutation="random")
     state, step, data = start(model, SGD)
     step.trace(state, *data)
     shardings = jax.tree.map(lambda x: x.sharding, state.variables)
@@ -237,24 +252,19 @@ def test_random_permutations_throughout_have_their_keys_in_training_and_evaluati
     evaluate.trace(state.variables, data[0], empty_totals(10))
 
 
-FULL = Mixing(erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1)
 COLLECTIVE = re.compile(r"= (.*) (all-|reduce-scatter|collective-)")
 
 
-@pytest.mark.parametrize("changes", [{}, dict(grad_accum=2)])
-def test_mixing_moves_no_image_between_devices(model, changes):
-    state, step, data = start(model, SGD, mixing=FULL, **changes)
-    program = step.lower(state, *data).compile().as_text()
-    moved = [m[1] for m in map(COLLECTIVE.search, program.splitlines()) if m]
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_mixing_moves_no_image_between_devices_and_nothing_to_the_host(grad_accum):
+    state, step, data = start(SMALLEST, SGD, mixing=FULL, grad_accum=grad_accum)
+    compiled = step.lower(state, *data).compile()
+    moved = [m[1] for m in map(COLLECTIVE.search, compiled.as_text().splitlines()) if m]
     assert moved, "gradients at least must be summed"
     assert not [shape for shape in moved if re.search(r"\[(\d+,)+16,16,3\]", shape)]
-
-
-def test_the_step_lets_nothing_cross_to_the_host(model):
-    state, step, data = start(model, SGD, mixing=FULL)
     with jax.transfer_guard("disallow"):
-        state, metrics = step(state, *data)
-        step(state, *data)
+        state, metrics = compiled(state, *data)
+        compiled(state, *data)
     assert np.isfinite(float(metrics["loss"]))
 
 
@@ -262,9 +272,9 @@ def test_the_step_lets_nothing_cross_to_the_host(model):
     "changes",
     [{}, pytest.param(dict(grad_accum=2), marks=pytest.mark.slow)],  # compiles for long
 )
-def test_a_bfloat16_step_follows_the_float32_one(model, changes):
+def test_a_bfloat16_step_follows_the_float32_one(changes):
     def gradient_norm(dtype):
-        state, step, data = start(model.clone(dtype=dtype), SGD, **changes)
+        state, step, data = start(MODEL.clone(dtype=dtype), SGD, **changes)
         state, metrics = step(state, *data)
         assert {p.dtype for p in jax.tree.leaves(state.variables)} == {jnp.dtype(jnp.float32)}
         return float(metrics["loss"]), float(metrics["grad_norm"])
