@@ -32,9 +32,9 @@ lint: .venv/installed-test
 	  echo "Error: $(PYTHON) is $$($(PYTHON) --version 2>&1), and 3.11, 3.12 and 3.13 are" \
 	    "supported; give one of them: make PYTHON=python3.13" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements.txt
 	@touch $@
 
-.venv/installed-test: .venv/installed requirements-test.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements-test.txt
+.venv/installed-test: .venv/installed requirements-prepare.txt requirements-test.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-test.txt
 	@touch $@

@@ -38,7 +38,7 @@ worker_setup() {
   command -v tmux >/dev/null || sudo apt-get install -y tmux
   [[ -x ~/.local/bin/uv ]] || curl -LsSf https://astral.sh/uv/install.sh | sh
   ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 .venv
-  ~/.local/bin/uv pip install --quiet --python .venv/bin/python -r requirements.txt "jax[tpu]"
+  ~/.local/bin/uv pip install --quiet --python .venv/bin/python -r requirements-tpu.txt
   echo "$MARK ready"
 }
 

@@ -14,7 +14,7 @@ from absl import flags, logging
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
 
-# TensorFlow only prepares data and writes event files here; its start-up messages help nobody.
+# TensorFlow only prepares data here; its start-up messages help nobody.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -25,6 +25,17 @@ DEFAULT_CONFIG = "configs/quickstart.py"
 def quiet_libraries() -> None:
     """Silences what the libraries log; what they raise says it too."""
     logging.set_verbosity(logging.FATAL)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the libraries as `quiet_libraries` does, in the enclosed code alone."""
+    before = logging.get_verbosity()
+    quiet_libraries()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

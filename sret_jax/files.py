@@ -1,9 +1,14 @@
 """Small files and paths, local or in a bucket."""
 
 import contextlib
+import errno
+import importlib.util
 import json
+import os
+import pathlib
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 from etils import epath
@@ -12,13 +17,29 @@ from sret_jax.errors import UserError
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The absolute path, which Orbax asks for; a bucket's is absolute already."""
+    """The absolute path, which Orbax asks for; a bucket's is absolute already.
+
+    Raises:
+      UserError: see `check_storage`.
+    """
+    check_storage(path)
     return epath.Path(path) if is_remote(path) else epath.Path(path).expanduser().resolve()
 
 
 def is_remote(path: epath.PathLike) -> bool:
     """Whether the path is an URI such as gs://bucket/run."""
     return "://" in str(path)
+
+
+def check_storage(path: epath.PathLike) -> None:
+    """Checks that what reads a Google bucket is installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    readers = ("gcsfs", "tensorflow")
+    if str(path).startswith("gs://") and not any(map(importlib.util.find_spec, readers)):
+        raise UserError(f"{path} is in a bucket, which gcsfs reads; pip install gcsfs")
 
 
 @contextlib.contextmanager
@@ -40,7 +61,97 @@ def written_whole(path: epath.Path, mode: str = "w") -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
         if not isinstance(e, OSError):
             raise
-        raise UserError(f"{path} cannot be written ({e.strerror or e}); fix the storage") from e
+        raise _not_written(path, e) from e
+
+
+class GrowingFile:
+    """A file that is added to.
+
+    A flush appends what is new. In a bucket, which cannot append, a thread writes the whole file
+    again. The whole file is also written where its size is not that of the last flush.
+
+    Args:
+      path: of the file.
+      content: with which it is to begin, whatever the file holds now.
+    """
+
+    def __init__(self, path: epath.Path, content: bytes = b""):
+        self._path = path
+        self._content = bytearray(content)
+        there = path.exists() and path.read_bytes() == content
+        self._on_disk = len(content) if there else -1  # bytes; -1: other content
+        self._uploader = ThreadPoolExecutor(1) if is_remote(path) else None
+        self._uploads: list[Future[None]] = []
+
+    def write(self, data: bytes) -> None:
+        """Adds bytes, which the next flush puts on disk."""
+        self._content += data
+
+    def replace(self, content: bytes) -> None:
+        """Takes other content, which the next flush puts on disk whole."""
+        self._content = bytearray(content)
+        self._on_disk = -1
+
+    def flush(self) -> None:
+        """Puts on disk what is new; does not wait for a bucket.
+
+        Raises:
+          UserError: the storage does not take it; the next flush tries again.
+        """
+        if self._uploader is not None:
+            self._start_upload(self._uploader)
+        elif self._on_disk != _size(self._path):
+            self._write_whole()
+        elif self._on_disk < len(self._content):
+            self._append(bytes(self._content[self._on_disk :]))
+
+    def close(self) -> None:
+        """Puts on disk what is new, and waits until it is there.
+
+        Raises:
+          UserError: as `flush` does.
+        """
+        if self._uploader is None:
+            self.flush()
+        else:
+            self._uploader.shutdown()
+            self._write_whole()
+
+    def _start_upload(self, uploader: ThreadPoolExecutor) -> None:
+        done = [upload for upload in self._uploads if upload.done()]
+        self._uploads = [upload for upload in self._uploads if upload not in done]
+        if len(self._uploads) < 2:  # one that has not begun takes what is new by then
+            self._uploads.append(uploader.submit(self._write_whole))
+        for upload in done:
+            upload.result()
+
+    def _append(self, data: bytes) -> None:
+        path = pathlib.Path(self._path)
+        try:
+            with path.open("ab", buffering=0) as file:
+                written = file.write(data)
+            if written != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as e:
+            with contextlib.suppress(OSError):
+                os.truncate(path, self._on_disk)  # no part of a line stays
+            raise _not_written(self._path, e) from e
+        self._on_disk += len(data)
+
+    def _write_whole(self) -> None:
+        content = bytes(self._content)
+        with written_whole(self._path, "wb") as file:
+            file.write(content)
+        self._on_disk = len(content)
+
+
+def _size(path: epath.Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    return path.stat().length if path.exists() else 0
+
+
+def _not_written(path: epath.Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror or error}); fix the storage")
 
 
 def write_text(path: epath.Path, text: str) -> None:

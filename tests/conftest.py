@@ -149,13 +149,21 @@ def read_metrics(workdir, name="loss"):
 
 
 def run_python(
-    *args: str, devices: int = 1, timeout: float = 600, **kwargs
+    *args: str, devices: int = 1, timeout: float = 600, path: Sequence[object] = (), **kwargs
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a real command of the project in its own process, with so many fake devices."""
+    """Runs a real command of the project in its own process, with so many fake devices.
+
+    Args:
+      args: of python.
+      devices: fake ones.
+      timeout: seconds.
+      path: folders from which modules are imported first.
+      kwargs: of subprocess.run.
+    """
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
     }
     return subprocess.run(
         [sys.executable, *args],
@@ -189,7 +197,10 @@ run(command[0], run_name="__main__")
 
 
 def run_commands(
-    commands: Sequence[Sequence[str]], folder: pathlib.Path, devices: int = 1
+    commands: Sequence[Sequence[str]],
+    folder: pathlib.Path,
+    devices: int = 1,
+    path: Sequence[object] = (),
 ) -> list[subprocess.CompletedProcess[str]]:
     """Runs commands one after another, each in a process forked from one that has imported JAX.
 
@@ -197,8 +208,10 @@ def run_commands(
       commands: each a script or module, and its arguments.
       folder: an empty one, for what they print.
       devices: fake ones.
+      path: as in `run_python`.
     """
-    done = run_python("-c", FORKS, str(folder), devices=devices, input=json.dumps(commands))
+    text = json.dumps(commands)
+    done = run_python("-c", FORKS, str(folder), devices=devices, path=path, input=text)
     assert done.returncode == 0, done.stderr
     return [
         subprocess.CompletedProcess(

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import fsspec
 import pytest
@@ -7,7 +8,14 @@ from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sret_jax.errors import UserError
-from sret_jax.files import absolute, is_remote, write_json, write_text, written_whole
+from sret_jax.files import (
+    GrowingFile,
+    absolute,
+    is_remote,
+    write_json,
+    write_text,
+    written_whole,
+)
 from sret_jax.training.crash import write_crash_report
 from sret_jax.training.lock import OWNER_FILE, Note
 from sret_jax.training.metrics_file import JsonlWriter, read_metrics
@@ -59,7 +67,7 @@ def test_what_a_run_writes_itself_works_in_a_bucket(bucket):
     for last_step, step in ((0, 1), (1, 2), (1, 2)):  # the second line is written twice
         writer = JsonlWriter(bucket, last_step=last_step)
         writer.write_scalars(step, {"loss": step})
-        writer.flush()
+        writer.close()
     assert [line["step"] for line in read_metrics(bucket)] == [1, 2]
 
     report = write_crash_report(bucket, RuntimeError("oh"), {"step": 3})
@@ -99,3 +107,47 @@ def test_of_two_writers_of_one_file_at_once_the_last_to_end_wins(tmp_path):
         slow.write("but whole")
     assert path.read_text() == "slow, but whole"
     assert list(tmp_path.iterdir()) == [tmp_path / "x.json"]
+
+
+def test_a_growing_file_is_appended_to_and_not_written_again(tmp_path):
+    path = epath.Path(tmp_path / "x.jsonl")
+    path.write_text("old\n")
+    file = GrowingFile(path, b"old\n")
+    same = (tmp_path / "x.jsonl").stat().st_ino
+    for line in (b"one\n", b"two\n"):
+        file.write(line)
+        file.flush()
+    assert path.read_text() == "old\none\ntwo\n"
+    assert (tmp_path / "x.jsonl").stat().st_ino == same
+
+
+@pytest.mark.parametrize("found", [None, b"", b"other", b"old\no"])
+def test_a_growing_file_that_is_not_as_it_was_left_becomes_whole(tmp_path, found):
+    path = epath.Path(tmp_path / "x.jsonl")
+    path.write_text("old\n")
+    file = GrowingFile(path, b"old\n")
+    path.unlink() if found is None else path.write_bytes(found)
+    file.write(b"new\n")
+    file.flush()
+    assert path.read_text() == "old\nnew\n"
+
+
+def test_what_cannot_be_appended_is_a_sentence_and_is_kept_for_the_next_flush(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = GrowingFile(epath.Path(folder / "x.jsonl"))
+    file.flush()
+    folder.rename(tmp_path / "away")
+    file.write(b"one\n")
+    with pytest.raises(UserError, match="x.jsonl cannot be written"):
+        file.flush()
+    (tmp_path / "away").rename(folder)
+    file.flush()
+    assert (folder / "x.jsonl").read_text() == "one\n"
+
+
+def test_a_bucket_without_its_reader_is_a_sentence(monkeypatch):
+    for name in ("gcsfs", "tensorflow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"gs://bucket/run is in a bucket.*pip install gcsfs"):
+        absolute("gs://bucket/run")

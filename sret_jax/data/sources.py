@@ -15,7 +15,7 @@ from sret_jax.data.classes import labels_of
 from sret_jax.data.folders import FolderSplit, read_split
 from sret_jax.data.image_files import IMAGE_SUFFIXES, name_of_file, passed_over
 from sret_jax.errors import UserError, did_you_mean, quoted
-from sret_jax.files import is_remote
+from sret_jax.files import check_storage, is_remote
 
 RANDOM_ACCESS = "array_record"
 PREPARE = "python -m sret_jax.tools.prepare"
@@ -232,6 +232,7 @@ def open_source(
     """
     source: Source
     if is_folder(name):
+        check_storage(name)
         try:
             root = epath.Path(name).expanduser()
             exists = root.is_dir()

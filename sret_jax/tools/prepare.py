@@ -5,6 +5,8 @@ python -m sret_jax.tools.prepare cifar10
 python -m sret_jax.tools.prepare imagenet2012 --convert    (an existing TFRecord preparation)
 python -m sret_jax.tools.prepare imagenet2012 --max_side=512 --copy_to=DIR    (a smaller copy)
 
+All but the digits are prepared by TensorFlow: pip install -r requirements-prepare.txt
+
 Interrupted, it is started again with the same command: a preparation begins anew, a conversion
 or a copy goes on with the shards left.
 """
@@ -25,6 +27,7 @@ from sret_jax.tools.reencode import (
     DEFAULT_QUALITY,
     INCOMPLETE,
     Shrinking,
+    check_tensorflow,
     read_records,
     reencode,
     shard_paths,
@@ -89,6 +92,8 @@ def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> N
             f"{builder.name} needs archives you download yourself; give --archives=DIR. "
             + " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
         )
+    if builder.name != "digits":
+        check_tensorflow(f"preparing {builder.name}")
     _remove_leftovers(builder)
     download = tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False)
     try:
@@ -156,6 +161,7 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
         )
     if ARRAY_RECORD in builder.info.available_file_formats():
         return
+    check_tensorflow(f"reading {builder.info.file_format.value}")
     shards = [
         (split, old, new)
         for split in builder.info.splits.values()

@@ -3,6 +3,7 @@
 import concurrent.futures
 import copy
 import dataclasses
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -101,6 +102,8 @@ def reencode(
             f"{builder.name} is not prepared in {builder.data_dir}; prepare it first, without "
             "--max_side"
         )
+    if ARRAY_RECORD not in builder.info.available_file_formats():
+        check_tensorflow(f"reading {builder.info.file_format.value}")
     if absolute(copy_to) == absolute(builder.data_dir_root):
         raise UserError(
             f"--copy_to={copy_to} is where the data set itself lies; give another folder"
@@ -114,6 +117,19 @@ def reencode(
         raise UserError(f"{target} holds another preparation; give --copy_to another folder")
     _print_totals(_read_counts(target, shrinking))
     return tfds.builder_from_directory(target)
+
+
+def check_tensorflow(task: str) -> None:
+    """Checks that TensorFlow is installed, which TFDS needs for some tasks.
+
+    Raises:
+      UserError: it is not.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{task} needs TensorFlow, which is not installed; "
+            "pip install -r requirements-prepare.txt"
+        )
 
 
 def shard_paths(

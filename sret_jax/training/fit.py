@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from sret_jax.cli import quiet
 from sret_jax.files import absolute
 from sret_jax.parallel.devices import start_devices
 from sret_jax.training.compilation_cache import keep_compiled
@@ -23,8 +24,9 @@ def fit(
       workdir: where everything is written.
       callbacks: each is called as callback(step, figures) whenever figures are reported: every
         config.log_every_steps with "loss", "top1", "lr", ..., and after evaluations with
-        "eval/top1", "eval_ema/top1", .... The figures are in metrics.jsonl by then, so that
-        `draw_curves(workdir)` draws them. What they raise ends the run; what is saved stays.
+        "eval/top1", "eval_ema/top1", .... On a disk, the figures are in metrics.jsonl by
+        then, so that `draw_curves(workdir)` draws them. What they raise ends the run; what is
+        saved stays.
 
     Returns:
       What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}, ...}.
@@ -37,4 +39,5 @@ def fit(
     workdir = absolute(workdir)
     keep_compiled(workdir)
     start_devices()
-    return train(config, workdir, callbacks)
+    with quiet():
+        return train(config, workdir, callbacks)

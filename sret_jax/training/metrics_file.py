@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from clu import metric_writers
 from etils import epath
 
-from sret_jax.files import write_text
+from sret_jax.files import GrowingFile, write_text
 
 METRICS_FILE, DAMAGED_FILE = "metrics.jsonl", "metrics_damaged.jsonl"
 
 
-class JsonlWriter(metric_writers.MetricWriter):
+class JsonlWriter:
     """Writes scalars as lines {"step": s, name: value, ...}.
 
     Lines after `last_step`, left by a run that went further before it was interrupted, are
-    dropped. So are damaged lines; metrics_damaged.jsonl then keeps the file as it was. The file is
-    written anew at each flush, for object stores cannot append.
+    dropped. So are damaged lines; metrics_damaged.jsonl then keeps the file as it was.
     """
 
     def __init__(self, workdir: epath.Path, *, last_step: int):
@@ -27,21 +25,30 @@ class JsonlWriter(metric_writers.MetricWriter):
         lines = read_metrics(workdir)
         self._keep_damaged(len(lines))
         self._lines = {_key(line): line for line in lines if line["step"] <= last_step}
+        self._file = GrowingFile(self._path, self._content())
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Adds one line, in place of one of the same step and names; JSON has no nan."""
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         line = {"step": step, **values}
+        replaces = _key(line) in self._lines
         self._lines[_key(line)] = line
+        if replaces:
+            self._file.replace(self._content())
+        else:
+            self._file.write(_encoded(line))
 
     def flush(self) -> None:
-        """Puts everything on disk, whole or not at all."""
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in self._lines.values()))
+        """Puts all lines on disk; see `GrowingFile.flush`."""
+        self._file.flush()
 
     def close(self) -> None:
-        """Flushes."""
-        self.flush()
+        """Puts all lines on disk and waits until they are there."""
+        self._file.close()
+
+    def _content(self) -> bytes:
+        return b"".join(map(_encoded, self._lines.values()))
 
     def _keep_damaged(self, readable: int) -> None:
         """Copies the file if it has more lines than the readable ones, and says so."""
@@ -56,12 +63,9 @@ class JsonlWriter(metric_writers.MetricWriter):
                 flush=True,
             )
 
-    def _scalars_only(self, *args: Any, **kwargs: Any) -> None:
-        del args, kwargs
-        raise TypeError(f"{METRICS_FILE} holds scalars only")
 
-    write_summaries = write_images = write_videos = write_audios = _scalars_only
-    write_texts = write_histograms = write_pointcloud = write_hparams = _scalars_only
+def _encoded(line: dict[str, float]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
 
 
 def _key(line: dict[str, float]) -> tuple:

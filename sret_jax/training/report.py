@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from clu import metric_writers, parameter_overview
+from clu import parameter_overview
 from jax.sharding import Mesh
 
 from sret_jax.checkpoints.manager import CHECKPOINTS
@@ -17,6 +17,7 @@ from sret_jax.parallel.host import host_count
 from sret_jax.training.confusion import Confusion, write_confusions
 from sret_jax.training.curves import draw_curves
 from sret_jax.training.evaluation import Results, percent
+from sret_jax.training.event_file import EventWriter
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.flops import model_macs
 from sret_jax.training.metrics_file import METRICS_FILE, JsonlWriter, read_metrics
@@ -45,19 +46,20 @@ class Reporter:
         )
         self.say = self._progress.say
         self._storage_complaint = ""
-        self._writer: metric_writers.MetricWriter = metric_writers.MultiWriter([])
+        self._writers: list[JsonlWriter | EventWriter] = []
         self.window = Window(0.0)
 
     def start(self, step: int) -> None:
         """Goes on from what was written up to `step`, and drops what was written after it."""
         self.close()
-        self._writer = self._open_writer(step)
+        self._writers = self._open_writers(step)
         self.window = Window(self._seconds_until(step))
 
     def close(self) -> None:
         """Closes the files."""
-        with self._storage_may_fail():
-            self._writer.close()
+        for writer in self._writers:
+            with self._storage_may_fail():
+                writer.close()
 
     def describe(self, start: Start | None) -> None:
         """Shows the parameters and the size of the run, and saves what the run is in the workdir.
@@ -152,16 +154,11 @@ class Reporter:
                 )
         return result
 
-    def _open_writer(self, step: int) -> metric_writers.MetricWriter:
+    def _open_writers(self, step: int) -> list[JsonlWriter | EventWriter]:
         if not is_leader():
-            return metric_writers.MultiWriter([])
+            return []
         workdir = self._experiment.workdir
-        return metric_writers.MultiWriter(
-            [
-                JsonlWriter(workdir, last_step=step),
-                metric_writers.SummaryWriter(str(workdir / "tensorboard")),
-            ]
-        )
+        return [JsonlWriter(workdir, last_step=step), EventWriter(workdir / "tensorboard")]
 
     def _seconds_until(self, step: int) -> float:
         """Training time up to that step, in all runs."""
@@ -172,9 +169,10 @@ class Reporter:
         )
 
     def _write(self, step: int, scalars: dict[str, float]) -> None:
-        with self._storage_may_fail():
-            self._writer.write_scalars(step, scalars)
-            self._writer.flush()
+        for writer in self._writers:
+            with self._storage_may_fail():
+                writer.write_scalars(step, scalars)
+                writer.flush()
         for callback in self._callbacks:
             callback(step, scalars)
 
@@ -183,7 +181,7 @@ class Reporter:
         """Goes on without the metrics on a full disk; they are kept for the next flush."""
         try:
             yield
-        except Exception as e:  # whatever a file system or TensorFlow raises
+        except Exception as e:  # whatever a file system raises
             complaint = str(e).splitlines()[0] if str(e) else repr(e)
             if complaint != self._storage_complaint:
                 self.say(f"Not all metrics can be written ({complaint}); the run goes on.")

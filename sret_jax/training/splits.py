@@ -16,6 +16,7 @@ from sret_jax.data import sources
 from sret_jax.data.classes import near_duplicates
 from sret_jax.data.loader import eval_batch_size
 from sret_jax.errors import UserError, quoted
+from sret_jax.files import check_storage
 from sret_jax.parallel.distributed import agreed, gather_texts, is_leader
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
@@ -125,6 +126,7 @@ def _difference(theirs: dict[str, Any], usual: dict[str, Any]) -> str:
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
     """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
     if config.data.data_dir:
+        check_storage(config.data.data_dir)
         return epath.Path(config.data.data_dir).expanduser()
     if config.data.name == "digits" and "TFDS_DATA_DIR" not in os.environ:
         return workdir / "data"

@@ -126,3 +126,9 @@ def test_names_that_are_no_text_are_shown_escaped(folder):
     names = [source.record_name(i) for i in range(len(source))]
     assert any(name.endswith(r"caf\xe9/caf\xe9.jpg") for name in names)
     assert all(name.encode() for name in names)
+
+
+def test_digits_keep_their_identity_whatever_encodes_them(digits_dir):
+    for split, size in (("train", "224.20 KiB"), ("test", "55.96 KiB")):
+        source = sources.open_source("digits", split, digits_dir)
+        assert next(source.identities()) == f"digits/1.0.0 {split} of {size} bytes 0"

@@ -247,3 +247,14 @@ def test_a_preparation_killed_midway_starts_cleanly_again(tmp_path, capsys):
     assert "Ready" in capsys.readouterr().out
     assert [p.name for p in folder.iterdir()] == ["5.1.0"]
     assert len(sources.open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))) == 18
+
+
+def test_without_tensorflow_what_needs_it_says_so_and_the_digits_are_prepared(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    error = fails(capsys, "cifar10", f"--data_dir={tmp_path}")
+    assert "preparing cifar10 needs TensorFlow" in error
+    assert "pip install -r requirements-prepare.txt" in error
+    prepare.main(["digits", f"--data_dir={tmp_path}"])
+    assert "Ready: digits/1.0.0" in capsys.readouterr().out
