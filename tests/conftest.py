@@ -88,7 +88,7 @@ def tiny_config(digits_dir):
 def make_tiny_config(digits_dir: epath.Path) -> ConfigDict:
     """As `tiny_config`."""
     config = quickstart.get_config()
-    config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
+    config.model.update(image_size=16, blocks=(1,), groups=((2, 2),), heads=(4,), dim=8)
     config.epochs = 1.0
     config.batch_size = 64
     config.log_every_steps = 1
@@ -122,8 +122,9 @@ def save_evaluated(checkpoints: Checkpoints, step: int, items: dict, top1: float
 
 TINY_FLAGS = (
     "--config.model.image_size=16",
-    "--config.model.groups=((2,2),(1,1))",
-    "--config.model.heads=(2,4)",
+    "--config.model.blocks=(1,)",
+    "--config.model.groups=((2,2),)",
+    "--config.model.heads=(4,)",
     "--config.model.dim=8",
     "--config.log_every_steps=1",
     *(f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items()),
