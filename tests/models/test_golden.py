@@ -35,8 +35,8 @@ GMACS = [  # from the published table, to three decimals
     ("sret_s", {}, 4.173),
     ("sret_s", dict(groups=None), 4.671),
     ("sret_t", dict(groups=None, image_size=384), 6.408),
-    ("sret_s", dict(groups=None, image_size=384), 18.443),
-    ("sret_s", dict(groups=None, image_size=512), 42.672),
+    pytest.param("sret_s", dict(groups=None, image_size=384), 18.443, marks=pytest.mark.slow),
+    pytest.param("sret_s", dict(groups=None, image_size=512), 42.672, marks=pytest.mark.slow),
 ]
 
 
@@ -71,12 +71,18 @@ def check_logits(name, dtype, published):
     model = golden.build(name, permutation="identity", dtype=jnp.dtype(dtype).type)
     variables = golden.variables(model, dtype)
     x = golden.images(0, 1, batch=2, size=model.image_size).astype(dtype)
+    random = {int(k.split("/")[1]): golden.ARRAYS[k] for k in golden.ARRAYS if k[:5] == "perm/"}
+    identity = {n: np.arange(n) for n in random}
+
+    @jax.jit
+    def apply(variables, x, permutations):
+        permuted = model.clone(permutation=lambda key, n: permutations[n])
+        return permuted.apply(variables, x, rngs={"permutation": jax.random.key(0)})
+
     kinds = [k for k in published if k.startswith(f"{name}/logits")]
     assert kinds
     for kind in kinds:
-        if kind.endswith("random_perm"):
-            model = model.clone(permutation=lambda key, n: golden.ARRAYS[f"perm/{n}"])
-        logits = jax.jit(model.apply)(variables, x, rngs={"permutation": jax.random.key(0)})
+        logits = apply(variables, x, random if kind.endswith("random_perm") else identity)
         assert logits.dtype == dtype
         assert_close(logits, published[kind], dtype, kind)
 
@@ -101,12 +107,11 @@ def loss_fn(model, params, batch_stats, images, labels):
     ("name", "dtype"),
     [
         ("tiny_sliced", "float64"),
-        ("tiny_unsliced_3_loops", "float64"),
         ("tiny_unsliced_3_loops", "float32"),
         *(
             pytest.param(name, "float64", marks=pytest.mark.slow)
             for name in TINY
-            if name not in WITH_GRADIENTS
+            if name != "tiny_sliced"
         ),
     ],
 )
@@ -162,7 +167,10 @@ def check_training_mode(name, dtype):
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("tiny_sliced", 6), *(pytest.param(name, 40, marks=pytest.mark.slow) for name in TINY)],
+    [
+        ("tiny_unsliced_1_loop", 6),
+        *(pytest.param(name, 40, marks=pytest.mark.slow) for name in TINY),
+    ],
 )
 def test_adamw_steps_follow_the_published_loss_curve(name, steps):
     with jax.enable_x64(True):

@@ -270,10 +270,8 @@ def test_the_mlp_kernel_has_the_values_and_gradients_of_the_plain_layer(
     fused = layer.clone(kernels=Kernels(mlp="pallas"))
     d_out = normal(2, *x.shape)
     ours, theirs = (
-        value_and_gradients(
-            lambda p, x, k, m=m: m.apply({"params": p}, x, k), d_out, params, x, keep
-        )
-        for m in (fused, layer)
+        jax.jit(functools.partial(value_and_gradients, apply))(d_out, params, x, keep)
+        for apply in (lambda p, x, k, m=m: m.apply({"params": p}, x, k) for m in (fused, layer))
     )
     assert_close(ours, theirs, 1e-5)
     assert np.abs(ours[1][2]).min() > 0, "the drop path's factor has a gradient too"
@@ -283,7 +281,8 @@ def test_the_mlp_kernel_in_bfloat16_is_as_exact_as_the_plain_layer():
     layer, params, x, keep = mlp_arguments(2, 16, 32, 64, jnp.bfloat16)
     d_outs = normal(2, 12, *x.shape, dtype=jnp.bfloat16)  # coefficients' gradients are single sums
 
-    def results(model):
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(model, params, x):
         def run(params, x):
             return model.apply({"params": params}, x, keep).astype(jnp.bfloat16)
 
@@ -292,7 +291,7 @@ def test_the_mlp_kernel_in_bfloat16_is_as_exact_as_the_plain_layer():
 
     fused = layer.clone(kernels=Kernels(mlp="pallas"))
     exact = layer.clone(dtype=jnp.float32)
-    assert_rounds_like(*map(results, (fused, layer, exact)))
+    assert_rounds_like(*(results(model, params, x) for model in (fused, layer, exact)))
 
 
 def moved_bytes(call):
@@ -367,7 +366,7 @@ def test_a_model_with_kernels_on_many_devices_has_the_gradients_of_one_without()
     plain = create_model("sret_t", num_classes=5, attention="xla", mlp="xla", **small)
     fused = plain.clone(attention="pallas", mlp="pallas", mesh=mesh)
     images = jax.device_put(normal(0, 16, 16, 16, 3), batch_sharding(mesh))
-    variables = plain.init(jax.random.key(0), images)
+    variables = jax.jit(plain.init)(jax.random.key(0), images)
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
     def loss(params, model):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sret_jax.data.training_view import TrainTransform
-from sret_jax.tools import input_benchmark
+from sret_jax.tools import benchmark, input_benchmark
 from sret_jax.tools.input_benchmark import CROP, RAND_AUGMENT, Pipeline, psnr, run
 from sret_jax.tools.photographs import make_photographs
 from sret_jax.tools.pillow_view import PillowTransform
 from tests.archives import encode, photographs
-from tests.conftest import run_python
+from tests.conftest import refusal, run_python
 
 
 def test_the_pillow_pipeline_shows_the_same_views():
@@ -50,11 +50,9 @@ def test_the_table_and_the_figures_are_written(tmp_path):
     assert "ratio" in done.stdout and "PSNR" in done.stdout
 
 
-def test_folders_and_numbers_that_will_not_do_are_named(tmp_path):
+def test_folders_and_numbers_that_will_not_do_are_named(tmp_path, capsys):
     def sentence(*flags):
-        done = run_python("-m", "sret_jax.tools.benchmark", "input", *flags)
-        assert done.returncode == 2
-        return done.stderr
+        return refusal(capsys, benchmark.main, "input", *flags)
 
     images = f"--images={tmp_path}"
     assert f"Error: {images} holds no .jpg or .jpeg files" in sentence(images)

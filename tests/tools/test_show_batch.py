@@ -5,46 +5,57 @@ import pytest
 from PIL import Image
 
 from configs import common
-from tests.conftest import run_python
+from tests.conftest import run_commands
+
+RECIPE = [f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items()]
+PICTURES = {
+    "first": [*RECIPE, "--rows=2", "--columns=4"],
+    "second": [*RECIPE, "--rows=2", "--columns=4", "--step=1"],
+}
+MISTAKES = {
+    "--columns=3": "--columns=3 must be even",
+    "--config.data.synthetic=True": "has no images to show",
+    "--rows=100": "--rows=100 times --columns=8 is more than the batch of 64; show fewer",
+    "--config.augment.policy=rnd": "unknown policy 'rnd'",
+    "--config.augment.mixupp=1.0": "did you mean 'augment.mixup'?",
+}
 
 
-def show(tmp_path, digits_dir, *flags):
-    return run_python(
-        "-m",
-        "sret_jax.tools.show_batch",
-        f"--workdir={tmp_path}",
-        f"--config.data.data_dir={digits_dir}",
-        *flags,
-    )
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory, digits_dir):
+    """What each of the commands did, and the folder in which each has a workdir of its name."""
+    folder = tmp_path_factory.mktemp("show_batch")
+    named = {**PICTURES, **{flag: [flag] for flag in MISTAKES}}
+    commands = [
+        [
+            "sret_jax.tools.show_batch",
+            f"--workdir={folder / name}",
+            f"--config.data.data_dir={digits_dir}",
+            *flags,
+        ]
+        for name, flags in named.items()
+    ]
+    done = run_commands(commands, tmp_path_factory.mktemp("printed"))
+    return dict(zip(named, done, strict=True)), folder
 
 
-def test_a_grid_of_augmented_images_with_their_mixed_labels_is_drawn(tmp_path, digits_dir):
-    recipe = (f"--config.augment.{name}={value}" for name, value in common.DEIT_AUGMENT.items())
-    done = show(tmp_path, digits_dir, *recipe, "--rows=2", "--columns=4")
-    assert done.returncode == 0, done.stderr
-    path = tmp_path / "batch.png"
-    assert f"Written: {path}" in done.stdout
-    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    assert picture.shape[1] > 1.8 * picture.shape[0]
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100  # more than axes and text
+def test_a_grid_of_augmented_images_with_their_mixed_labels_is_drawn(shown):
+    done, folder = shown
+    pictures = []
+    for name in PICTURES:
+        assert done[name].returncode == 0, done[name].stderr
+        path = folder / name / "batch.png"
+        assert f"Written: {path}" in done[name].stdout
+        pictures.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
+        assert pictures[-1].shape[1] > 1.8 * pictures[-1].shape[0]
+        colours = np.unique(pictures[-1].reshape(-1, 3), axis=0)
+        assert len(colours) > 100  # more than axes and text
+    assert not np.array_equal(*pictures)
 
-    show(tmp_path, digits_dir, *recipe, "--rows=2", "--columns=4", "--step=1")
-    other = np.asarray(Image.open(path).convert("RGB"))
-    assert not np.array_equal(picture, other)
 
-
-@pytest.mark.parametrize(
-    ("flag", "sentence"),
-    [
-        ("--columns=3", "--columns=3 must be even"),
-        ("--config.data.synthetic=True", "has no images to show"),
-        ("--rows=100", "--rows=100 times --columns=8 is more than the batch of 64; show fewer"),
-        ("--config.augment.policy=rnd", "unknown policy 'rnd'"),
-        ("--config.augment.mixupp=1.0", "did you mean 'augment.mixup'?"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_status_2(flag, sentence, tmp_path, digits_dir):
-    done = show(tmp_path, digits_dir, flag)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
-    assert line.startswith("Error: ") and sentence in line
+@pytest.mark.parametrize("flag", MISTAKES)
+def test_a_mistake_is_one_sentence_and_status_2(flag, shown):
+    done, _ = shown
+    assert done[flag].returncode == 2
+    (line,) = [line for line in done[flag].stderr.splitlines() if line.strip()]
+    assert line.startswith("Error: ") and MISTAKES[flag] in line
