@@ -99,10 +99,9 @@ def test_a_streak_that_was_saved_at_its_limit_leads_back_at_the_next_start(
     tiny_config.epochs = epochs(16)
     tiny_config.checkpoint.every_epochs = epochs(4)
     tiny_config.rollback.bad_steps = 3
-    tiny_config.stop_at_step = 4
-    loop.train(tiny_config, workdir)
     tiny_config.stop_at_step = 5
     loop.train(tiny_config, workdir)
+    assert checkpoints(workdir) == {4, 5}
     items = workdir / CHECKPOINTS / "5" / "train"
     with contextlib.closing(ocp.StandardCheckpointer()) as checkpointer:
         train = checkpointer.restore(items)

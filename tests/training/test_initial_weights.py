@@ -5,7 +5,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -18,7 +17,6 @@ from sret_jax.errors import UserError
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import resize_position
 from sret_jax.tools.convert import convert
-from sret_jax.training.config_model import create_from_config
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.initial_weights import initial_state
 
@@ -38,8 +36,8 @@ def run(digits_dir, tmp_path_factory):
     """A workdir as a run leaves it at step 2, its weights and their average."""
     workdir = epath.Path(tmp_path_factory.mktemp("run"))
     config = make_config(digits_dir)
-    model = create_from_config(config, num_classes=10)
-    raw = jax.jit(model.init)(jax.random.key(7), jnp.zeros((1, 16, 16, 3)))
+    config.seed = 7
+    raw = jax.device_get(open_experiment(config, workdir).init_state().variables)
     average = jax.tree.map(lambda x: x + 1, raw)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         checkpoints.save(2, {"model": raw, "ema": average})
