@@ -97,6 +97,14 @@ def make_tiny_config(digits_dir: epath.Path) -> ConfigDict:
     return config
 
 
+def make_synthetic_config() -> ConfigDict:
+    """As `tiny_config`, whose programs it has, without data."""
+    config = make_tiny_config(epath.Path("unused"))
+    config.model.num_classes = 10
+    config.data.synthetic = True
+    return config
+
+
 @pytest.fixture(scope="session")
 def saved_run(tmp_path_factory) -> epath.Path:
     """A workdir as a run leaves it: weights as they start, half of each as their average."""

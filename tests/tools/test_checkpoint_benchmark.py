@@ -6,37 +6,54 @@ import jax
 import pytest
 from etils import epath
 
-from configs import quickstart
-from sret_jax.tools.checkpoint_benchmark import Bench, Round, folder_bytes, measure, times
+from sret_jax.tools import checkpoint_benchmark
+from sret_jax.tools.checkpoint_benchmark import (
+    Bench,
+    Round,
+    benchmark_checkpoint,
+    folder_bytes,
+    measure,
+    times,
+)
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.state import to_items
-from tests.conftest import TINY_FLAGS, run_commands, run_python
+from tests.conftest import TINY_FLAGS, make_synthetic_config, run_commands, run_python
 
 
-@pytest.fixture
-def experiment(tmp_path):
-    config = quickstart.get_config()
-    config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
-    config.data.synthetic = True
-    return open_experiment(config, epath.Path(tmp_path))
+def test_the_figures_are_those_of_the_checkpoint_on_disk_which_is_deleted_at_the_end(
+    tmp_path, monkeypatch, capsys
+):
+    folder, file = tmp_path / "new", tmp_path / "figures.json"
+    seen = {}
 
+    def measure_and_look(experiment, steps, rounds):
+        report = measure(experiment, steps, rounds)
+        newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+        seen["bytes"] = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file())
+        seen["arrays"] = jax.tree.leaves(to_items(experiment.abstract_state))
+        return report
 
-def test_the_figures_are_those_of_the_checkpoint_on_disk(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(Bench, "steps", lambda self, number: None)  # the command below takes some
-    report = measure(experiment, steps=2, rounds=1)
-    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    files = [path for path in newest.rglob("*") if path.is_file()]
-    arrays = jax.tree.leaves(to_items(experiment.abstract_state))
-    assert report["disk_bytes"] == sum(path.stat().st_size for path in files)
+    monkeypatch.setattr(checkpoint_benchmark, "measure", measure_and_look)
+    config = make_synthetic_config()
+    benchmark_checkpoint(config, epath.Path(folder), steps=2, rounds=1, json_file=epath.Path(file))
+    assert not folder.exists()
+
+    report = json.loads(file.read_text())
+    arrays = seen["arrays"]
+    assert report["disk_bytes"] == seen["bytes"]
     assert report["array_bytes"] == sum(x.size * x.dtype.itemsize for x in arrays)
     assert report["disk_ratio"] == report["disk_bytes"] / report["array_bytes"]
     assert report["arrays"] == len(arrays)
-    for name in ("call", "save", "save_cpu", "restore"):
+    assert report["batch_size"] == config.batch_size and report["steps"] == 2
+    for name in ("step", "call", "save", "save_cpu", "restore"):
         assert report[f"{name}_seconds"] > 0
+    printed = capsys.readouterr().out
+    assert "of 100 steps: the goal of less than 5%" in printed
+    assert f"takes {report['disk_ratio']:.3f} times the bytes of its arrays" in printed
 
 
-def test_what_it_saves_is_the_whole_state(experiment):
-    bench = Bench(experiment)
+def test_what_it_saves_is_the_whole_state(tmp_path):
+    bench = Bench(open_experiment(make_synthetic_config(), epath.Path(tmp_path)))
     bench.checkpoints.close()
     saved = jax.tree.leaves(to_items(bench.state))
     assert {id(x) for x in saved} == {id(x) for x in jax.tree.leaves(bench.state)}
@@ -56,6 +73,7 @@ def test_bytes_are_counted_in_subfolders_too(tmp_path):
     assert folder_bytes(epath.Path(tmp_path)) == 3
 
 
+@pytest.mark.slow  # compiles for one device what the test above compiles for eight
 def test_the_command_prints_a_table_and_leaves_no_checkpoints(tmp_path):
     folder, figures = tmp_path / "new", tmp_path / "figures.json"
     done = run_python(

@@ -8,7 +8,7 @@ import jax
 import pytest
 from etils import epath
 
-from configs import common, quickstart
+from configs import common
 from sret_jax.errors import UserError
 from sret_jax.tools import topology
 from sret_jax.tools.chips import CHIPS, GIB
@@ -21,30 +21,20 @@ from sret_jax.tools.topology import open_topology
 from sret_jax.tools.traffic import Collective
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.flops import model_macs
-from tests.conftest import needs_libtpu, run_python
+from tests.conftest import make_synthetic_config, needs_libtpu, run_python
 
 FLOAT = 4
 
 
-def make_config():
-    """The quickstart with a model that compiles in seconds; no data is needed."""
-    config = quickstart.get_config()
-    config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8, num_classes=10)
-    config.eval_batch_size = 64
-    config.data.synthetic = True
-    config.augment.update(common.DEIT_AUGMENT)
-    return config
-
-
 @pytest.fixture
 def config():
-    return make_config()
+    return make_synthetic_config()
 
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
     """A planner that has compiled, its report, and what it compiled."""
-    planner = Planner(make_config(), open_topology("local"))
+    planner = Planner(make_synthetic_config(), open_topology("local"))
     return planner, planner.plan(), planner._compilations[64]
 
 

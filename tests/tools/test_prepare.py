@@ -15,7 +15,7 @@ from sret_jax.data import sources
 from sret_jax.data.images import decode
 from sret_jax.tools import prepare
 from tests import archives
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_commands, run_python
 
 
 @pytest.fixture(scope="module")
@@ -60,25 +60,23 @@ def train_and_evaluate(imagenet, workdir, config, *flags):
         "--config.data.workers=1",
         *flags,
     )
-    done = run_python(
-        "main.py",
-        *common,
-        "--config.batch_size=6",
-        "--config.epochs=0.7",
-        "--config.log_every_steps=1",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = workdir.parent / "printed"
+    printed.mkdir()
+    train = ["--config.batch_size=6", "--config.epochs=0.7", "--config.log_every_steps=1"]
+    commands = [["main.py", *common, *train], ["main.py", "--mode=eval", *common]]
+    for done in run_commands(commands, printed):
+        assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((workdir / "result.json").read_text())
     assert result["step"] == 2
     assert 6 < result["eval"]["loss"] < 9  # ln 1000 = 6.9
-    done = run_python("main.py", "--mode=eval", *common)
-    assert done.returncode == 0, done.stderr
     report = json.loads((workdir / "eval.json").read_text())
     assert report["eval"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-4)
 
 
-def test_a_shallow_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):
-    train_and_evaluate(imagenet, tmp_path, "configs/sret_t.py", "--config.model.blocks=(1,1,1)")
+def test_the_first_stage_of_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):
+    model = dict(blocks="(1,)", groups="((8,2),)", heads="(2,)")
+    flags = (f"--config.model.{name}={value}" for name, value in model.items())
+    train_and_evaluate(imagenet, tmp_path / "run", "configs/sret_t.py", *flags)
 
 
 @pytest.mark.slow  # each compiles a whole model twice
@@ -86,7 +84,7 @@ def test_a_shallow_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp
     "config", ["sret_t.py", "sret_lt.py:groups=16-14-1", "sret_s.py", "sret_s.py:unsliced"]
 )
 def test_the_whole_imagenet_configs_train_and_evaluate_too(imagenet, tmp_path, config):
-    train_and_evaluate(imagenet, tmp_path, f"configs/{config}")
+    train_and_evaluate(imagenet, tmp_path / "run", f"configs/{config}")
 
 
 def fails(capsys, *args):

@@ -26,7 +26,7 @@ from sret_jax.tools.trace_benchmark import benchmark_trace
 from sret_jax.training.config_model import create_from_config
 from sret_jax.training.flops import model_macs
 from sret_jax.training.splits import IMAGENET_CLASSES
-from tests.conftest import run_commands
+from tests.conftest import make_synthetic_config, run_commands
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +44,9 @@ def config():
     return config
 
 
-def test_the_train_step_is_timed_and_its_share_of_the_peak_printed(config, tmp_path, capsys):
+def test_the_train_step_is_timed_and_its_share_of_the_peak_printed(tmp_path, capsys):
     file, plot = epath.Path(tmp_path) / "figures.json", epath.Path(tmp_path) / "shares.png"
+    config = make_synthetic_config()
     report = benchmark_step(config, train=True, rounds=2, steps=1, json_file=file)
     assert json.loads(file.read_text()) == json.loads(json.dumps(report))
     (ours,) = report["shares"].values()
