@@ -91,17 +91,23 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+REMATS = [dict(remat=name) for name in REMAT[1:]]
+UNROLL = dict(unroll=2)
+
+
 # 11 loops of two groups: 5 cycles in segments of 2, a rest of 1, and a loop left over.
 @pytest.mark.parametrize(
-    ("loops", "groups", "nll_every"),
+    ("loops", "groups", "nll_every", "changes"),
     [
-        (11, (4, 2), 1),
-        pytest.param(2, (4, 2), 1, marks=pytest.mark.slow),
-        pytest.param(9, (1,), 2, marks=pytest.mark.slow),
+        (11, (4, 2), 1, REMATS),
+        (3, (1,), 1, [UNROLL]),
+        pytest.param(11, (4, 2), 1, [UNROLL], marks=pytest.mark.slow),
+        pytest.param(2, (4, 2), 1, [*REMATS, UNROLL], marks=pytest.mark.slow),
+        pytest.param(9, (1,), 2, [*REMATS, UNROLL], marks=pytest.mark.slow),
     ],
 )
 def test_remat_and_unroll_change_neither_parameters_nor_draws_nor_gradients(
-    loops, groups, nll_every
+    loops, groups, nll_every, changes
 ):
     plain = recursive_block(
         loops=loops, groups=groups, nll_every=nll_every, drop_path_rate=0.3, permutation=rotation
@@ -110,7 +116,7 @@ def test_remat_and_unroll_change_neither_parameters_nor_draws_nor_gradients(
     grad = jax.jit(jax.grad(loss, argnums=1, has_aux=True), static_argnums=0)
     expected, out = grad(plain, variables, tokens())
     largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
-    for change in (*(dict(remat=name) for name in REMAT[1:]), dict(unroll=2)):
+    for change in changes:
         actual, same = grad(plain.clone(**change), variables, tokens())
         np.testing.assert_allclose(same, out, rtol=1e-3, atol=1e-4, err_msg=str(change))
         assert jax.tree.structure(actual) == jax.tree.structure(expected)
@@ -123,16 +129,20 @@ def test_remat_and_unroll_change_neither_parameters_nor_draws_nor_gradients(
         )
 
 
+@functools.cache
+def gradient_macs(loops, remat):
+    block = recursive_block(loops=loops, groups=(4, 2), remat=remat)
+    gradient = jax.grad(functools.partial(loss, block), has_aux=True)
+    return count_macs(gradient, abstract_init(block), tokens())
+
+
 @pytest.mark.parametrize("loops", [1, 2, 3, 5, 11])
 @pytest.mark.parametrize("remat", ["block", "full"])
 def test_every_application_is_computed_again_the_left_over_ones_too(loops, remat):
-    def macs(remat):
-        block = recursive_block(loops=loops, groups=(4, 2), remat=remat)
-        gradient = jax.grad(functools.partial(loss, block), has_aux=True)
-        return count_macs(gradient, abstract_init(block), tokens())
-
-    plain = macs("none")
-    assert macs(remat) >= 1.2 * plain  # a forward pass is a third of it, without its last products
+    plain = gradient_macs(loops, "none")
+    assert (
+        gradient_macs(loops, remat) >= 1.2 * plain
+    )  # a forward pass is a third of it, without its last products
 
 
 @pytest.mark.parametrize("remat", REMAT)
@@ -144,8 +154,8 @@ def test_the_program_does_not_grow_with_loops(remat, groups):
         grad = jax.grad(functools.partial(loss, block), has_aux=True)
         return len(jax.jit(grad).lower(variables, tokens()).as_text())
 
-    # Of 10 loops, "full" lays a rest out on its own.
-    assert length(1000) <= 1.3 * min(length(8), length(10))
+    # Of 8 loops, "full" has segments of 2 cycles or applications, and no rest.
+    assert length(1000) <= 1.3 * length(8)
 
 
 def test_segments_are_about_the_square_root_and_leave_a_rest_only_where_they_must():
