@@ -36,7 +36,7 @@ GMACS = [  # from the published table, to three decimals
     ("sret_s", dict(groups=None), 4.671),
     ("sret_t", dict(groups=None, image_size=384), 6.408),
     pytest.param("sret_s", dict(groups=None, image_size=384), 18.443, marks=pytest.mark.slow),
-    pytest.param("sret_s", dict(groups=None, image_size=512), 42.672, marks=pytest.mark.slow),
+    ("sret_s", dict(groups=None, image_size=512), 42.672),
 ]
 
 
