@@ -18,9 +18,9 @@ test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
 test-chaos: .venv/installed-test
-	$(BIN)/python -m pytest -n 0 -m "slow or not slow" tests/tools/test_chaos.py \
-	  tests/tools/test_launch.py tests/checkpoints/test_storage.py tests/training/test_faults.py
-	$(BIN)/python -m pytest -n 0 -m slow tests/training/test_loop.py tests/training/test_evaluation.py
+	$(BIN)/python -m pytest -n 0 -m "slow or not slow" tests/chaos/test_chaos.py \
+	  tests/tools/test_launch.py tests/checkpoints/test_storage.py tests/run/test_faults.py
+	$(BIN)/python -m pytest -n 0 -m slow tests/run/test_loop.py tests/evaluation/test_evaluation.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     del argv
     # Mistakes on the command line are named before these are loaded.
     from sret_jax.cli import clear_errors, quiet_libraries
-    from sret_jax.training.launch import launch
+    from sret_jax.run.launch import launch
 
     if not FLAGS["verbosity"].present:
         quiet_libraries()

@@ -3,17 +3,17 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sret_jax.checkpoints.torch_names import from_torch, to_torch
     from sret_jax.errors import UserError
+    from sret_jax.evaluation.predict import predict
+    from sret_jax.models.families.sret import create_model
+    from sret_jax.models.families.variants import list_models
     from sret_jax.models.inspection import attention_groups, residual_coefficients
     from sret_jax.models.loops import with_loops
-    from sret_jax.models.sret import create_model
-    from sret_jax.models.variants import list_models
     from sret_jax.parallel.preemption import Preempted
-    from sret_jax.training.curves import draw_curves
-    from sret_jax.training.fit import fit
-    from sret_jax.training.predict import predict
-    from sret_jax.training.pretrained import class_names, load, test_crop
+    from sret_jax.run.curves import draw_curves
+    from sret_jax.run.fit import fit
+    from sret_jax.weights.pretrained import class_names, load, test_crop
+    from sret_jax.weights.torch_names import from_torch, to_torch
 
 __all__ = [
     "Preempted",

@@ -41,8 +41,8 @@ from ml_collections import ConfigDict
 
 from configs import common, quickstart
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.data import sources
-from sret_jax.training.config_model import create_from_config
+from sret_jax.data.sources.source import prepare_embedded
+from sret_jax.settings.config_model import create_from_config
 
 # `pytest --hypothesis-profile=long` looks far longer, and elsewhere each time.
 settings.register_profile("default", derandomize=True, deadline=None, database=None)
@@ -75,7 +75,7 @@ def no_compilation_cache():
 def digits_dir(tmp_path_factory) -> epath.Path:
     """The digits, really prepared by TFDS."""
     folder = epath.Path(tmp_path_factory.mktemp("tfds"))
-    sources.prepare_embedded("digits", folder)
+    prepare_embedded("digits", folder)
     return folder
 
 
@@ -188,7 +188,7 @@ def run_python(
 
 FORKS = """
 import json, os, runpy, sys
-import configs.quickstart, sret_jax.training.launch
+import configs.quickstart, sret_jax.run.launch
 statuses = []
 for number, command in enumerate(json.load(sys.stdin)):
     if not os.fork():

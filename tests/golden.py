@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import sret_jax
-from sret_jax.checkpoints.torch_names import entries
-from sret_jax.models.sret import SReT, abstract_variables
+from sret_jax.models.families.sret import SReT, abstract_variables
+from sret_jax.weights.torch_names import entries
 
 DATA = pathlib.Path(__file__).parent / "data"
 MODELS = json.loads((DATA / "golden_models.json").read_text())

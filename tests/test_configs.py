@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common, deep_digits, distill_digits, finetune, sret_deep
-from sret_jax.models.sret import abstract_variables, create_model, model_settings
-from sret_jax.training.config_model import create_from_config
-from sret_jax.training.flops import model_macs
-from sret_jax.training.stored_labels import UNCHANGED
+from sret_jax.distillation.stored_labels import UNCHANGED
+from sret_jax.models.families.sret import abstract_variables, create_model, model_settings
+from sret_jax.models.flops import model_macs
+from sret_jax.settings.config_model import create_from_config
 
 VARIANTS = [
     ("sret_t", "", {}),

@@ -16,10 +16,10 @@ from sret_jax.files import (
     write_text,
     written_whole,
 )
-from sret_jax.training.crash import write_crash_report
-from sret_jax.training.lock import OWNER_FILE, Note
-from sret_jax.training.metrics_file import JsonlWriter, read_metrics
-from sret_jax.training.rollback import Rollbacks
+from sret_jax.run.crash import write_crash_report
+from sret_jax.run.lock import OWNER_FILE, Note
+from sret_jax.run.metrics_file import JsonlWriter, read_metrics
+from sret_jax.run.rollback import Rollbacks
 
 
 class Bucket(MemoryFileSystem):

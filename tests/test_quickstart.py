@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from configs import quickstart
-from sret_jax.models.sret import abstract_variables
-from sret_jax.training.config_model import create_from_config
+from sret_jax.models.families.sret import abstract_variables
+from sret_jax.settings.config_model import create_from_config
 from tests.conftest import run_python
 
 

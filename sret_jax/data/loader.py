@@ -9,14 +9,11 @@ import jax
 import numpy as np
 
 from sret_jax.data import order
-from sret_jax.data.images import EvalTransform
-from sret_jax.data.labelled_crops import LabelledCrops
 from sret_jax.data.read_ahead import ReadAhead
-from sret_jax.data.soft_labels import open_soft_labels
-from sret_jax.data.sources import Source
-from sret_jax.data.training_view import TrainTransform
+from sret_jax.data.sources.source import Source
+from sret_jax.data.views.images import EvalTransform
+from sret_jax.data.views.training_view import TrainTransform
 from sret_jax.errors import UserError
-from sret_jax.files import absolute
 
 Batch = dict[str, jax.Array]
 RECORD = "record"  # of samples, which no device needs
@@ -136,55 +133,6 @@ class SyntheticLoader:
         """Nothing to end."""
 
 
-def train_loader(
-    source: Source,
-    config: Any,
-    image_size: int,
-    batch_size: int,
-    sharding: jax.sharding.Sharding,
-    *,
-    start_step: int,
-) -> Loader | SyntheticLoader:
-    """Endless augmented training batches, starting with that of `start_step`.
-
-    Args:
-      source: the training split.
-      config: of the experiment; its seed and its sections data and augment are used.
-      image_size: side of the images, in pixels.
-      batch_size: of the global batch.
-      sharding: of the batch axis over the devices.
-      start_step: the step whose batch comes first; costs no reading of what came before.
-
-    Raises:
-      UserError: a batch that the devices do not divide, or a bad data setting.
-    """
-    check_batch_size(
-        "batch_size", batch_size, sharding.num_devices, crops=config.data.crops_per_image
-    )
-    if config.data.synthetic:
-        return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
-    return Loader(
-        train_samples(source, config, image_size),
-        batch_size,
-        sharding,
-        start_step=start_step,
-        workers=config.data.workers,
-        prefetch=config.data.prefetch,
-    )
-
-
-def train_samples(source: Source, config: Any, image_size: int) -> order.Positions:
-    """What stands at each position of the training stream; args are those of `train_loader`."""
-    stream = order.shuffled(source, config.seed)
-    if config.data.soft_labels:
-        labels = open_soft_labels(absolute(config.data.soft_labels))
-        return LabelledCrops(stream, labels, config.data.crops_per_image)
-    if config.augment.repeats > 1:
-        stream = order.Repeated(stream, config.augment.repeats)
-    transform = train_transform(config.augment, image_size)
-    return order.Samples(stream, transform, image_size, seed=config.seed, replace=True)
-
-
 def eval_loader(
     source: Source,
     config: Any,
@@ -194,7 +142,7 @@ def eval_loader(
 ) -> Loader | SyntheticLoader:
     """Endless passes over the whole of `source`, each padded to whole batches ("real" 0).
 
-    Args and errors are those of `train_loader`. One pass is `steps_per_pass` batches.
+    One pass is `steps_per_pass` batches. The arguments and errors are those of `train_loader`.
     """
     check_batch_size("eval_batch_size", batch_size, sharding.num_devices)
     if config.data.synthetic:

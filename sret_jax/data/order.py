@@ -14,8 +14,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from sret_jax.data.images import BadImage
-from sret_jax.data.sources import Source
+from sret_jax.data.sources.source import Source
+from sret_jax.data.views.images import BadImage
 from sret_jax.errors import UserError
 
 Transform = Callable[[bytes, np.random.Generator], np.ndarray]

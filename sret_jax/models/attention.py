@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_attention import can_hold, fused_attention
-from sret_jax.models.kernels import Kernels
+from sret_jax.models.kernels.choice import Kernels
+from sret_jax.models.kernels.fused_attention import can_hold, fused_attention
 from sret_jax.models.layers import linear
 
 PermutationFn = Callable[[jax.Array, int], jax.Array | np.ndarray]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from sret_jax.models.attention import PERMUTATIONS
-from sret_jax.models.sret import STEM_STRIDE, SReT
+from sret_jax.models.families.sret import STEM_STRIDE, SReT
 
 COEFFICIENTS = {  # name: (module, parameter) of a recursive block
     "attention, skip": ("block", "attn_residual", "skip"),

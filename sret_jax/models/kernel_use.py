@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from sret_jax.models import fused_attention, fused_mlp
-from sret_jax.models.kernels import runs_kernels
-from sret_jax.models.sret import STEM_STRIDE, SReT
+from sret_jax.models.families.sret import STEM_STRIDE, SReT
+from sret_jax.models.kernels import fused_attention, fused_mlp
+from sret_jax.models.kernels.choice import runs_kernels
 
 KERNEL, INTERPRETED, XLA = "a kernel", "an interpreted kernel", "XLA"
 TOO_LARGE = "too large for a TPU's fast memory"

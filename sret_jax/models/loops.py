@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.sret import SReT, check_model
+from sret_jax.models.families.sret import SReT, check_model
 
 
 def with_loops(

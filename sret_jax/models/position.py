@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sret_jax.models.sret import STEM_STRIDE, SReT, check_model
+from sret_jax.models.families.sret import STEM_STRIDE, SReT, check_model
 
 CUBIC = -0.75  # the a of torch and OpenCV; jax.image and Pillow take -0.5
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sret_jax.models.attention import PERMUTATIONS, PermutationFn, SlicedAttention
-from sret_jax.models.kernels import Kernels
+from sret_jax.models.kernels.choice import Kernels
 from sret_jax.models.layers import LearnedResidual, drop_path_factors, layer_norm
 from sret_jax.models.remat import remat, scan_cycles, segment_length
 from sret_jax.models.residual_mlp import ResidualMLP

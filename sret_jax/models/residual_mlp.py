@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sret_jax.models.fused_mlp import Weights, can_hold, fused_mlp
-from sret_jax.models.kernels import Kernels
+from sret_jax.models.kernels.choice import Kernels
+from sret_jax.models.kernels.fused_mlp import Weights, can_hold, fused_mlp
 from sret_jax.models.layers import MLP, LearnedResidual, layer_norm
 
 

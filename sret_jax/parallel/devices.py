@@ -145,3 +145,16 @@ def _complaints() -> Iterator[list[str]]:
         logger.removeHandler(listener)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def fits_memory(otherwise: str) -> Iterator[None]:
+    """Raises UserError(otherwise) where the enclosed code asks for more memory than there is."""
+    try:
+        yield
+    except MemoryError as e:
+        raise UserError(otherwise) from e
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise UserError(otherwise) from e

@@ -1,4 +1,4 @@
-"""What the host, or the container on it, grants this process: cores and shared memory."""
+"""What the host, or the container on it, grants this process: cores, memory, shared memory."""
 
 import contextlib
 import functools
@@ -18,6 +18,7 @@ from sret_jax.parallel.distributed import gather
 ROOT = pathlib.Path("/")
 CGROUPS = "sys/fs/cgroup"
 SHARED_MEMORY = "dev/shm"
+CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # as a container sees its own
 
 
 def available_cores(root: pathlib.Path = ROOT) -> int:
@@ -29,6 +30,18 @@ def available_cores(root: pathlib.Path = ROOT) -> int:
     if sys.platform != "linux":
         return os.cpu_count() or 1
     return min([len(os.sched_getaffinity(0)), *map(math.ceil, _quotas(root))])
+
+
+def machine_memory(limit: pathlib.Path = CGROUP_LIMIT) -> int:
+    """Bytes of the machine, or as many as its container may use.
+
+    Args:
+      limit: the file that says how many; it may hold "max" or not be there.
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        return min(machine, int(limit.read_text()))
+    return machine
 
 
 def shared_memory_left(root: pathlib.Path = ROOT) -> int | None:

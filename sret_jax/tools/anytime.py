@@ -16,10 +16,10 @@ from etils import epath
 
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
+from sret_jax.evaluation.checkpoint_evaluation import evaluate_weights
 from sret_jax.files import absolute, write_json
-from sret_jax.training.checkpoint_evaluation import evaluate_weights
-from sret_jax.training.flops import model_macs
-from sret_jax.training.saved_config import CONFIG_FILE, is_converted, load_config
+from sret_jax.models.flops import model_macs
+from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
 
 Row = dict[str, Any]
 

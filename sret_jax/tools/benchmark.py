@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_input(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Measures the input pipeline."""
-    from sret_jax.tools.input_benchmark import benchmark_input
+    from sret_jax.benchmarks.input_benchmark import benchmark_input
 
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -163,8 +163,8 @@ def run_checkpoint(
 ) -> None:
     """Measures the checkpoints; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
+    from sret_jax.benchmarks.checkpoint_benchmark import benchmark_checkpoint
     from sret_jax.files import absolute
-    from sret_jax.tools.checkpoint_benchmark import benchmark_checkpoint
 
     benchmark_checkpoint(
         flags.FLAGS.config,
@@ -180,12 +180,12 @@ def run_step(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: li
     parse_flags(define_config, [parser.prog, *rest])
     if args.what == "train" and args.topology:
         _need_no_devices(args.topology)
-        from sret_jax.tools.compiled_bytes import benchmark_bytes
+        from sret_jax.benchmarks.compiled_bytes import benchmark_bytes
 
         benchmark_bytes(flags.FLAGS.config, args.topology, json_file=args.json)
         return
     _step_as_runs_do()
-    from sret_jax.tools.speed_benchmark import benchmark_step
+    from sret_jax.benchmarks.speed_benchmark import benchmark_step
 
     benchmark_step(
         flags.FLAGS.config,
@@ -203,7 +203,7 @@ def run_products(
     """Times the products of the train step; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
     _step_as_runs_do()
-    from sret_jax.tools.product_benchmark import benchmark_products
+    from sret_jax.benchmarks.product_benchmark import benchmark_products
 
     benchmark_products(
         flags.FLAGS.config, rounds=args.rounds, against=args.against, json_file=args.json
@@ -212,7 +212,7 @@ def run_products(
 
 def run_plot(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Draws what earlier runs wrote."""
-    from sret_jax.tools.report_plot import plot_reports
+    from sret_jax.benchmarks.report_plot import plot_reports
 
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -226,7 +226,7 @@ def run_slicing(parser: argparse.ArgumentParser, args: argparse.Namespace, rest:
         _need_no_devices(args.topology)
     else:
         _step_as_runs_do()
-    from sret_jax.tools.slicing_benchmark import benchmark_slicing
+    from sret_jax.benchmarks.slicing_benchmark import benchmark_slicing
 
     benchmark_slicing(
         flags.FLAGS.config,
@@ -242,7 +242,7 @@ def run_remat(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: l
     """Compiles with every remat choice; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
     _need_no_devices(args.topology)
-    from sret_jax.tools.remat_benchmark import benchmark_remat
+    from sret_jax.benchmarks.remat_benchmark import benchmark_remat
 
     benchmark_remat(flags.FLAGS.config, args.topology, json_file=args.json, plot=args.plot)
 
@@ -250,7 +250,7 @@ def run_remat(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: l
 def run_trace(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
     """Traces and lowers the train step; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
-    from sret_jax.tools.trace_benchmark import benchmark_trace
+    from sret_jax.benchmarks.trace_benchmark import benchmark_trace
 
     benchmark_trace(flags.FLAGS.config, loops=args.loops, rounds=args.rounds, json_file=args.json)
 
@@ -260,7 +260,7 @@ def run_soft_labels(
 ) -> None:
     """Measures stored soft labels; `rest` names the config."""
     parse_flags(define_config, [parser.prog, *rest])
-    from sret_jax.tools.label_benchmark import benchmark_labels
+    from sret_jax.benchmarks.label_benchmark import benchmark_labels
 
     benchmark_labels(
         flags.FLAGS.config,

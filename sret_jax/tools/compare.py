@@ -15,8 +15,8 @@ from etils import epath
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.training.metrics_file import read_metrics
-from sret_jax.training.report import RESULT_FILE
+from sret_jax.run.metrics_file import read_metrics
+from sret_jax.run.report import RESULT_FILE
 
 CURVE = "eval/top1"
 

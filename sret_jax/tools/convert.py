@@ -17,21 +17,15 @@ import jax.numpy as jnp
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.checkpoints.torch_names import to_torch
-from sret_jax.checkpoints.weight_files import SUFFIXES, write_weight_file
 from sret_jax.cli import clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.sret import title
-from sret_jax.models.variants import list_models
-from sret_jax.training.description import Description
-from sret_jax.training.pretrained import (
-    class_names,
-    load_on_host,
-    split_step,
-    test_crop,
-    variant_of,
-)
+from sret_jax.models.families.sret import title
+from sret_jax.models.families.variants import list_models
+from sret_jax.weights.description import Description
+from sret_jax.weights.pretrained import class_names, load_on_host, split_step, test_crop, variant_of
+from sret_jax.weights.torch_names import to_torch
+from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,15 +15,15 @@ from etils import epath
 
 from sret_jax.checkpoints.reading import read_weights
 from sret_jax.cli import clear_errors, quiet_libraries
-from sret_jax.data.loader import train_loader
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
+from sret_jax.models.apply import normalise
+from sret_jax.models.families.sret import SReT, abstract_variables
 from sret_jax.models.inspection import block_names, residual_coefficients
-from sret_jax.models.sret import SReT, abstract_variables
 from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
+from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
+from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
-from sret_jax.training.saved_config import CONFIG_FILE, is_converted, load_config
-from sret_jax.training.step import normalise
 
 
 def main(argv: list[str] | None = None) -> None:

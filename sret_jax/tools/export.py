@@ -19,15 +19,15 @@ from etils import epath
 from jax import export
 
 from sret_jax.cli import clear_errors, quiet_libraries
-from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from sret_jax.data.images import EvalTransform
+from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
+from sret_jax.evaluation.predict import logits_of
 from sret_jax.files import absolute, write_json, write_text
-from sret_jax.models.sret import title
+from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
+from sret_jax.models.families.sret import title
 from sret_jax.tools import exported
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
-from sret_jax.training.predict import logits_of
-from sret_jax.training.pretrained import variant_of
+from sret_jax.weights.pretrained import variant_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL, LABELS, PREPROCESS = "model.stablehlo", "labels.json", "preprocess.json"

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.topology != "local":
         os.environ["JAX_PLATFORMS"] = "cpu"  # of this machine's devices none is needed
     with clear_errors():
-        from sret_jax.tools.planning import plan
+        from sret_jax.planning.plan import plan
 
         report = plan(config, args.topology, find_batch=args.find_batch, json_file=args.json)
     return DOES_NOT_FIT if report["fits"] is False else 0

@@ -20,12 +20,12 @@ import numpy as np
 from etils import epath
 
 from sret_jax.cli import clear_errors, quiet_libraries
-from sret_jax.data.image_files import IMAGE_SUFFIXES, images_in, name_of_file, passed_over
+from sret_jax.data.sources.image_files import IMAGE_SUFFIXES, images_in, name_of_file, passed_over
 from sret_jax.errors import UserError, few
+from sret_jax.evaluation.predict import UnreadableImage, predict_each
 from sret_jax.files import absolute, written_whole
 from sret_jax.tools.prediction_sheet import MOST_PICTURES, draw_sheet
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
-from sret_jax.training.predict import UnreadableImage, predict_each
 
 TOP = 5
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from sret_jax.data.images import EvalTransform
+from sret_jax.data.views.images import EvalTransform
 from sret_jax.files import written_whole
 from sret_jax.tools.trained import Trained
 

@@ -19,10 +19,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from sret_jax.cli import clear_errors, quiet_libraries
-from sret_jax.data.sources import find_builder
-from sret_jax.errors import UserError, few
-from sret_jax.tools.downloads import clear_downloads
-from sret_jax.tools.reencode import (
+from sret_jax.data.sources.downloads import clear_downloads
+from sret_jax.data.sources.reencode import (
     ARRAY_RECORD,
     DEFAULT_QUALITY,
     INCOMPLETE,
@@ -33,6 +31,8 @@ from sret_jax.tools.reencode import (
     shard_paths,
     write_shard,
 )
+from sret_jax.data.sources.source import find_builder
+from sret_jax.errors import UserError, few
 
 ARCHIVES = {  # name: published size in bytes
     "ILSVRC2012_img_train.tar": 147_897_477_120,

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> None:
     del argv
     from sret_jax.cli import clear_errors, quiet_libraries
     from sret_jax.files import absolute
-    from sret_jax.training.launch import default_workdir
+    from sret_jax.run.launch import default_workdir
 
     quiet_libraries()
     config_flag: Any = FLAGS["config"]
@@ -79,12 +79,12 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
     import jax.numpy as jnp
     import numpy as np
 
-    from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, display_names
-    from sret_jax.data.loader import train_samples
-    from sret_jax.data.mixing import row_keys
+    from sret_jax.data.sources.imagenet import display_names
+    from sret_jax.data.views.mixing import row_keys
+    from sret_jax.distillation.soft_targets import marginal_smoothing
+    from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from sret_jax.training.batches import train_samples
     from sret_jax.training.experiment import open_experiment
-    from sret_jax.training.losses import marginal_smoothing
-    from sret_jax.training.step import normalise
 
     experiment = open_experiment(config, workdir)
     source, mixing = experiment.train_source, experiment.mixing

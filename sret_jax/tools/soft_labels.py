@@ -22,28 +22,28 @@ from absl import flags
 from etils import epath
 
 from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
-from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from sret_jax.data.label_manifest import CropLaw, Manifest, TeacherFacts, kept_classes
 from sret_jax.data.loader import train_transform
-from sret_jax.data.soft_labels import finished_shards, open_soft_labels, read_manifest
-from sret_jax.data.sources import Source
-from sret_jax.errors import UserError
-from sret_jax.files import absolute
-from sret_jax.tools.fkd_files import FkdFolder
-from sret_jax.tools.label_generation import generate, verify
-from sret_jax.tools.label_teachers import (
+from sret_jax.data.sources.source import Source
+from sret_jax.data.sources.splits import open_split
+from sret_jax.distillation.fkd_files import FkdFolder
+from sret_jax.distillation.label_generation import generate, verify
+from sret_jax.distillation.label_manifest import CropLaw, Manifest, TeacherFacts, kept_classes
+from sret_jax.distillation.label_teachers import (
     LAYOUTS,
     ONNX,
     CheckpointTeacher,
     LabelTeacher,
     OnnxTeacher,
 )
-from sret_jax.tools.label_writing import pack, write_store
+from sret_jax.distillation.label_writing import pack, write_store
+from sret_jax.distillation.soft_labels import finished_shards, open_soft_labels, read_manifest
+from sret_jax.distillation.stored_labels import check_same_data, crop_law, data_facts
+from sret_jax.errors import UserError
+from sret_jax.files import absolute
+from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
+from sret_jax.run.launch import default_workdir
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import make_label_loss
-from sret_jax.training.launch import default_workdir
-from sret_jax.training.splits import open_split
-from sret_jax.training.stored_labels import check_same_data, crop_law, data_facts
 
 CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
 

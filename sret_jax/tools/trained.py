@@ -6,13 +6,13 @@ from typing import Any
 
 from etils import epath
 
-from sret_jax.data.classes import difference
-from sret_jax.data.imagenet import CLASSES as IMAGENET_CLASSES
-from sret_jax.data.imagenet import display_names, imagenet_ids
+from sret_jax.data.sources.classes import difference
+from sret_jax.data.sources.imagenet import CLASSES as IMAGENET_CLASSES
+from sret_jax.data.sources.imagenet import display_names, imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.sret import SReT
-from sret_jax.training.pretrained import class_names, load, test_crop
+from sret_jax.models.families.sret import SReT
+from sret_jax.weights.pretrained import class_names, load, test_crop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,28 +13,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.reading import has_checkpoints
-from sret_jax.data import sources
-from sret_jax.data.classes import check_known
-from sret_jax.data.images import EvalTransform
 from sret_jax.data.loader import check_batch_size, eval_batch_size, train_transform
-from sret_jax.data.mixing import Mixing
-from sret_jax.data.soft_labels import SoftLabels
+from sret_jax.data.sources.classes import check_known
+from sret_jax.data.sources.source import Source
+from sret_jax.data.sources.splits import open_split
+from sret_jax.data.views.images import EvalTransform
+from sret_jax.data.views.mixing import Mixing
+from sret_jax.distillation.soft_labels import SoftLabels
+from sret_jax.distillation.stored_labels import check_same_data, stored_labels
+from sret_jax.distillation.teacher import Teacher, open_teacher, with_classes
 from sret_jax.errors import UserError
+from sret_jax.models.families.sret import SReT, title
 from sret_jax.models.kernel_use import Use, kernel_uses
-from sret_jax.models.sret import SReT, title
 from sret_jax.parallel.mesh import make_mesh, process_count, replicated, state_shardings
+from sret_jax.settings.config_model import build_model, create_from_config
 from sret_jax.training.checks import check_numbers, check_room, check_writable
-from sret_jax.training.config_model import build_model, create_from_config
 from sret_jax.training.hyperparameters import Hyperparameters, make_hyperparameters
 from sret_jax.training.losses import LabelLoss
 from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer
-from sret_jax.training.pretrained import class_names
-from sret_jax.training.splits import open_split
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
-from sret_jax.training.stored_labels import check_same_data, stored_labels
-from sret_jax.training.teacher import Teacher, open_teacher, with_classes
+from sret_jax.weights.pretrained import class_names
 
 CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -139,8 +139,8 @@ class Experiment(Computation):
     """
 
     workdir: epath.Path
-    train_source: sources.Source
-    eval_source: sources.Source
+    train_source: Source
+    eval_source: Source
 
     @property
     def eval_every(self) -> int:
@@ -197,7 +197,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     )
 
 
-def _open_training_split(config: ConfigDict, workdir: epath.Path) -> sources.Source:
+def _open_training_split(config: ConfigDict, workdir: epath.Path) -> Source:
     """The training split, its labels those of the run in the workdir, if one has begun there."""
     source = open_split(config, workdir, config.data.train_split)
     kept = class_names(workdir) if has_checkpoints(workdir) else None

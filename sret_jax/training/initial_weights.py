@@ -13,16 +13,18 @@ from jax.sharding import NamedSharding
 
 from sret_jax.checkpoints.manager import differences
 from sret_jax.checkpoints.reading import read_weights, saved_shapes
-from sret_jax.checkpoints.torch_names import StateDictError, from_torch
-from sret_jax.checkpoints.weight_files import read_weight_file
-from sret_jax.data.classes import are_labels, difference, order_of_classes
-from sret_jax.data.imagenet import assumed_ids, imagenet_ids
+from sret_jax.data.sources.classes import are_labels, difference, order_of_classes
+from sret_jax.data.sources.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.sret import SReT, abstract_variables
+from sret_jax.models.apply import Variables
+from sret_jax.models.families.sret import SReT, abstract_variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import replicated, with_shardings
-from sret_jax.training.adaptation import (
+from sret_jax.settings.saved_config import CONFIG_FILE
+from sret_jax.training.experiment import Experiment
+from sret_jax.training.state import TrainState
+from sret_jax.weights.adaptation import (
     adapt,
     as_saved,
     changes,
@@ -30,8 +32,7 @@ from sret_jax.training.adaptation import (
     other_architecture,
     reorder_classes,
 )
-from sret_jax.training.experiment import Experiment
-from sret_jax.training.pretrained import (
+from sret_jax.weights.pretrained import (
     Shapes,
     class_names,
     described_model,
@@ -39,8 +40,8 @@ from sret_jax.training.pretrained import (
     model_shapes,
     split_step,
 )
-from sret_jax.training.saved_config import CONFIG_FILE
-from sret_jax.training.state import TrainState, Variables
+from sret_jax.weights.torch_names import StateDictError, from_torch
+from sret_jax.weights.weight_files import read_weight_file
 
 
 @dataclasses.dataclass(frozen=True)

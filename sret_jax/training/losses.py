@@ -1,4 +1,4 @@
-"""The loss: cross-entropy with hard labels, or with the soft labels of a teacher."""
+"""The loss (cross-entropy with hard labels or with a teacher's soft labels) and the accuracy."""
 
 import dataclasses
 import math
@@ -6,9 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
-from sret_jax.data.mixing import Targets
+from sret_jax.data.views.mixing import Targets
 from sret_jax.errors import UserError
 
 
@@ -62,29 +61,10 @@ def hard_label_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
 
-def soft_labels(logits: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """softmax(t / T) in float32: what a student learns of a teacher's logits t.
+def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether the label is among the k largest logits (all, if there are fewer than k).
 
-    Shapes: (B, K) -> (B, K).
+    Shapes: logits (B, K), labels (B,) -> (B,) bool.
     """
-    return jax.nn.softmax(logits.astype(jnp.float32) / temperature)
-
-
-def marginal_smoothing(
-    probabilities: ArrayLike, classes: ArrayLike | None, num_classes: int
-) -> jax.Array:
-    """All p of the k largest: the other classes share what is left equally.
-
-    p_c = q_j where c = classes_j, else (1 - sum_j q_j) / (K - k): "MS" of Fast Knowledge
-    Distillation (Shen and Xing 2022, section 3.2).
-
-    Shapes: probabilities q (B, k), classes (B, k), or None where q are all K of them in order
-    -> (B, K) float32.
-    """
-    kept = jnp.asarray(probabilities, jnp.float32)
-    if classes is None:
-        return kept
-    rows, k = kept.shape
-    left = jnp.maximum(1 - kept.sum(axis=1, keepdims=True), 0)  # rounding may exceed 1
-    others = jnp.broadcast_to(left / max(num_classes - k, 1), (rows, num_classes))
-    return jnp.put_along_axis(others, jnp.asarray(classes, jnp.int32), kept, axis=1, inplace=False)
+    _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+    return jnp.any(best == labels[:, None], axis=-1)

@@ -14,7 +14,7 @@ paths and permutes tokens by keys of its own.
 import dataclasses
 
 from sret_jax.errors import UserError
-from sret_jax.models.sret import SReT, check_model
+from sret_jax.models.families.sret import SReT, check_model
 
 
 @dataclasses.dataclass(frozen=True)

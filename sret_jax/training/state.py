@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sret_jax.models.sret import SReT
-
-Variables = dict[str, Any]
+from sret_jax.models.apply import Variables
+from sret_jax.models.families.sret import SReT
 
 
 class TrainState(struct.PyTreeNode):

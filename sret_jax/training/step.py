@@ -10,32 +10,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sret_jax.data.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from sret_jax.data.mixing import Mixing, Targets, row_keys
+from sret_jax.data.views.mixing import Mixing, Targets, row_keys
+from sret_jax.distillation.soft_targets import marginal_smoothing
+from sret_jax.distillation.teacher import Teacher
+from sret_jax.models.apply import Variables, normalise
+from sret_jax.models.families.sret import SReT
 from sret_jax.models.loops import with_loops
-from sret_jax.models.sret import SReT
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
-from sret_jax.training.accuracy import in_top_k
 from sret_jax.training.hyperparameters import Hyperparameters
-from sret_jax.training.losses import LabelLoss, marginal_smoothing
+from sret_jax.training.losses import LabelLoss, in_top_k
 from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
-from sret_jax.training.state import TrainState, Variables
-from sret_jax.training.teacher import Teacher
+from sret_jax.training.state import TrainState
 
 MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other
 SHALLOW_PATH = 1  # folded into the key of mixed depth's second path
 Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
-
-
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8 RGB -> (x / 255 - mean) / std with the ImageNet statistics, float32.
-
-    Shapes: (B, H, W, 3) -> (B, H, W, 3).
-    """
-    mean = jnp.asarray(IMAGENET_MEAN).reshape(1, 1, 1, 3)
-    std = jnp.asarray(IMAGENET_STD).reshape(1, 1, 1, 3)
-    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def make_train_step(

@@ -11,23 +11,19 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import quickstart
-from sret_jax.data import read_ahead, sources
-from sret_jax.data.loader import (
-    SyntheticLoader,
-    eval_loader,
-    steps_per_pass,
-    train_loader,
-    train_samples,
-)
+from sret_jax.data import read_ahead
+from sret_jax.data.loader import SyntheticLoader, eval_loader, steps_per_pass
 from sret_jax.data.read_ahead import ReadAhead
+from sret_jax.data.sources.source import SyntheticSource, open_source
 from sret_jax.errors import UserError
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
+from sret_jax.training.batches import train_loader, train_samples
 from tests.conftest import run_python
 
 
 @pytest.fixture
 def digits(digits_dir):
-    return sources.open_source("digits", "train", digits_dir)
+    return open_source("digits", "train", digits_dir)
 
 
 def sharding(devices):
@@ -101,7 +97,7 @@ def full_recipe(seed=3, workers=0):
 @pytest.fixture(scope="module")
 def expected(digits_dir):
     """The stream's first batches, taken sample by sample."""
-    source = sources.open_source("digits", "train", digits_dir)
+    source = open_source("digits", "train", digits_dir)
     samples = train_samples(source, full_recipe(), 16)
     return [digest(samples.batch(32)[step]) for step in range(6)]
 
@@ -196,7 +192,7 @@ def test_a_plan_keeps_to_its_budget_and_divides_the_rows(rows, workers, prefetch
 def test_synthetic_batches_need_no_data_and_are_always_the_same():
     config = quickstart.get_config()
     config.data.synthetic = True
-    source = sources.SyntheticSource(1000, 10)
+    source = SyntheticSource(1000, 10)
     loader = train_loader(source, config, 16, 32, sharding(jax.devices()), start_step=0)
     first, second = next(loader), next(loader)
     assert first["image"] is second["image"]

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from sret_jax.data import order, sources
-from sret_jax.data.images import EvalTransform
-from sret_jax.data.training_view import TrainTransform
+from sret_jax.data import order
+from sret_jax.data.sources.source import open_source
+from sret_jax.data.views.images import EvalTransform
+from sret_jax.data.views.training_view import TrainTransform
 from sret_jax.errors import UserError
 
 TRANSFORM = TrainTransform(8, (0.5, 1.0), (0.75, 1.33), 0.5)
@@ -15,7 +16,7 @@ TRANSFORM = TrainTransform(8, (0.5, 1.0), (0.75, 1.33), 0.5)
 
 @pytest.fixture
 def digits(digits_dir):
-    return sources.open_source("digits", "train", digits_dir)
+    return open_source("digits", "train", digits_dir)
 
 
 def samples(source, seed=0, transform=TRANSFORM, replace=True):

@@ -10,11 +10,11 @@ import pytest
 
 from configs import deep_digits
 from sret_jax.models.attention import fixed_permutation
+from sret_jax.models.flops import count_macs
 from sret_jax.models.recursion import REMAT, RecursiveBlock, SharedBlock
 from sret_jax.models.remat import segment_length
 from sret_jax.models.residual_mlp import ResidualMLP
-from sret_jax.training.config_model import create_from_config
-from sret_jax.training.flops import count_macs
+from sret_jax.settings.config_model import create_from_config
 
 TOKENS, CHANNELS = 16, 8
 

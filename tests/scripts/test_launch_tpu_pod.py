@@ -104,7 +104,7 @@ class Pod:
         """The command setup, then a main.py that only waits."""
         assert self.call("setup") == (0, ["worker 0 1: ready"])
         for worker in range(2):
-            assert (self.home(worker) / "sret_jax/sret_jax/models/sret.py").exists()
+            assert (self.home(worker) / "sret_jax/sret_jax/models/families/sret.py").exists()
             shutil.copytree(
                 ROOT / "sret_jax", self.home(worker) / "sret_jax/sret_jax", dirs_exist_ok=True
             )

@@ -9,10 +9,10 @@ import pytest
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.evaluation.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.models.flops import model_macs
+from sret_jax.settings.config_model import create_from_config
 from sret_jax.tools import anytime
-from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
-from sret_jax.training.config_model import create_from_config
-from sret_jax.training.flops import model_macs
 
 
 def test_each_number_of_loops_is_a_row_of_its_cost_and_accuracy(tiny_config, tmp_path, capsys):

@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 import sret_jax
 from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.checkpoints.torch_names import from_torch
-from sret_jax.data.imagenet import IMAGENET_MEAN as MEAN
-from sret_jax.data.imagenet import IMAGENET_STD as STD
 from sret_jax.errors import UserError
+from sret_jax.evaluation.checkpoint_evaluation import evaluate_checkpoint
+from sret_jax.models.apply import IMAGENET_MEAN as MEAN
+from sret_jax.models.apply import IMAGENET_STD as STD
+from sret_jax.settings.saved_config import load_config
 from sret_jax.tools import convert
-from sret_jax.training.checkpoint_evaluation import evaluate_checkpoint
-from sret_jax.training.saved_config import load_config
+from sret_jax.weights.torch_names import from_torch
 from tests import golden
 from tests.conftest import refusal
 

@@ -6,9 +6,9 @@ from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.files import write_json
+from sret_jax.settings.saved_config import CONFIG_FILE
 from sret_jax.tools import depth
 from sret_jax.training.experiment import open_experiment
-from sret_jax.training.saved_config import CONFIG_FILE
 
 
 @pytest.mark.slow  # trains, and compiles its gradient twice more

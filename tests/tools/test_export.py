@@ -15,10 +15,10 @@ from PIL import ExifTags, Image
 from sklearn.datasets import load_sample_image
 
 import sret_jax
-from sret_jax.data.images import EvalTransform
+from sret_jax.data.views.images import EvalTransform
+from sret_jax.evaluation.predict import logits_of
 from sret_jax.tools import export
 from sret_jax.tools.trained import Trained
-from sret_jax.training.predict import logits_of
 from tests.conftest import refusal
 
 # Isolated Python sees neither the working folder nor PYTHONPATH.

@@ -10,17 +10,17 @@ from etils import epath
 
 from configs import common
 from sret_jax.errors import UserError
-from sret_jax.tools import topology
-from sret_jax.tools.chips import CHIPS, GIB
-from sret_jax.tools.compilation import _memory_of_error, available_memory
-from sret_jax.tools.memory import machine_memory
-from sret_jax.tools.plan_report import print_report
-from sret_jax.tools.planning import Planner, plan
-from sret_jax.tools.roofline import roofline
-from sret_jax.tools.topology import open_topology
-from sret_jax.tools.traffic import Collective
+from sret_jax.models.flops import model_macs
+from sret_jax.parallel.host import machine_memory
+from sret_jax.planning import topology
+from sret_jax.planning.chips import CHIPS, GIB
+from sret_jax.planning.compilation import _memory_of_error, available_memory
+from sret_jax.planning.plan import Planner, plan
+from sret_jax.planning.plan_report import print_report
+from sret_jax.planning.roofline import roofline
+from sret_jax.planning.topology import open_topology
+from sret_jax.planning.traffic import Collective
 from sret_jax.training.experiment import open_experiment
-from sret_jax.training.flops import model_macs
 from tests.conftest import make_synthetic_config, needs_libtpu, run_python
 
 FLOAT = 4

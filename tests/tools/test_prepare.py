@@ -11,8 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sret_jax.data import sources
-from sret_jax.data.images import decode
+from sret_jax.data.sources.source import open_source
+from sret_jax.data.views.images import decode
 from sret_jax.tools import prepare
 from tests import archives
 from tests.conftest import ROOT, run_commands, run_python
@@ -38,8 +38,8 @@ def imagenet(tmp_path_factory):
 
 
 def test_every_image_of_the_archives_is_there_and_decodes(imagenet):
-    train = sources.open_source("imagenet2012", "train", imagenet)
-    validation = sources.open_source("imagenet2012", "validation", imagenet)
+    train = open_source("imagenet2012", "train", imagenet)
+    validation = open_source("imagenet2012", "validation", imagenet)
     assert (len(train), len(validation)) == (18, 10)
     assert len(train.class_names) == 1000
     for source in (train, validation):
@@ -177,7 +177,7 @@ def test_names_links_and_devices_inside_a_class_reach_nothing_outside(tmp_path, 
     archives.write_tar(folder / "ILSVRC2012_img_train.tar", {"n01440764.tar": content})
     args = ("imagenet2012", f"--archives={folder}", f"--data_dir={tmp_path / 'data'}")
     prepare.main(list(args))
-    train = sources.open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))
+    train = open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))
     assert [train[i]["image"] for i in range(len(train))] == [photo]
     assert not list(tmp_path.parent.rglob("escaped*"))
 
@@ -203,12 +203,12 @@ def test_tfrecord_data_is_refused_with_the_command_that_converts_it(tmp_path, ca
     }
     data_dir = epath.Path(tmp_path / "data")
     with pytest.raises(ValueError, match="no random access; convert it with: ") as error:
-        sources.open_source("imagenet2012", "train", data_dir)
+        open_source("imagenet2012", "train", data_dir)
     assert "prepared in" in fails(capsys, "imagenet2012", f"--data_dir={data_dir}")
     command = str(error.value).split("convert it with: python -m sret_jax.tools.prepare ")[1]
 
     prepare.main(command.split())
-    after = sources.open_source("imagenet2012", "train", data_dir)
+    after = open_source("imagenet2012", "train", data_dir)
     assert {after[i]["image"]: after[i]["label"] for i in range(len(after))} == before
     capsys.readouterr()
     prepare.main(command.split())  # a second call finds nothing to do
@@ -244,7 +244,7 @@ def test_a_preparation_killed_midway_starts_cleanly_again(tmp_path, capsys):
     prepare.main(list(args))
     assert "Ready" in capsys.readouterr().out
     assert [p.name for p in folder.iterdir()] == ["5.1.0"]
-    assert len(sources.open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))) == 18
+    assert len(open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))) == 18
 
 
 def test_without_tensorflow_what_needs_it_says_so_and_the_digits_are_prepared(

@@ -21,22 +21,22 @@ from etils import epath
 import sret_jax
 from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.data.loader import train_loader
-from sret_jax.data.soft_labels import open_soft_labels
+from sret_jax.distillation.label_teachers import earlier_fingerprint, fingerprint
+from sret_jax.distillation.soft_labels import open_soft_labels
+from sret_jax.distillation.soft_targets import marginal_smoothing
+from sret_jax.distillation.teacher import open_teacher
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.sret import abstract_variables, create_model
+from sret_jax.models.apply import normalise
+from sret_jax.models.families.sret import abstract_variables, create_model
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
+from sret_jax.planning.plan import Planner
+from sret_jax.planning.topology import open_topology
+from sret_jax.run import loop
+from sret_jax.settings.config_model import create_from_config
 from sret_jax.tools import soft_labels
-from sret_jax.tools.label_teachers import earlier_fingerprint, fingerprint
-from sret_jax.tools.planning import Planner
-from sret_jax.tools.topology import open_topology
-from sret_jax.training import loop
-from sret_jax.training.config_model import create_from_config
+from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import open_experiment
-from sret_jax.training.losses import marginal_smoothing
-from sret_jax.training.step import normalise
-from sret_jax.training.teacher import open_teacher
 from tests.conftest import ROOT, TINY_FLAGS, read_metrics
 
 NEW = pathlib.Path(tempfile.gettempdir()) / "sret_jax_no_room"

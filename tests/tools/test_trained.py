@@ -11,7 +11,7 @@ from etils import epath
 
 import sret_jax
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.data.imagenet import imagenet_ids
+from sret_jax.data.sources.imagenet import imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.tools.trained import add_arguments, open_trained
 

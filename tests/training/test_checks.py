@@ -7,7 +7,7 @@ from etils import epath
 
 from configs import quickstart
 from sret_jax.errors import UserError
-from sret_jax.training.loop import train
+from sret_jax.run.loop import train
 
 SETTINGS = [
     ({"model.name": "sret_x"}, "unknown model 'sret_x'; did you mean 'sret_"),

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from configs import common, quickstart
 from sret_jax.errors import UserError
 from sret_jax.parallel.mesh import make_mesh
+from sret_jax.settings.saved_config import CONFIG_FILE, load_config
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import check_settings
-from sret_jax.training.saved_config import CONFIG_FILE, load_config
 
 LIKE = quickstart.get_config()
 JSON = st.recursive(

@@ -6,14 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from sret_jax.distillation.soft_targets import marginal_smoothing, soft_labels
 from sret_jax.errors import UserError
-from sret_jax.training.losses import (
-    LabelLoss,
-    hard_label_loss,
-    marginal_smoothing,
-    soft_label_loss,
-    soft_labels,
-)
+from sret_jax.training.losses import LabelLoss, hard_label_loss, soft_label_loss
 from tests.golden import ARRAYS
 
 STUDENT, TEACHER = (jnp.asarray(ARRAYS[f"kd/{name}"]) for name in ("student", "teacher"))

@@ -9,17 +9,17 @@ import pytest
 
 import sret_jax
 from configs import common
-from sret_jax.data.mixing import Mixing
+from sret_jax.data.views.mixing import Mixing
+from sret_jax.evaluation.evaluation import empty_totals, make_eval_step
+from sret_jax.models.apply import normalise
 from sret_jax.models.loops import with_loops
 from sret_jax.parallel.mesh import batch_sharding, make_mesh, replicated, state_shardings
-from sret_jax.training.accuracy import in_top_k
-from sret_jax.training.evaluation import empty_totals, make_eval_step
 from sret_jax.training.hyperparameters import Hyperparameters, Schedule
-from sret_jax.training.losses import LabelLoss
+from sret_jax.training.losses import LabelLoss, in_top_k
 from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.optimizer import make_optimizer
 from sret_jax.training.state import init_state
-from sret_jax.training.step import make_train_step, micro_batches, normalise
+from sret_jax.training.step import make_train_step, micro_batches
 
 SGD = optax.identity()  # params <- params - lr * gradient
 ADAM = optax.scale_by_adam()

@@ -1,0 +1,67 @@
+"""Bytes that a train step moves for each image, compiled for TPUs that need not be there."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.files import write_json
+from sret_jax.models.kernels.choice import IMPLEMENTATIONS
+from sret_jax.planning.compilation import Compilation, compile_step
+from sret_jax.planning.plan import computation_for, progress
+from sret_jax.planning.topology import open_topology
+
+# GB an image: less than plain ViTs of the same FLOPs move (v5e, bfloat16, 128 images a chip).
+GOALS = {"sret_s": 0.50, "sret_t": 0.28}
+
+
+def benchmark_bytes(
+    config: ConfigDict, topology: str, *, json_file: epath.Path | None
+) -> dict[str, Any]:
+    """Compiles a config's train step and prints bytes and FLOPs per image, beside the goal.
+
+    Args:
+      config: as configs/common.py makes it; no data set is read.
+      topology: as `open_topology` takes it.
+      json_file: where to write the figures too.
+
+    Raises:
+      UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
+    """
+    found = compile_for(config, topology)
+    name = found.model_title
+    report = {
+        "model": name,
+        "attention": config.model.attention or IMPLEMENTATIONS[0],
+        "mlp": config.model.mlp or IMPLEMENTATIONS[0],
+        "topology": topology,
+        "dtype": config.model.dtype,
+        "batch_size": config.batch_size,
+        "compile_seconds": found.seconds,
+        "gigabytes_per_image": found.bytes_per_image / 1e9,
+        "flops_per_image": 2 * found.macs / config.batch_size,
+        "forward_passes": found.forward_passes,
+        "goal_gigabytes_per_image": GOALS.get(name),
+    }
+    goal = f"; the goal is at most {GOALS[name]:.2f}" if name in GOALS else ""
+    print(
+        f"{name}, {config.model.dtype}, {found.images_per_device:g} images a device, compiled for "
+        f"{topology} in {found.seconds:.0f} s: the train step accesses "
+        f"{report['gigabytes_per_image']:.3f} GB per image{goal}. It takes "
+        f"{report['flops_per_image'] / 1e9:.2f} GFLOPs per image, as many as "
+        f"{found.forward_passes:.3f} forward passes."
+    )
+    if json_file:
+        write_json(json_file, report)
+    return report
+
+
+def compile_for(config: ConfigDict, topology: str) -> Compilation:
+    """The compiled train step of a config, without any data, on a topology.
+
+    Raises:
+      UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
+    """
+    computation = computation_for(config, open_topology(topology).devices)
+    with progress(f"Compiling {config.model.name} for {topology}"):
+        return compile_step(computation)

@@ -1,0 +1,112 @@
+"""What each remat choice costs and saves: temporaries of the compiled train step against FLOPs."""
+
+import copy
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.benchmarks.compiled_bytes import compile_for
+from sret_jax.data.sources.splits import IMAGENET_CLASSES
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+from sret_jax.models.families.sret import title
+from sret_jax.models.recursion import REMAT
+from sret_jax.planning.compilation import DoesNotFit
+from sret_jax.settings.config_model import create_from_config
+
+MEGABYTE = 1e6
+
+
+def benchmark_remat(
+    config: ConfigDict, topology: str, *, json_file: epath.Path | None, plot: epath.Path | None
+) -> list[dict[str, Any]]:
+    """Compiles the train step with every remat choice and prints a table; one may not fit.
+
+    Args:
+      config: of everything but model.remat; no data set is read.
+      topology: as `open_topology` takes it.
+      json_file: where to write the figures too.
+      plot: a PNG to draw them in.
+
+    Raises:
+      UserError: what training would refuse, an unknown topology, or too little memory for any.
+    """
+    rows = [_row(config, choice, topology) for choice in REMAT]
+    print_table(rows, config.batch_size)
+    if json_file:
+        write_json(json_file, rows)
+    fitting = _fitting(rows)
+    if not fitting:
+        raise UserError(
+            f"a batch of {config.batch_size:,} fits with no model.remat; give a smaller "
+            "--config.batch_size"
+        )
+    if plot:
+        draw(fitting, plot)
+    return rows
+
+
+def _row(config: ConfigDict, choice: str, topology: str) -> dict[str, Any]:
+    """The figures of one choice, or by how much it does not fit."""
+    changed = copy.deepcopy(config)
+    changed.model.remat = choice
+    model = create_from_config(config, config.model.num_classes or IMAGENET_CLASSES)
+    name = title(model, config.model.name)
+    row: dict[str, Any] = {"model": name, "topology": topology, "remat": choice}
+    try:
+        found = compile_for(changed, topology)
+    except DoesNotFit as error:
+        return row | {"does_not_fit": error.shortage}
+    return row | {
+        "temporary_bytes_per_image": found.memory.temporaries / found.images_per_device,
+        "flops_per_image": 2 * found.macs / found.batch_size,
+        "gigabytes_per_image": found.bytes_per_image / 1e9,
+        "compile_seconds": found.seconds,
+    }
+
+
+def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if "does_not_fit" not in row]
+
+
+def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
+    """A line for each choice, with its ratios to the first that fits."""
+    print(f"{rows[0]['model']}, batch {batch_size}, compiled for {rows[0]['topology']}")
+    base = next(iter(_fitting(rows)), rows[0])
+    ratio = f"of {base['remat']}"
+    print(f"{'remat':8}{'temporaries/image':>20}{ratio:>10}{'GFLOPs/image':>15}{ratio:>10}")
+    for row in rows:
+        if "does_not_fit" in row:
+            print(f"{row['remat']:8}does not fit: {row['does_not_fit']}")
+            continue
+        memory, flops = row["temporary_bytes_per_image"], row["flops_per_image"]
+        print(
+            f"{row['remat']:8}{memory / MEGABYTE:>17.2f} MB"
+            f"{memory / base['temporary_bytes_per_image']:>10.2f}"
+            f"{flops / 1e9:>15.2f}{flops / base['flops_per_image']:>10.2f}"
+        )
+
+
+def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
+    """Temporaries against FLOPs, both relative to the first that fits."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    first = rows[0]
+    for row in rows:
+        flops = row["flops_per_image"] / first["flops_per_image"]
+        memory = row["temporary_bytes_per_image"] / first["temporary_bytes_per_image"]
+        axes.plot(flops, memory, "o", label=row["remat"])
+    axes.set(
+        xlabel=f"FLOPs of a step, relative to {first['remat']}",
+        ylabel=f"temporaries, relative to {first['remat']}",
+        title=f"{first['model']}: remat, compiled for {first['topology']}",
+        xlim=(0.95, None),
+        ylim=(0, 1.1),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(title="model.remat")
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=150)

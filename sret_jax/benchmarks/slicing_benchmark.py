@@ -1,0 +1,141 @@
+"""What slicing saves of a model against its unsliced twin: multiply-accumulates and time."""
+
+import copy
+import statistics
+import tempfile
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.benchmarks.compiled_bytes import compile_for
+from sret_jax.benchmarks.speed_benchmark import Step, check_counts, describe, measure, open_step
+from sret_jax.errors import UserError, did_you_mean
+from sret_jax.files import write_json
+from sret_jax.models.families.variants import VARIANTS
+from sret_jax.settings.config_model import create_from_config
+
+MODES = {"train": True, "infer": False}
+
+
+def benchmark_slicing(
+    config: ConfigDict,
+    *,
+    models: list[str],
+    rounds: int,
+    steps: int,
+    topology: str | None,
+    json_file: epath.Path | None,
+) -> list[dict[str, Any]]:
+    """Measures or compiles each model sliced and unsliced, and prints what slicing saves.
+
+    Args:
+      config: of everything but the model's name and, for the twin, its groups.
+      models: names of published variants.
+      rounds: in which both take their turn; the median of the rounds' own ratios counts.
+      steps: in a round.
+      topology: compile for it, as `open_topology` takes it, and compare bytes; measures nothing.
+      json_file: where to write the figures too.
+
+    Raises:
+      UserError: an unknown model, a number out of range, or a config that training would refuse.
+    """
+    check_counts(rounds=rounds, steps=steps)
+    for name in models:
+        if name not in VARIANTS:
+            raise UserError(did_you_mean("--models", name, list(VARIANTS)))
+    if topology:
+        rows = [compare_compiled(config, name, topology) for name in models]
+        print_compiled(rows)
+    else:
+        rows = [compare(config, name, rounds, steps) for name in models]
+        print_table(rows, rounds)
+    if json_file:
+        write_json(json_file, rows)
+    return rows
+
+
+def compare(config: ConfigDict, name: str, rounds: int, steps: int) -> dict[str, Any]:
+    """The shares that slicing saves of the unsliced twin's GMACs, and of its time in each mode."""
+    row: dict[str, Any] = {}
+    for mode, train in MODES.items():
+        sliced, unsliced = open_twins(config, name, train=train)
+        row |= describe(sliced)
+        row["unsliced_gmacs_per_image"] = describe(unsliced)["gmacs_per_image"]
+        times = zip(*measure([sliced, unsliced], rounds, steps), strict=True)
+        saved = [1 - ours.seconds / theirs.seconds for ours, theirs in times]
+        row[f"{mode}_time_saved"] = statistics.median(saved)
+        row[f"{mode}_time_saved_range"] = [min(saved), max(saved)]
+    row["macs_saved"] = 1 - row["gmacs_per_image"] / row["unsliced_gmacs_per_image"]
+    return row
+
+
+def compare_compiled(config: ConfigDict, name: str, topology: str) -> dict[str, Any]:
+    """The shares that slicing saves of the unsliced twin's bytes and MACs in a train step."""
+    sliced = copy.deepcopy(config)
+    sliced.model.name = name
+    unsliced = copy.deepcopy(sliced)
+    unsliced.model.groups = ((1,),) * len(create_from_config(sliced, 1).blocks)
+    ours, theirs = (compile_for(c, topology) for c in (sliced, unsliced))
+    return {
+        "model": name,
+        "topology": topology,
+        "batch_size": config.batch_size,
+        "dtype": config.model.dtype,
+        "gigabytes_per_image": ours.bytes_per_image / 1e9,
+        "unsliced_gigabytes_per_image": theirs.bytes_per_image / 1e9,
+        "bytes_saved": 1 - ours.bytes_per_image / theirs.bytes_per_image,
+        "main_memory_gigabytes_per_image": ours.hbm_bytes / ours.images_per_device / 1e9,
+        "main_memory_saved": 1 - ours.hbm_bytes / theirs.hbm_bytes,
+        "temporaries_saved": 1 - ours.memory.temporaries / theirs.memory.temporaries,
+        "macs_saved": 1 - ours.macs / theirs.macs,
+    }
+
+
+def open_twins(config: ConfigDict, name: str, *, train: bool) -> tuple[Step, Step]:
+    """The step of the model with the config's groups, and with none."""
+    sliced = copy.deepcopy(config)
+    sliced.model.name = name
+    unsliced = copy.deepcopy(sliced)
+    with tempfile.TemporaryDirectory() as folder:
+        first = open_step(sliced, epath.Path(folder), train=train)
+        unsliced.model.groups = ((1,),) * len(first.experiment.model.blocks)
+        return first, open_step(unsliced, epath.Path(folder), train=train)
+
+
+def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
+    """A line for each model."""
+    first = rows[0]
+    print(
+        f"batch {first['batch_size']}, {first['image_size']} pixels, {first['dtype']}; "
+        f"{first['devices']} devices, {first['cores']} cores; medians of {rounds} rounds "
+        "(least to largest)"
+    )
+    print(f"{'':10}{'GMACs':>7}{'unsliced':>10}{'saved':>8}", end="")
+    print("".join(f"{f'{mode}: time saved':>30}" for mode in MODES))
+    for row in rows:
+        print(
+            f"{row['model']:10}{row['gmacs_per_image']:>7.3f}"
+            f"{row['unsliced_gmacs_per_image']:>10.3f}{row['macs_saved']:>8.1%}",
+            end="",
+        )
+        for mode in MODES:
+            least, largest = row[f"{mode}_time_saved_range"]
+            time = f"{row[f'{mode}_time_saved']:.1%} ({least:.1%} to {largest:.1%})"
+            print(f"{time:>30}", end="")
+        print()
+
+
+def print_compiled(rows: list[dict[str, Any]]) -> None:
+    """A line for each model."""
+    first = rows[0]
+    print(f"batch {first['batch_size']}, {first['dtype']}; compiled for {first['topology']}")
+    print(f"{'':10}{'GB/image':>10}{'unsliced':>10}{'saved':>8}", end="")
+    print(f"{'main memory':>13}{'saved':>8}{'temporaries':>13}{'MACs':>8}")
+    for row in rows:
+        print(
+            f"{row['model']:10}{row['gigabytes_per_image']:>10.3f}"
+            f"{row['unsliced_gigabytes_per_image']:>10.3f}{row['bytes_saved']:>8.1%}"
+            f"{row['main_memory_gigabytes_per_image']:>13.3f}{row['main_memory_saved']:>8.1%}"
+            f"{row['temporaries_saved']:>13.1%}{row['macs_saved']:>8.1%}"
+        )

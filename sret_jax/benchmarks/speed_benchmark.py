@@ -1,0 +1,324 @@
+"""Training and inference as shares of the rate of one large matrix product, taken in one run.
+
+share = 2 * P * MACs * images/s / R, with P = 3 passes in training (forward, and backward for the
+inputs and for the weights), 1 in inference, and R the FLOP/s of one matrix product on the same
+devices: 2048^3 on CPUs, and elsewhere 8192^3, since less would not fill them. A multiply-accumulate
+is two FLOPs; the model's are counted from its program. A teacher's forward pass takes time and
+counts as no work. Against PyTorch, its twin of the model takes its turn in the same rounds, eager
+and compiled.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sret_jax.errors import UserError
+from sret_jax.evaluation.evaluation import empty_totals, make_eval_step
+from sret_jax.files import write_json
+from sret_jax.models.flops import model_macs
+from sret_jax.parallel.mesh import batch_sharding, replicated
+from sret_jax.text import duration
+from sret_jax.training.batches import train_loader
+from sret_jax.training.experiment import Experiment, open_experiment
+
+OURS = "ours"  # beside names of PyTorch's
+CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192  # of the matrices whose product is the peak
+BURST_SECONDS = 0.5  # of matrix products before the steps of each round
+
+
+class Task(Protocol):
+    """Something to time; calling it does it once, to the end."""
+
+    def __call__(self) -> None: ...
+
+
+class Work(Task, Protocol):
+    """A task of so many images and FLOPs, 2 * passes * MACs * images."""
+
+    images: int
+    flops: int
+
+
+class Timing(NamedTuple):
+    """What a task takes: by the clock, and of all cores together, the system's work included."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class MatrixProduct:
+    """One side^3 matrix product on every device at once.
+
+    Attributes:
+      side: of the matrices.
+      flops: of all products.
+    """
+
+    def __init__(self, mesh: Mesh, dtype: str):
+        self.side = CPU_SIDE if jax.default_backend() == "cpu" else ACCELERATOR_SIDE
+        ones = jnp.ones((self.side, self.side), dtype)
+        rows = jnp.tile(ones, (mesh.size, 1))  # `side` on each device
+        self._operands = jax.device_put((rows, ones), (batch_sharding(mesh), replicated(mesh)))
+        self._product = jax.jit(jnp.matmul)
+        self.flops = 2 * mesh.size * self.side**3
+
+    def __call__(self) -> None:
+        jax.block_until_ready(self._product(*self._operands))
+
+
+class Step:
+    """The actual train or evaluation step of an experiment, on synthetic images.
+
+    Attributes:
+      experiment: whose step it is.
+      passes: of the model's multiply-accumulates in one step.
+      compile_seconds: from the Python code to the program.
+      images: of a step.
+      flops: of a step, 2 * passes * MACs * images.
+    """
+
+    def __init__(self, experiment: Experiment, *, train: bool):
+        self.experiment = experiment
+        self.images = experiment.config.batch_size
+        self.passes = 3 if train else 1
+        self.flops = 2 * self.passes * model_macs(experiment.model) * self.images
+        self._batches = train_loader(
+            experiment.train_source,
+            experiment.config,
+            experiment.model.image_size,
+            self.images,
+            batch_sharding(experiment.mesh),
+            start_step=0,
+        )
+        self._state = experiment.init_state()
+        start = time.perf_counter()
+        self._take = self._compile_training() if train else self._compile_inference()
+        self.compile_seconds = time.perf_counter() - start
+
+    def __call__(self) -> None:
+        self._take()
+
+    def _compile_training(self) -> Callable[[], None]:
+        step = self.experiment.compile_train_step()
+
+        def take() -> None:
+            self._state, _ = step(self._state, next(self._batches))
+            jax.block_until_ready(self._state)
+
+        return take
+
+    def _compile_inference(self) -> Callable[[], None]:
+        mesh, shardings = self.experiment.mesh, self.experiment.shardings
+        step = make_eval_step(self.experiment.model, mesh, shardings.variables)
+        empty = jax.device_put(empty_totals(self.experiment.model.num_classes), replicated(mesh))
+        arguments = (self._state.variables, next(self._batches), empty)
+        compiled = step.lower(*arguments).compile()
+        return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def benchmark_step(
+    config: ConfigDict,
+    *,
+    train: bool,
+    rounds: int,
+    steps: int,
+    against: str | None = None,
+    json_file: epath.Path | None,
+) -> dict[str, Any]:
+    """Measures the train or evaluation step of a config and prints its share of the peak.
+
+    Args:
+      config: as configs/common.py makes it; no data set is read.
+      train: else inference.
+      rounds: of matrix products and steps in turn, of which the medians count.
+      steps: in a round.
+      against: "torch" measures its twin too, in the same rounds.
+      json_file: where to write the figures too.
+
+    Raises:
+      UserError: a number out of range, a config that training would refuse, or no PyTorch.
+    """
+    check_counts(rounds=rounds, steps=steps)
+    peers = _twin_of(config) if against == "torch" else None
+    with tempfile.TemporaryDirectory() as folder:
+        step = open_step(config, epath.Path(folder), train=train)
+    dtype = peak_dtype(config)
+    product = MatrixProduct(step.experiment.mesh, dtype)
+    others = {}
+    if peers:
+        others = peers.both(step.experiment.model, step.images, step.flops, train)
+    peak, *timings = measure([product, step, *others.values()], rounds, steps)
+    works = {OURS: step, **others}
+    by_name = {
+        name: figures(work, timing, product, peak)
+        for (name, work), timing in zip(works.items(), timings, strict=True)
+    }
+    report = {
+        **describe(step),
+        "training": train,
+        "rounds": rounds,
+        "compile_seconds": step.compile_seconds,
+        "peak_dtype": dtype,
+        "peak_side": product.side,
+        "load_average": os.getloadavg()[0],
+        "peak_gflops": spread([product.flops / 1e9 / t.seconds for t in peak]),
+        "shares": by_name,
+    }
+    print_report(report)
+    if json_file:
+        write_json(json_file, report)
+    return report
+
+
+def open_step(config: ConfigDict, folder: epath.Path, *, train: bool) -> Step:
+    """Compiles a config's step for synthetic data; `folder` stands for the workdir."""
+    config.data.synthetic = True
+    return Step(open_experiment(config, folder), train=train)
+
+
+def peak_dtype(config: ConfigDict) -> str:
+    """What the peak is measured in: the config's dtype, but float32 on CPUs."""
+    return "float32" if jax.default_backend() == "cpu" else config.model.dtype
+
+
+def check_counts(**counts: int) -> None:
+    """Raises UserError for a count below one."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"--{name}={value} must be at least 1")
+
+
+def measure(tasks: Sequence[Task], rounds: int, repeats: int) -> list[list[Timing]]:
+    """What each task takes, by round: the median of its repeats, the tasks in turn.
+
+    A task that is done in less than BURST_SECONDS is repeated for as long. The first call of each,
+    which warms up, does not count.
+    """
+    for task in tasks:
+        task()
+    timings: list[list[Timing]] = [[] for _ in tasks]
+    for number in range(rounds):
+        print(f"\r\033[Kround {number + 1}/{rounds}", end="", file=sys.stderr, flush=True)
+        for task, results in zip(tasks, timings, strict=True):
+            results.append(_median(task, repeats))
+    print("\r\033[K", end="", file=sys.stderr)
+    return timings
+
+
+def _median(task: Task, repeats: int) -> Timing:
+    spent: list[Timing] = []
+    while len(spent) < repeats or sum(timing.seconds for timing in spent) < BURST_SECONDS:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        task()
+        spent.append(Timing(time.perf_counter() - start, time.process_time() - cpu_start))
+    return Timing(*(statistics.median(values) for values in zip(*spent, strict=True)))
+
+
+def describe(step: Step) -> dict[str, Any]:
+    """What was measured, and on what."""
+    experiment = step.experiment
+    return {
+        "model": experiment.model_title,
+        "groups": experiment.model.groups,
+        "image_size": experiment.model.image_size,
+        "dtype": experiment.config.model.dtype,
+        "batch_size": step.images,
+        "gmacs_per_image": step.flops / (2e9 * step.passes * step.images),
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "cores": os.cpu_count(),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """The median over the rounds, and the least and the largest."""
+    return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
+
+
+def figures(
+    work: Work, timings: list[Timing], product: MatrixProduct, peak: list[Timing]
+) -> dict[str, Any]:
+    """Rates and the share of the peak, each over the rounds; a share is that of its own round."""
+    shares = [
+        (work.flops / taken.seconds) / (product.flops / whole.seconds)
+        for taken, whole in zip(timings, peak, strict=True)
+    ]
+    return {
+        "step_seconds": spread([t.seconds for t in timings]),
+        "cpu_seconds": spread([t.cpu_seconds for t in timings]),
+        "images_per_second": spread([work.images / t.seconds for t in timings]),
+        "share_of_peak": spread(shares),
+    }
+
+
+def _twin_of(config: ConfigDict) -> Any:
+    """PyTorch's step; raises UserError where it would not do what ours does."""
+    device = jax.devices()[0]
+    if device.platform != "cpu" or config.model.dtype != "float32":
+        raise UserError(
+            "--against=torch computes in float32 on CPUs, and the step in "
+            f"{config.model.dtype} on {device.device_kind}; set --config.model.dtype=float32 "
+            "and JAX_PLATFORMS=cpu"
+        )
+    if config.model.nll_every not in (None, 1):
+        raise UserError(
+            "--against=torch has an NLL after every application, and nll_every is "
+            f"{config.model.nll_every}; set --config.model.nll_every=1"
+        )
+    return torch_module().TorchStep
+
+
+def torch_module() -> Any:
+    """`torch_benchmark`, where PyTorch is installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    try:
+        from sret_jax.benchmarks import torch_benchmark
+    except ModuleNotFoundError as e:
+        raise UserError(
+            f"--against=torch needs {e.name}, which is not installed; pip install torch"
+        ) from e
+    return torch_benchmark
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The figures and the sentences people read."""
+    passes = 3 if report["training"] else 1
+    what = "train step" if report["training"] else "inference"
+    peak = report["peak_gflops"]
+    print(
+        f"{what} of {report['model']}, groups {report['groups']}, {report['gmacs_per_image']:.3f} "
+        f"GMACs per {report['image_size']}-pixel image, batch {report['batch_size']}, "
+        f"{report['dtype']}; {report['devices']} devices, {report['cores']} cores, load "
+        f"{report['load_average']:.1f}; compiled in {duration(report['compile_seconds'])}; medians "
+        f"of {report['rounds']} rounds (least to largest)"
+    )
+    product = f"{report['peak_dtype']} {report['peak_side']}^3 matrix product"
+    print(f"{product}: {_text(peak, ',.0f')} GFLOP/s")
+    print(f"{'':14}{'share of its rate':>26}{'images/s':>28}{'seconds':>28}{'CPU seconds':>28}")
+    for name, values in report["shares"].items():
+        print(
+            f"{name:14}{_text(values['share_of_peak'], '.3f'):>26}"
+            f"{_text(values['images_per_second'], ',.1f'):>28}"
+            f"{_text(values['step_seconds'], '.3g'):>28}{_text(values['cpu_seconds'], '.3g'):>28}"
+        )
+    print(
+        f"The share is 2 * {passes} * {report['gmacs_per_image']:.3f} GMACs * images/s over the "
+        "product's FLOP/s."
+    )
+
+
+def _text(values: dict[str, float], form: str) -> str:
+    median, least, largest = (format(values[k], form) for k in ("median", "least", "largest"))
+    return f"{median} ({least} to {largest})"

@@ -1,0 +1,66 @@
+"""Steps of SReT's PyTorch twin, eager and compiled, and its products, to be timed beside ours."""
+
+import torch
+import torch.nn.functional as F
+
+from sret_jax.benchmarks.products import Product
+from sret_jax.benchmarks.torch_twin import TorchTwin
+from sret_jax.models.families.sret import SReT
+from sret_jax.parallel.host import available_cores
+
+
+class TorchStep:
+    """One train step (loss, gradient, AdamW) or inference of the twin, on noise.
+
+    It does less than ours: no augmentation, no moving average, no check that losses are finite.
+
+    Attributes:
+      images: of a step.
+      flops: of a step, counted as ours are.
+    """
+
+    def __init__(self, model: SReT, images: int, flops: int, *, train: bool, compiled: bool):
+        torch.set_num_threads(available_cores())
+        self.images, self.flops = images, flops
+        self._twin = TorchTwin(model).train(train)
+        self._apply = torch.compile(self._twin) if compiled else self._twin
+        self._optimizer = torch.optim.AdamW(self._twin.parameters(), lr=1e-4, weight_decay=0.05)
+        self._batch = torch.randn(images, 3, model.image_size, model.image_size)
+        self._labels = torch.randint(model.num_classes, (images,))
+
+    @classmethod
+    def both(cls, model: SReT, images: int, flops: int, train: bool) -> dict[str, "TorchStep"]:
+        """The eager and the compiled one, by the names that reports use."""
+        names = {"torch eager": False, "torch.compile": True}
+        return {
+            name: cls(model, images, flops, train=train, compiled=compiled)
+            for name, compiled in names.items()
+        }
+
+    def __call__(self) -> None:
+        if not self._twin.training:
+            with torch.inference_mode():
+                self._apply(self._batch)
+            return
+        self._optimizer.zero_grad()
+        loss = F.cross_entropy(self._apply(self._batch), self._labels, label_smoothing=0.1)
+        loss.backward()
+        self._optimizer.step()
+
+
+class TorchProduct:
+    """A product of two arrays of ones, as `torch.einsum` computes it.
+
+    Attributes:
+      flops: of it, counted as ours are.
+    """
+
+    def __init__(self, product: Product):
+        torch.set_num_threads(available_cores())
+        self.flops = product.flops
+        self._equation = product.equation
+        dtype = getattr(torch, product.dtype)
+        self._operands = [torch.ones(shape, dtype=dtype) for shape in (product.left, product.right)]
+
+    def __call__(self) -> None:
+        torch.einsum(self._equation, *self._operands)

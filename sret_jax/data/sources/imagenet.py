@@ -1,0 +1,48 @@
+"""The names of ImageNet's 1,000 classes.
+
+Data and checkpoints know the classes by their WordNet ids.
+"""
+
+import functools
+from collections.abc import Sequence
+from importlib import resources
+
+CLASSES = 1000
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+    """The name of each WordNet id, in the order of the logits."""
+    file = resources.files("sret_jax.data.sources") / "imagenet_classes.txt"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines if not line.startswith("#"))
+
+
+def imagenet_ids() -> list[str]:
+    """The WordNet ids of ImageNet's classes, sorted, which is the order of the logits."""
+    return list(_names())
+
+
+def assumed_ids(logits: int, data: Sequence[str]) -> list[str] | None:
+    """The class names of weights that keep none: ImageNet's ids, if they have as many logits.
+
+    Args:
+      logits: of the weights.
+      data: class names of the data they meet, which must be among ImageNet's ids.
+
+    Returns:
+      None where the weights need not be ImageNet's.
+    """
+    ids = imagenet_ids()
+    return ids if logits == len(ids) and {*data} <= {*ids} else None
+
+
+def display_names(classes: Sequence[str]) -> list[str]:
+    """What to show a person: ImageNet's names where all classes are its WordNet ids.
+
+    "n01440764" -> "tench"; other names stay.
+    """
+    names = _names()
+    if all(name in names for name in classes):
+        return [names[name] for name in classes]
+    return list(classes)

@@ -1,0 +1,253 @@
+"""Teachers that label stored crops: models of this project, and any ONNX file."""
+
+import functools
+import hashlib
+import math
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.distillation.soft_targets import soft_labels
+from sret_jax.distillation.teacher import not_compared, open_teacher, with_classes
+from sret_jax.errors import UserError
+from sret_jax.files import absolute
+from sret_jax.models.apply import normalise
+from sret_jax.models.families.sret import SReT, function_settings
+from sret_jax.parallel.mesh import batch_sharding, make_mesh
+from sret_jax.settings.config_model import create_from_config
+
+MOST_ROWS = 256  # that a teacher sees at once
+ONNX = "onnx:"
+LAYOUTS = ("NCHW", "NHWC")
+LEAST_PROBABILITY = 1e-12
+
+
+class LabelTeacher(Protocol):
+    """Class probabilities p = softmax(t / T) of images as a student sees them.
+
+    Attributes:
+      image_size: side of what the teacher is shown, in pixels.
+      fingerprint: of its weights.
+    """
+
+    image_size: int
+    fingerprint: str
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Shapes: (B, S, S, 3) uint8 -> (B, K) float32."""
+        ...
+
+
+class CheckpointTeacher:
+    """A checkpoint of a model here, in evaluation mode, on all devices of this host.
+
+    Args:
+      path: of the teacher.
+      config: of its student.
+      class_names: of the data.
+
+    Attributes:
+      earlier_fingerprint: as stores have it that were made before fingerprints covered all
+        settings.
+
+    Raises:
+      UserError: no model there, or one of other classes.
+    """
+
+    def __init__(self, path: str, config: ConfigDict, class_names: list[str]):
+        config = config.copy_and_resolve_references()
+        config.teacher = path
+        self._mesh = make_mesh(1)
+        student = create_from_config(config, len(class_names))
+        teacher = open_teacher(config, self._mesh, student)
+        assert teacher is not None
+        teacher = with_classes(teacher, path, class_names)
+        if not teacher.names_compared:
+            print(not_compared(path), flush=True)
+        self.image_size = teacher.model.image_size
+        self.fingerprint = fingerprint(teacher.model, teacher.variables)
+        self.earlier_fingerprint = earlier_fingerprint(teacher.model, teacher.variables)
+        self._variables = teacher.place()
+        self._probabilities = jax.jit(
+            lambda variables, images: teacher.probabilities(variables, normalise(images)),
+            in_shardings=(teacher.shardings, batch_sharding(self._mesh)),
+        )
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `LabelTeacher`."""
+        rows = len(images)
+        padded = np.pad(images, [(0, -rows % self._mesh.size), (0, 0), (0, 0), (0, 0)])
+        return np.asarray(self._probabilities(self._variables, padded))[:rows]
+
+
+class OnnxTeacher:
+    """An ONNX model of one input and one output (B, K), run by onnxruntime.
+
+    Args:
+      path: of the file.
+      classes: K.
+      size: side of its images in pixels; default: what the model's input states.
+      mean, std: it sees (x / 255 - mean) / std.
+      layout: NCHW or NHWC.
+      probabilities: whether it gives probabilities p, else logits; of p the logits are log p.
+      temperature: T.
+
+    Raises:
+      UserError: onnxruntime is not installed, or the model is unreadable or of another form.
+    """
+
+    def __init__(
+        self,
+        path: epath.Path,
+        classes: int,
+        *,
+        size: int | None,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        layout: str,
+        probabilities: bool,
+        temperature: float,
+    ):
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise UserError(f"--teacher={ONNX}{path} cannot be read ({e.strerror or e})") from e
+        self._path = path
+        self._classes = classes
+        self._layout = layout
+        self._session = _open_session(path, data)
+        (self._input,) = self._one(self._session.get_inputs(), "inputs")
+        self._one(self._session.get_outputs(), "outputs")
+        self.image_size = size or self._stated_size()
+        settings = (self.image_size, mean, std, layout, probabilities)
+        self.fingerprint = hashlib.sha256(data + repr(settings).encode()).hexdigest()
+        self._prepare = jax.jit(
+            functools.partial(
+                _prepare, size=self.image_size, mean=mean, std=std, channels_first=layout == "NCHW"
+            )
+        )
+        self._soften = jax.jit(
+            lambda y: soft_labels(
+                jnp.log(jnp.maximum(y, LEAST_PROBABILITY)) if probabilities else y, temperature
+            )
+        )
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `LabelTeacher`."""
+        rows = len(images)
+        fixed = self._input.shape[0]  # a batch size, or a name where any will do
+        step = fixed if isinstance(fixed, int) else rows
+        outputs = []
+        for first in range(0, rows, step):
+            part = images[first : first + step]
+            part = np.pad(part, [(0, step - len(part)), (0, 0), (0, 0), (0, 0)])
+            outputs.append(self._run(np.asarray(self._prepare(part))))
+        return np.asarray(self._soften(np.concatenate(outputs)[:rows]))
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        try:
+            (output,) = self._session.run(None, {self._input.name: images})
+        except Exception as e:  # onnxruntime's own types, for images of a shape it does not take
+            raise UserError(
+                f"{self._path} takes no images of shape {images.shape} "
+                f"({str(e).splitlines()[0]}); correct --teacher_layout or --teacher_size"
+            ) from e
+        if output.shape != (len(images), self._classes):
+            raise UserError(
+                f"{self._path} gives an array {output.shape} for {len(images)} images, expected "
+                f"{(len(images), self._classes)}; give a teacher trained on these classes"
+            )
+        return output
+
+    def _one(self, ports: list, what: str) -> list:
+        if len(ports) != 1:
+            names = ", ".join(port.name for port in ports)
+            raise UserError(f"{self._path} has {len(ports)} {what} ({names}), expected one")
+        return ports
+
+    def _stated_size(self) -> int:
+        height = self._input.shape[self._layout.index("H")] if len(self._input.shape) == 4 else None
+        if not isinstance(height, int):
+            raise UserError(
+                f"{self._path} takes images {self._input.shape}, which states no size; give "
+                "--teacher_size"
+            )
+        return height
+
+
+def batch_rows(crops: int) -> int:
+    """How many crops a teacher sees at once: those of whole images, or an equal part of one's."""
+    if crops <= MOST_ROWS:
+        return MOST_ROWS // crops * crops
+    return math.ceil(crops / math.ceil(crops / MOST_ROWS))
+
+
+def label(teacher: LabelTeacher, images: np.ndarray, rows: int) -> np.ndarray:
+    """A teacher's probabilities of any number of images, `rows` at a time, the last ones padded.
+
+    Shapes: (B, S, S, 3) uint8 -> (B, K) float32.
+    """
+    parts = []
+    for first in range(0, max(len(images), 1), rows):  # once for none, which has a shape, too
+        part = images[first : first + rows]
+        padded = np.pad(part, [(0, rows - len(part)), (0, 0), (0, 0), (0, 0)])
+        parts.append(teacher(padded)[: len(part)])  # one shape, compiled once
+    return np.concatenate(parts)
+
+
+def _open_session(path: epath.Path, data: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise UserError(
+            f"onnxruntime is not installed, which --teacher={ONNX}{path} needs; pip install "
+            "'sret_jax[onnx]', or onnxruntime alone"
+        ) from e
+    try:
+        return onnxruntime.InferenceSession(
+            absolute(path), providers=onnxruntime.get_available_providers()
+        )
+    except Exception as e:  # onnxruntime's own types
+        reason = str(e).splitlines()[0]
+        raise UserError(f"{path} is no readable ONNX model ({reason})") from e
+
+
+def _prepare(
+    images: jax.Array,
+    *,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    channels_first: bool,
+) -> jax.Array:
+    """Shapes: (B, S, S, 3) uint8 -> (B, 3, size, size) or (B, size, size, 3), normalised."""
+    x = images.astype(jnp.float32) / 255
+    x = (x - jnp.asarray(mean).reshape(1, 1, 1, 3)) / jnp.asarray(std).reshape(1, 1, 1, 3)
+    x = jax.image.resize(x, (len(x), size, size, 3), "bicubic")
+    return x.transpose(0, 3, 1, 2) if channels_first else x
+
+
+def fingerprint(model: SReT, variables: Any) -> str:
+    """Of all that a model's output depends on: settings, type of activations, weights."""
+    defaults = {name: field.default for name, field in SReT.__dataclass_fields__.items()}
+    # A setting that is added later has what was done before as its default, and changes nothing.
+    settings = {k: v for k, v in function_settings(model).items() if v != defaults[k]}
+    return _digest((sorted(settings.items()), np.dtype(model.dtype).name), variables)
+
+
+def earlier_fingerprint(model: SReT, variables: Any) -> str:
+    """As it was before it covered heads, dim, nll_every and permutation."""
+    settings = (model.image_size, model.groups, model.loops, np.dtype(model.dtype).name)
+    return _digest(settings, variables)
+
+
+def _digest(settings: tuple, variables: Any) -> str:
+    digest = hashlib.sha256(repr(settings).encode())
+    for path, array in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,178 @@
+"""Writing a store of soft labels, shard by shard; an interrupted one goes on."""
+
+import dataclasses
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+from etils import epath
+
+from sret_jax.distillation.label_manifest import MANIFEST, Manifest, as_dict
+from sret_jax.distillation.soft_labels import finished_shards, read_manifest
+from sret_jax.errors import UserError
+from sret_jax.files import is_remote, write_json
+
+INCOMPLETE = "incomplete."
+WRITER = "group_size:1,uncompressed"  # each record is read alone; probabilities hardly shrink
+
+
+def begin_store(folder: epath.Path, manifest: Manifest) -> None:
+    """Makes a store that has no shards yet, or goes on with one that was begun alike.
+
+    Raises:
+      UserError: the folder holds something else, or labels made otherwise, or cannot be written,
+        or its disk has no room for the store.
+    """
+    begun = read_manifest(folder)
+    if begun is not None:
+        _check_begun_alike(folder, begun, manifest)
+        return
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--out={folder} exists and holds something else; give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--out={folder} cannot be made ({e.strerror or e}); give another") from e
+    _check_room(folder, manifest)
+    _write_manifest(folder, manifest)
+
+
+def write_shard(
+    folder: epath.Path, manifest: Manifest, shard: int, records: Iterable[bytes]
+) -> None:
+    """Writes a shard whole or not at all.
+
+    Raises:
+      UserError: the storage does not take it.
+    """
+    path = manifest.shard_path(folder, shard)
+    # Nobody else's name: whoever writes the same shard by mistake writes the same bytes.
+    temporary = path.with_name(f"{INCOMPLETE}{uuid.uuid4().hex}.{path.name}")
+    try:
+        writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), WRITER)
+        for record in records:
+            writer.write(record)
+        writer.close()
+        temporary.replace(path)
+    except (RuntimeError, OSError) as e:
+        reason = (str(e) or repr(e)).splitlines()[0]
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({reason}); fix the storage or free some room, and start "
+            "again: finished shards are kept"
+        ) from e
+
+
+def write_store(
+    folder: epath.Path,
+    manifest: Manifest,
+    records: Callable[[range], Iterable[bytes]],
+    *,
+    hosts: int,
+    host: int,
+) -> bool:
+    """Writes the shards of one host that are not there yet, and tells whether all are.
+
+    Args:
+      folder: of the store.
+      manifest: of the store.
+      records: makes those of a shard, given the numbers of its images.
+      hosts: among which the shards are dealt out in turn.
+      host: this one, 0 to hosts - 1.
+
+    Raises:
+      UserError: see `begin_store` and `write_shard`; no such host.
+    """
+    if not 0 <= host < hosts:
+        raise UserError(f"--shard={host} of --shards={hosts} does not exist; count from 0")
+    begin_store(folder, manifest)
+    there = finished_shards(folder, manifest)
+    for shard in range(host, manifest.shards, hosts):
+        if shard not in there:
+            write_shard(folder, manifest, shard, records(manifest.shard_range(shard)))
+    return complete_store(folder, manifest)
+
+
+def complete_store(folder: epath.Path, manifest: Manifest) -> bool:
+    """Marks a store as complete if it is, and tells whether."""
+    sizes = finished_shards(folder, manifest)
+    if len(sizes) < manifest.shards:
+        return False
+    for leftover in folder.glob(f"{INCOMPLETE}*.array_record"):  # of killed runs
+        leftover.unlink(missing_ok=True)
+    in_order = tuple(sizes[i] for i in range(manifest.shards))
+    _write_manifest(folder, dataclasses.replace(manifest, shard_bytes=in_order))
+    return True
+
+
+def pack(
+    manifest: Manifest, crops: np.ndarray, probs: np.ndarray, classes: np.ndarray | None
+) -> bytes:
+    """The record of an image.
+
+    Shapes: crops (K,) with the fields of CROP, probs (K, k), classes (K, k), or None with "full".
+    """
+    packed = np.zeros(len(crops), manifest.layout)
+    packed["box"], packed["flip"], packed["soft"] = crops["box"], crops["flip"], probs
+    if classes is not None:
+        packed["soft_classes"] = classes
+    return packed.tobytes()
+
+
+def most_probable(
+    manifest: Manifest, probabilities: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """What is kept of probabilities: those of the best classes and their numbers, or all and None.
+
+    Shapes: (K, classes) -> (K, k), (K, k).
+    """
+    if manifest.keep == "full":
+        return probabilities, None
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : manifest.kept]
+    return np.take_along_axis(probabilities, best, axis=1), best
+
+
+def _check_begun_alike(folder: epath.Path, begun: Manifest, manifest: Manifest) -> None:
+    old, new = _facts(begun), _facts(manifest)
+    for name, value in new.items():
+        if old[name] != value:
+            raise UserError(
+                f"the soft labels in {folder} were begun with {name}={old[name]}, and this command "
+                f"has {name}={value}; give the same, or --out another folder"
+            )
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
+    """What must be the same in every run that writes a store: not where things lie."""
+    facts: dict[str, Any] = {}
+    for name, value in as_dict(manifest).items():
+        if isinstance(value, dict):
+            facts.update({f"{name}.{key}": of for key, of in value.items()})
+        else:
+            facts[name] = value
+    # The digest is of the class names too.
+    for name in ("data.name", "data.split", "data.class_names", "teacher.path", "shard_bytes"):
+        del facts[name]
+    return facts
+
+
+def _check_room(folder: epath.Path, manifest: Manifest) -> None:
+    if is_remote(folder):
+        return
+    free, needed = shutil.disk_usage(folder).free, manifest.expected_bytes
+    if free < needed:
+        raise UserError(
+            f"the disk of --out={folder} has {free / 1e6:,.1f} MB left, and the soft labels take "
+            f"{needed / 1e6:,.1f} MB; free some, store fewer --crops, or give another folder"
+        )
+
+
+def _write_manifest(folder: epath.Path, manifest: Manifest) -> None:
+    # Several hosts may write it at once, the same content each.
+    temporary = folder / f"{INCOMPLETE}{uuid.uuid4().hex}.{MANIFEST}"
+    write_json(temporary, manifest.to_json())
+    temporary.replace(folder / MANIFEST)

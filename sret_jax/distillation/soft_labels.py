@@ -1,0 +1,122 @@
+"""Reading stored soft labels at random; `label_manifest` describes the files."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+from array_record.python import array_record_data_source
+from etils import epath
+
+from sret_jax.distillation.label_manifest import MANIFEST, SHARD_RECORDS, Manifest
+from sret_jax.errors import UserError
+
+GENERATE = "python -m sret_jax.tools.soft_labels generate"
+
+
+class SoftLabels:
+    """The labels of a complete store, read at random.
+
+    Attributes:
+      folder: where it lies.
+      manifest: what it holds.
+    """
+
+    def __init__(self, folder: epath.Path, manifest: Manifest):
+        self.folder = folder
+        self.manifest = manifest
+        instructions = [
+            _WholeFile(os.fspath(manifest.shard_path(folder, i)), len(manifest.shard_range(i)))
+            for i in range(manifest.shards)
+        ]
+        self._records = array_record_data_source.ArrayRecordDataSource(instructions)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, record: int) -> np.ndarray:
+        """The crops and labels of an image, (K,) of the manifest's layout; none of a bad image.
+
+        Raises:
+          UserError: damaged bytes.
+        """
+        manifest = self.manifest
+        try:
+            data = self._records[record]
+        except RuntimeError as e:  # a sum that does not fit
+            reason = (str(e) or "cut short").splitlines()[0]
+            raise self._damaged(record, reason) from e
+        if len(data) not in (0, manifest.crops * manifest.layout.itemsize):
+            raise self._damaged(record, f"it has {len(data):,} bytes")
+        return np.frombuffer(data, manifest.layout)
+
+    def _damaged(self, record: int, reason: str) -> UserError:
+        shard = self.manifest.shard_path(self.folder, record // SHARD_RECORDS)
+        return UserError(
+            f"the soft labels of image {record} in {shard} are damaged ({reason}); remove that "
+            "file and generate again, which makes it anew"
+        )
+
+
+def open_soft_labels(folder: epath.Path) -> SoftLabels:
+    """Opens a complete store.
+
+    Raises:
+      UserError: there is none, or it is half generated, or a file of it is missing or truncated.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"{folder} holds no soft labels (no {MANIFEST}); make some with: {GENERATE} "
+            f"--config=... --teacher=... --out={folder}"
+        )
+    if manifest.shard_bytes is None:
+        there = len(finished_shards(folder, manifest))
+        raise UserError(
+            f"the soft labels in {folder} are half generated ({there} of {manifest.shards} shards "
+            "are there); start the command that makes them again, which goes on where it stopped"
+        )
+    sizes = finished_shards(folder, manifest)
+    for shard, expected in enumerate(manifest.shard_bytes):
+        if sizes.get(shard) != expected:
+            found = f"has {sizes[shard]:,} bytes" if shard in sizes else "is missing"
+            raise UserError(
+                f"{manifest.shard_path(folder, shard)} {found}, expected {expected:,} bytes; "
+                "remove it and generate again, which makes it anew"
+            )
+    return SoftLabels(folder, manifest)
+
+
+def read_manifest(folder: epath.Path) -> Manifest | None:
+    """The manifest of a store; None where there is none.
+
+    Raises:
+      UserError: it is damaged, or of another version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return Manifest.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged ({e}); fix it, or make the soft labels anew") from e
+
+
+def finished_shards(folder: epath.Path, manifest: Manifest) -> dict[int, int]:
+    """Numbers and sizes of the shards that are there."""
+    names = {manifest.shard_path(folder, i).name: i for i in range(manifest.shards)}
+    there = [path for path in folder.iterdir() if path.name in names]
+    return {names[path.name]: path.stat().length for path in there}
+
+
+@dataclasses.dataclass(frozen=True)
+class _WholeFile:
+    """A file of known length, as array_record reads it without opening it first."""
+
+    filename: str
+    examples_in_shard: int
+    skip: int = 0
+
+    @property
+    def take(self) -> int:
+        return self.examples_in_shard

@@ -1,0 +1,178 @@
+"""Evaluation of a saved checkpoint: python main.py --mode=eval."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sret_jax.checkpoints.reading import open_existing, read_weights, saved_shapes
+from sret_jax.data.loader import check_batch_size, eval_batch_size
+from sret_jax.data.sources.source import Source
+from sret_jax.data.sources.splits import other_slices
+from sret_jax.data.views.images import EvalTransform
+from sret_jax.errors import UserError
+from sret_jax.evaluation.bad_images import BadImages
+from sret_jax.evaluation.confusion import Confusion, write_confusions
+from sret_jax.evaluation.evaluation import Evaluator, Results, table
+from sret_jax.evaluation.labelled import open_labelled
+from sret_jax.files import write_json
+from sret_jax.models.families.sret import SReT, abstract_variables, title
+from sret_jax.parallel.distributed import agreed, is_leader, say
+from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
+from sret_jax.parallel.preemption import Preemption
+from sret_jax.settings.config_model import create_from_config
+from sret_jax.settings.saved_config import CONFIG_FILE, changed_settings
+from sret_jax.training.checks import check_numbers, check_writable
+from sret_jax.weights.adaptation import adapt, as_saved, changes, compare
+from sret_jax.weights.pretrained import model_of_folder
+
+EVAL_FILE = "eval.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of saved weights found.
+
+    Attributes:
+      model: as evaluated.
+      source: the images.
+      step: of the weights.
+      results: by name of the weights.
+      confusions: likewise; empty for very many classes.
+      present: classes that have images, as far as is known.
+      remarks: sentences on how the labels were numbered, and on classes without images.
+    """
+
+    model: SReT
+    source: Source
+    step: int
+    results: Results
+    confusions: dict[str, Confusion]
+    present: int
+    remarks: tuple[str, ...]
+
+
+def evaluate_checkpoint(
+    config: ConfigDict, workdir: epath.Path, step: int | None = None
+) -> dict[str, Any]:
+    """Evaluates weights of a workdir or converted checkpoint; prints a table.
+
+    Args:
+      config: of the model and the data.
+      workdir: holds checkpoints/; eval.json and per_class.json are written there, and, of up to
+        200 classes, confusion.png.
+      step: of the weights; default: the newest readable.
+
+    Returns:
+      What eval.json holds: {"step", "overrides": the settings that are not those of the workdir's
+      config.json, "classes": {"model", "present"}, "eval": {"top1", "top5", "loss"}, "eval_ema":
+      {...}}; where not all classes of the model are present also "top1_among_present", over the
+      logits of those alone; and the "remarks" of `Evaluation`.
+
+    Raises:
+      UserError: whatever the user can fix; before any compilation.
+      Preempted: SIGTERM or Ctrl-C came.
+    """
+    overrides = {name: new for name, (_, new) in changed_settings(config, workdir).items()}
+    found = evaluate_weights(config, workdir, step)
+    classes = {"model": found.model.num_classes, "present": found.present}
+    remarks = {"remarks": list(found.remarks)} if found.remarks else {}
+    report = {
+        "step": found.step,
+        "overrides": overrides,
+        "classes": classes,
+        **remarks,
+        **found.results,
+    }
+    if is_leader():
+        changed = "".join(f", {name}={value}" for name, value in overrides.items())
+        print(
+            f"Evaluated {title(found.model, config.model.name)} in {workdir} at step "
+            f"{found.step:,}, {len(found.source):,} images of {config.data.name}{changed}:",
+            table(found.results),
+            *found.remarks,
+            sep="\n",
+        )
+        write_json(workdir / EVAL_FILE, report)
+        print(f"Written: {workdir / EVAL_FILE}")
+        if found.confusions:
+            print(found.confusions["eval"].worst())
+            write_confusions(workdir, found.step, found.confusions)
+    return report
+
+
+def evaluate_weights(
+    config: ConfigDict, workdir: epath.Path, step: int | None = None
+) -> Evaluation:
+    """Evaluates weights of a workdir or converted checkpoint, and writes nothing.
+
+    Weights that were trained with other loops or another image size are fitted to the config's by
+    `with_loops` and `with_image_size`. Raises as `evaluate_checkpoint` does.
+    """
+    with agreed():
+        model, source, mesh, remark = _open(config, workdir, step)
+        trained = as_saved(model, saved_shapes(workdir, step)).clone(num_classes=model.num_classes)
+        described = (workdir / CONFIG_FILE).exists()
+        otherwise = compare(model_of_folder(workdir, step=step), model) if described else []
+    abstract = abstract_variables(trained)
+    shardings = state_shardings(abstract, mesh)
+    step, weights = read_weights(workdir, with_shardings(abstract, shardings), step)
+    changed = changes(trained, model)
+    if changed or otherwise:
+        say(f"Evaluating with {' and '.join([*changed, *otherwise])}.")
+    if changed:
+        shardings = state_shardings(abstract_variables(model), mesh)
+        fit = jax.jit(lambda variables: adapt(trained, variables, model), out_shardings=shardings)
+        weights = {name: fit(variables) for name, variables in weights.items()}
+    evaluator = Evaluator(model, config, source, mesh, shardings)
+    with contextlib.closing(evaluator.loader), Preemption() as preemption:
+        results = evaluator.evaluate(weights, preemption.check)
+    BadImages(source, config.data.max_bad_fraction, say).check(evaluator.loader)
+    present = _present(source, model, evaluator.confusions)
+    remarks = [*source.remarks, remark] if remark else [*source.remarks]
+    if slices := other_slices(config, changed_settings(config, workdir)):
+        remarks.append(
+            f"{workdir} was trained on {slices}, so images that it was trained on may be among "
+            "those evaluated."
+        )
+    if not present.all():
+        for name, top1 in evaluator.top1_among(present).items():
+            results[name]["top1_among_present"] = top1
+        remarks.append(
+            f"There are images of {present.sum():,} of the model's {model.num_classes:,} classes; "
+            "top-1, top-5 and loss are over the logits of all classes."
+        )
+    return Evaluation(
+        model, source, step, results, evaluator.confusions, int(present.sum()), tuple(remarks)
+    )
+
+
+def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> np.ndarray:
+    """Which classes have images, or of very many classes which the data name; (K,) bool."""
+    for confusion in confusions.values():
+        return confusion.images > 0
+    named = np.isin(source.class_names, source.classes_here)
+    return np.pad(named, (0, model.num_classes - len(named)))
+
+
+def _open(
+    config: ConfigDict, workdir: epath.Path, step: int | None
+) -> tuple[SReT, Source, Mesh, str]:
+    check_numbers(config)
+    mesh = make_mesh(config.fsdp)
+    check_batch_size("eval_batch_size", eval_batch_size(config, mesh.size), mesh.size)
+    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
+    EvalTransform(config.model.image_size, config.data.test_crop)
+    open_existing(workdir).close()
+    check_writable(workdir)
+    head = saved_shapes(workdir, step).get("params/head/bias", ())
+    if len(head) != 1:
+        raise UserError(f"{workdir} holds weights of no model of this project; correct the path")
+    source, remark = open_labelled(config, workdir, logits=head[0])
+    given = config.model.num_classes
+    return create_from_config(config, head[0] if given is None else given), source, mesh, remark

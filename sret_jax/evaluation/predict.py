@@ -1,0 +1,132 @@
+"""Class probabilities of images, whatever their size and however they are given."""
+
+import functools
+import io
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from sret_jax.data.views.images import BadImage, EvalTransform, upright_rgb
+from sret_jax.errors import UserError
+from sret_jax.models.apply import normalise
+from sret_jax.models.families.sret import SReT
+from sret_jax.parallel.host import available_cores
+
+BATCH = 32
+
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | jax.Array
+
+
+class UnreadableImage(UserError):
+    """An image that cannot be read; `reason` says why."""
+
+    def __init__(self, image: Picture, number: int, reason: str):
+        name = image if isinstance(image, str | os.PathLike) else f"number {number}"
+        super().__init__(
+            f"image {name} cannot be read ({reason}); give a path, bytes, a PIL image or a uint8 "
+            "array (H, W, 3)"
+        )
+        self.reason = reason
+
+
+def predict(
+    model: SReT,
+    variables: dict[str, Any],
+    images: Iterable[Picture],
+    *,
+    test_crop: float = 0.875,
+) -> np.ndarray:
+    """softmax(model(x)) of every image x, seen as in evaluation.
+
+    Args:
+      model: from `load` or `create_model`.
+      variables: its weights, {"params", "batch_stats"}.
+      images: paths, encoded bytes, PIL images, or uint8 RGB arrays (H, W, 3), of any sizes.
+      test_crop: share of the shorter side that is seen: `test_crop(path)` of a run.
+
+    Returns:
+      Probabilities (images, classes), float32.
+
+    Raises:
+      UserError: an image that cannot be read, or a test_crop out of range.
+    """
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        raise UserError("images is one image, not several; give a list: predict(..., [image])")
+    rows = [np.zeros((0, model.num_classes), np.float32)]
+    for row in predict_each(model, variables, images, test_crop=test_crop):
+        if isinstance(row, UnreadableImage):
+            raise row
+        rows.append(row[None])
+    return np.concatenate(rows)
+
+
+def predict_each(
+    model: SReT,
+    variables: dict[str, Any],
+    images: Iterable[Picture],
+    *,
+    test_crop: float,
+) -> Iterator[np.ndarray | UnreadableImage]:
+    """As `predict`, one image after another, of which BATCH are held at most.
+
+    Yields:
+      Probabilities (classes,), or what is wrong with the image, in the order of the images.
+    """
+    see = functools.partial(_seen, EvalTransform(model.image_size, test_crop))
+    numbered = iter(enumerate(images))
+    with ThreadPoolExecutor(available_cores()) as pool:
+        while batch := list(pool.map(see, islice(numbered, BATCH))):
+            views = [view for view in batch if not isinstance(view, UnreadableImage)]
+            rows = iter(_probabilities(model, variables, views) if views else ())
+            for view in batch:
+                yield view if isinstance(view, UnreadableImage) else next(rows)
+
+
+def logits_of(model: SReT, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """(B, S, S, 3) uint8 RGB -> (B, classes) float32."""
+    rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
+    logits: Any = model.apply(variables, normalise(images), train=False, rngs=rngs)
+    return logits
+
+
+def _probabilities(
+    model: SReT, variables: dict[str, Any], views: list[np.ndarray]
+) -> Iterable[np.ndarray]:
+    padding = [(0, BATCH - len(views)), (0, 0), (0, 0), (0, 0)]
+    whole = np.pad(np.stack(views), padding)  # one shape, compiled once
+    return np.asarray(_softmax(model, variables, whole))[: len(views)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _softmax(model: SReT, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(logits_of(model, variables, images))
+
+
+def _seen(view: EvalTransform, numbered: tuple[int, Picture]) -> np.ndarray | UnreadableImage:
+    number, image = numbered
+    try:
+        return view(_encoded(image))
+    except (BadImage, OSError, TypeError, ValueError) as e:
+        return UnreadableImage(image, number, str(e) or type(e).__name__)
+
+
+def _encoded(image: Picture) -> bytes:
+    """The bytes of an image file; what is in memory is written as PNG, which loses nothing."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray | jax.Array):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise TypeError(f"it is a {image.dtype} array {image.shape}")
+        image = Image.fromarray(np.asarray(image))
+    if isinstance(image, Image.Image):
+        file = io.BytesIO()
+        upright_rgb(image).save(file, format="PNG")
+        return file.getvalue()
+    return epath.Path(image).read_bytes()

@@ -1,0 +1,76 @@
+"""data.json: what a run keeps of its images, to say at the next start what has changed."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from sret_jax.data.sources.source import Source
+from sret_jax.data.sources.splits import digest
+from sret_jax.files import write_json
+
+DATA_FILE = "data.json"
+
+
+def record_images(train: Source, test: Source, workdir: epath.Path, *, resumes: bool) -> list[str]:
+    """Writes data.json: {"train": {"images", "digest"}, "eval": {...}}.
+
+    Args:
+      train: the training data of this start.
+      test: the test data.
+      workdir: of the run.
+      resumes: whether the run has taken steps before.
+
+    Returns:
+      The sentences of `changed_images` for a run that resumes.
+    """
+    now = {
+        name: {"images": len(source), "digest": digest(source)}
+        for name, source in (("train", train), ("eval", test))
+    }
+    sentences = changed_images(load_record(workdir), now) if resumes else []
+    write_json(workdir / DATA_FILE, now)
+    return sentences
+
+
+def load_record(workdir: epath.Path) -> dict[str, Any] | None:
+    """What a workdir's data.json holds; None where there is none that can be read."""
+    try:
+        record = json.loads((workdir / DATA_FILE).read_text(encoding="utf-8"))
+        return {
+            name: {k: record[name][k] for k in ("images", "digest")} for name in ("train", "eval")
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def changed_images(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """Sentences on what has changed of the images between two starts, and what follows."""
+    if then is None:
+        return [
+            f"There is no {DATA_FILE} of an earlier start, so whether the images are the same as "
+            "then is not known."
+        ]
+    sentences = []
+    if then["train"] != now["train"]:
+        sentences.append(
+            f"The training images have changed: {_both(then['train'], now['train'])}. From here "
+            "on they come in another order, so that some are seen once more or less in this epoch."
+        )
+    if then["eval"] != now["eval"]:
+        sentences.append(
+            f"The test images have changed: {_both(then['eval'], now['eval'])}. Accuracies from "
+            "here on do not compare with earlier ones."
+        )
+    if len(sentences) == 2:
+        sentences.append(
+            "Where the two are slices of one folder, images may have moved from one to the other, "
+            "so that some test images have been trained on."
+        )
+    return sentences
+
+
+def _both(then: dict[str, Any], now: dict[str, Any]) -> str:
+    if then["images"] == now["images"]:
+        return f"{now['images']:,} as at the last start, but some others or renamed"
+    return f"{then['images']:,} at the last start, {now['images']:,} now"

@@ -1,0 +1,436 @@
+"""The train loop: resume, step, report, save, evaluate; roll back, or stop when asked to."""
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.data.loader import Loader, SyntheticLoader
+from sret_jax.data.sources.splits import data_remarks
+from sret_jax.errors import UserError
+from sret_jax.evaluation.bad_images import BadImages, TooManyBadImages
+from sret_jax.evaluation.evaluation import Evaluator, Results
+from sret_jax.parallel.devices import fits_memory
+from sret_jax.parallel.distributed import agreed, gather, is_leader
+from sret_jax.parallel.mesh import batch_sharding, with_shardings
+from sret_jax.parallel.preemption import Preempted, Preemption
+from sret_jax.run.crash import write_crash_report
+from sret_jax.run.data_record import record_images
+from sret_jax.run.lock import Lock, locked
+from sret_jax.run.profiler import Profiler
+from sret_jax.run.report import Callback, Reporter
+from sret_jax.run.resume import compare_config
+from sret_jax.run.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
+from sret_jax.run.watchdog import Watchdog
+from sret_jax.settings.saved_config import Start
+from sret_jax.text import duration
+from sret_jax.training.batches import train_loader
+from sret_jax.training.checks import check_numbers, check_writable
+from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment, small_data
+from sret_jax.training.initial_weights import initial_state
+from sret_jax.training.state import TrainState, from_items, to_items
+from sret_jax.training.step import Metrics
+
+REMEMBERED_LOSSES = 20
+
+
+def train(
+    config: ConfigDict,
+    workdir: epath.Path,
+    callbacks: Sequence[Callback] = (),
+    *,
+    start: Start | None = None,
+) -> dict[str, Any]:
+    """Trains to the end, resuming from the newest checkpoint in `workdir`.
+
+    Writes checkpoints, config.json, start.json, class_names.json, data.json, metrics.jsonl,
+    tensorboard/, curves.png, result.json, per_class.json and of up to 200 classes confusion.png
+    there; rollbacks.json where losses were not finite, and crash/ after a crash.
+
+    Args:
+      config: as configs/common.py makes it.
+      workdir: local or remote folder.
+      callbacks: called as callback(step, figures) in process 0 whenever figures are reported.
+      start: the command line that the config is from, to be kept in the workdir.
+
+    Returns:
+      What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
+      "best": {"step", "top1"}, "train_seconds", "images_per_second"}.
+
+    Raises:
+      Preempted: SIGTERM or Ctrl-C came; a checkpoint of the last step is saved.
+      UserError: a bad config, data set or checkpoint, or another run in the workdir, before any
+        compilation; later, a label outside the classes, a hundred unreadable images in a row,
+        losses that are not finite after config.rollback.most rollbacks, or a last checkpoint that
+        cannot be written.
+    """
+    with contextlib.ExitStack() as resources:
+        preemption = resources.enter_context(Preemption())
+        with agreed():
+            check_numbers(config)
+            check_writable(workdir)
+            lock = resources.enter_context(locked(workdir)) if is_leader() else Lock()
+            experiment = open_experiment(config, workdir)
+        watchdog = resources.enter_context(Watchdog(**config.watchdog))
+        run = resources.enter_context(
+            contextlib.closing(Run(experiment, preemption, lock, watchdog, callbacks, start))
+        )
+        try:
+            run.train()
+            return run.finish()
+        except Exception as error:
+            run.report_crash(error)
+            raise
+
+
+class Run:
+    """A started training run: its state, its data and where it reports."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        preemption: Preemption,
+        lock: Lock,
+        watchdog: Watchdog,
+        callbacks: Sequence[Callback],
+        start: Start | None,
+    ):
+        self.experiment = experiment
+        self._preemption = preemption
+        self._lock = lock
+        self._watchdog = watchdog
+        self._resources = contextlib.ExitStack()
+        self.state: TrainState
+        self.step: int
+        config = experiment.config
+        self._checkpoints = Checkpoints(
+            experiment.workdir,
+            keep_latest=config.checkpoint.keep_latest,
+            keep_best=config.checkpoint.keep_best,
+            keep_every=experiment.keep_every,
+        )
+        self._resources.callback(self._checkpoints.close)
+        self._rollbacks = Rollbacks.read(experiment.workdir)
+        self._reporter = Reporter(experiment, callbacks)
+        self._resources.callback(self._reporter.close)
+        self._warnings = self._resume()
+        self._reporter.describe(start)
+        with agreed():
+            if is_leader():
+                data = (experiment.train_source, experiment.eval_source)
+                self._warnings += record_images(*data, experiment.workdir, resumes=self.step > 0)
+                self._warnings += data_remarks(*data)
+        self._evaluator = Evaluator(
+            experiment.model,
+            config,
+            experiment.eval_source,
+            experiment.mesh,
+            experiment.shardings.variables,
+        )
+        self._resources.callback(self._evaluator.loader.close)
+        self._bad_images = {
+            name: BadImages(source, config.data.max_bad_fraction, self._reporter.say)
+            for name, source in (
+                ("train", experiment.train_source),
+                ("eval", experiment.eval_source),
+            )
+        }
+        self._results: Results = {}
+        self._loader: Loader | SyntheticLoader | None = None
+        self._losses: deque[tuple[int, jax.Array]] = deque(maxlen=REMEMBERED_LOSSES)
+
+    def train(self) -> None:
+        """Takes the steps that are left.
+
+        Raises:
+          Preempted: once a checkpoint of the last step is on disk.
+          TooManyBadImages: likewise.
+        """
+        if self.step >= self.experiment.last_step and self._checkpoints.is_evaluated(self.step):
+            self._say_warnings()
+            total = self.experiment.total_steps
+            early = f" of {total:,}, where config.stop_at_step ends it" if self.step < total else ""
+            self._reporter.say(f"Training is complete at step {self.step:,}{early}.")
+            return
+        try:
+            train_step = self._compile_step()
+        finally:
+            self._say_warnings()  # the next start will not know of what has changed until now
+        try:
+            while not self._results or self.step < self.experiment.last_step:
+                try:
+                    self._take_steps(train_step)
+                except Diverged as diverged:
+                    self._roll_back(diverged)
+        except Preempted:
+            step = self._save_before_stopping()
+            raise Preempted(
+                f"Stopped as asked at step {step:,}, which is saved; start again to resume."
+            ) from None
+        except TooManyBadImages as error:
+            step = self._save_before_stopping()
+            raise TooManyBadImages(
+                f"{error}; step {step:,} is saved, where the next start goes on"
+            ) from None
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates if the last step was not yet, and writes and prints the result.
+
+        Raises:
+          UserError: the last checkpoint cannot be written.
+        """
+        if not self._results:
+            self._save_and_evaluate()
+        if not self._checkpoints.settle():
+            raise UserError(
+                f"training is complete, but its last checkpoint cannot be written to "
+                f"{self.experiment.workdir}; fix the storage and start again to resume at step "
+                f"{max(self._checkpoints.steps, default=0):,}"
+            )
+        return self._reporter.result(self.step, self._results, self._checkpoints.best())
+
+    def close(self) -> None:
+        """Waits for the last checkpoint and ends the loader's workers."""
+        self._resources.close()
+
+    def report_crash(self, error: Exception) -> None:
+        """Writes crash/ for an error that is not of the user's making."""
+        if isinstance(error, UserError | Preempted) and not isinstance(error, Diverged):
+            return
+        batches = self._loader.recent_records if self._loader else []
+        names = self.experiment.train_source.record_name
+        try:
+            facts = {
+                "step": self.step,
+                "losses": {step: _as_text(loss) for step, loss in self._losses},
+                "batches": [[names(record) for record in batch] for batch in batches],
+                "config": self.experiment.config.to_dict(),
+            }
+            path = write_crash_report(self.experiment.workdir, error, facts)
+        except Exception as e:  # the crash itself is what matters
+            print(f"No crash report could be written: {e}", flush=True)
+        else:
+            print(f"What is known of the crash is in {path}.", flush=True)
+
+    def _take_steps(self, train_step: CompiledStep) -> None:
+        """Steps to the end from where the state is.
+
+        Raises:
+          Diverged: at the last of too many steps in a row that were not finite.
+          Preempted: after the current step.
+        """
+        experiment, config = self.experiment, self.experiment.config
+        self._check_streak(self.step, {"bad_streak": self.state.bad_streak})
+        if self._is_due(self.step) and not self._checkpoints.is_evaluated(self.step):
+            self._save_and_evaluate()  # what a preemption, or a rollback to here, left out
+        with contextlib.ExitStack() as resources:
+            self._loader = train_loader(
+                experiment.train_source,
+                config,
+                experiment.model.image_size,
+                config.batch_size,
+                batch_sharding(experiment.mesh),
+                start_step=self.step,
+            )
+            resources.callback(self._loader.close)
+            profiler = Profiler(config.profile, experiment.workdir)
+            resources.callback(profiler.close)
+            gather(True)  # on CPUs, processes must begin the first step within 30 s of each other
+            window = self._reporter.window
+            window.restart()
+            while self.step < experiment.last_step:
+                profiler.before(self.step + 1)
+                with window.waiting():
+                    batch = next(self._loader)
+                with self._fits_memory():
+                    self.state, metrics = train_step(self.state, batch)
+                self.step += 1
+                self._losses.append((self.step, metrics["loss"]))
+                self._check_streak(self.step - 1, window.add(metrics))
+                profiler.after(self.step, metrics)
+                self._watchdog.beat(step=True)
+
+                last = self.step == experiment.last_step
+                report = last or self.step % config.log_every_steps == 0
+                if report or self._is_due(self.step):
+                    self._check_streak(self.step, metrics)
+                if report:
+                    self._reporter.training(self.step)
+                    self._check_images("train", self._loader)
+                if self._is_due(self.step):
+                    with window.paused():
+                        self._save_and_evaluate()
+                self._preemption.check()
+
+    def _is_due(self, step: int) -> bool:
+        """Whether an evaluation, and perhaps a checkpoint, follows that step."""
+        return step > 0 and (self._is_save_due(step) or step % self.experiment.eval_every == 0)
+
+    def _is_save_due(self, step: int) -> bool:
+        return step >= self.experiment.last_step or step % self.experiment.save_every == 0
+
+    def _save_and_evaluate(self) -> None:
+        """Saves if that is due, then evaluates: an evaluation that fails loses no step."""
+        if self._is_save_due(self.step):
+            self._save()
+        if not self._results:
+            self._checkpoints.settle()  # for the first evaluation may even kill the process
+        self._watchdog.beat()
+        results = self._evaluator.evaluate(
+            {"eval": self.state.variables, "eval_ema": self.state.ema}, self._between_batches
+        )
+        self._check_images("eval", self._evaluator.loader)
+        if not math.isfinite(results["eval"]["loss"]):
+            raise Diverged("the evaluation's loss is not finite", self.step, self.step - 1)
+        if not self._checkpoints.is_evaluated(self.step):
+            self._checkpoints.record_metrics(self.step, results["eval"])
+        self._results = results
+        self._reporter.evaluation(self.step, results, self._evaluator.confusions)
+        self._watchdog.beat()
+
+    def _check_images(self, split: str, loader: Loader | SyntheticLoader) -> None:
+        """Names unreadable images; too many end the run, unless its last step is done."""
+        try:
+            self._bad_images[split].check(loader)
+        except TooManyBadImages as error:
+            if self.step < self.experiment.last_step:
+                raise
+            self._reporter.say(f"The last step is done, but {error}.")
+
+    def _between_batches(self) -> None:
+        self._watchdog.beat()
+        self._preemption.check()
+
+    def _save(self) -> None:
+        """Starts to save the current step, if it is not saved."""
+        with agreed():
+            self._lock.check()
+        if self.step not in self._checkpoints.steps:
+            self._checkpoints.save(self.step, to_items(self.state))
+
+    def _save_before_stopping(self) -> int:
+        """Saves the current step if it is not, and returns it once it is on disk."""
+        step, checkpoints = self.step, self._checkpoints
+        if step:
+            self._save()
+        if not checkpoints.settle():
+            raise UserError(
+                f"step {step:,}, at which the run stops, cannot be saved to "
+                f"{self.experiment.workdir}; fix the storage and start again to resume at step "
+                f"{max(checkpoints.steps, default=0):,}"
+            )
+        return step
+
+    def _check_streak(self, step: int, metrics: Metrics | None) -> None:
+        """Raises Diverged once as many steps in a row as config says were not finite."""
+        streak = int(metrics["bad_streak"]) if metrics else 0
+        if streak >= self.experiment.config.rollback.bad_steps:
+            raise Diverged(
+                f"{streak} steps in a row had a loss or gradient that is not finite",
+                step,
+                step - streak,
+            )
+
+    def _roll_back(self, diverged: Diverged) -> None:
+        """Goes back to the last good checkpoint, and past the steps since then.
+
+        A good one was evaluated, before the first step that was not finite; where there is none,
+        the fresh state is taken. Newer ones move aside before the window is on disk, so that a run
+        killed in between comes here again.
+
+        Raises:
+          Diverged: this happened too often already.
+        """
+        experiment, limit = self.experiment, self.experiment.config.rollback.most
+        if len(self._rollbacks.windows) >= limit:
+            before = f" after rollbacks from {self._rollbacks}" if limit else ""
+            raise Diverged(
+                f"{diverged} at step {diverged.step:,}{before}; lower config.optim.lr_per_512, "
+                f"clip with config.optim.clip_norm, or raise config.rollback.most={limit} "
+                f"({experiment.workdir / ROLLBACKS_FILE} lists the steps)",
+                diverged.step,
+                diverged.last_good,
+            ) from None
+        with agreed():
+            self._lock.check()
+        self._checkpoints.settle()
+        good = self._checkpoints.newest_evaluated(at_most=diverged.last_good) or 0
+        self._checkpoints.set_aside([step for step in self._checkpoints.steps if step > good])
+        self._rollbacks = self._rollbacks.with_window(good + 1, diverged.step)
+        with agreed():
+            if is_leader():
+                self._rollbacks.write(experiment.workdir)
+        self._reporter.say(
+            f"{diverged} by step {diverged.step:,}: back to the weights of step {good:,}, leaving "
+            f"out the steps until here (rollback {len(self._rollbacks.windows)} of {limit})."
+        )
+        self._reporter.start(self._restore())
+        self._results = {}
+
+    def _restore(self) -> int:
+        """Takes the newest checkpoint or the first state; returns the step whose weights it has."""
+        target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
+        with self._watchdog.during("restoring a checkpoint"):
+            restored = self._checkpoints.restore_newest(to_items(target))
+        step, items = restored or (0, {})
+        if items:
+            self.state = from_items(items)
+        else:
+            with self._watchdog.during("making the first state"):
+                self.state = initial_state(self.experiment, self._reporter.say)
+        self.step = self._rollbacks.goes_on_at(step)
+        if self.step != step:
+            self.state = self.state.replace(
+                step=jax.device_put(np.int32(self.step), target.step.sharding),
+                bad_streak=jax.device_put(np.int32(0), target.bad_streak.sharding),
+            )
+        return step
+
+    def _resume(self) -> list[str]:
+        """Restores; returns what to say before the first step."""
+        experiment = self.experiment
+        step = self._restore()
+        changes = []
+        if self.step:
+            self._reporter.say(f"Resuming {experiment.workdir} at step {self.step:,}.")
+            changes = compare_config(experiment, self.step)
+        self._reporter.start(step)
+        return changes + small_data(experiment)
+
+    def _fits_memory(self) -> contextlib.AbstractContextManager[None]:
+        config = self.experiment.config
+        return fits_memory(
+            f"a train step of {config.batch_size:,} images does not fit the memory with "
+            f"config.grad_accum={config.grad_accum}; raise that, or recompute activations with "
+            "--config.model.remat=full"
+        )
+
+    def _say_warnings(self) -> None:
+        for warning in self._warnings:
+            self._reporter.say(warning)
+
+    def _compile_step(self) -> CompiledStep:
+        start = time.perf_counter()
+        self._reporter.say("Compiling the evaluation step and the train step...")
+        with self._watchdog.during("compiling the evaluation step"):
+            self._evaluator.rehearse(self.state.variables)
+        with self._watchdog.during("compiling the train step"), self._fits_memory():
+            compiled = self.experiment.compile_train_step()
+        self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
+        return compiled
+
+
+def _as_text(loss: jax.Array) -> str:
+    """A loss as text, also where the step that should have made it failed."""
+    try:
+        return str(loss)
+    except Exception as e:
+        return type(e).__name__

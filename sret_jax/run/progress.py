@@ -1,0 +1,115 @@
+"""How a run is going: throughput, waiting for data, and the live line."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from sret_jax.text import duration
+
+MEANS = ("loss", "top1", "teacher_top1", "grad_norm")
+
+
+class Window:
+    """Collects the steps since the last report.
+
+    Times are wall-clock seconds; time spent in `paused` (evaluation, say) does not count.
+
+    Attributes:
+      seconds: of training in all closed windows, and before this process.
+    """
+
+    def __init__(self, seconds_before: float) -> None:
+        self.seconds = seconds_before
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the window anew, from now."""
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._paused = 0.0
+        self._metrics: list[dict[str, jax.Array]] = []
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the enclosed time as waiting for data, unless the devices were busy all along."""
+        start = time.perf_counter()
+        yield
+        if not self._metrics or self._metrics[-1]["loss"].is_ready():  # type: ignore[attr-defined]
+            self._waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the enclosed time out."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def add(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array] | None:
+        """Takes one step's metrics and waits for the step before it, so one runs ahead at most.
+
+        Returns:
+          The metrics of the step before it, if that is in this window.
+        """
+        self._metrics.append(metrics)
+        if len(self._metrics) < 2:
+            return None
+        return jax.block_until_ready(self._metrics[-2])
+
+    def close(self, batch_size: int) -> dict[str, float]:
+        """Ends the window: mean metrics, images/s and the share of time waited for data.
+
+        The means are over the steps that updated the state, nan where none did.
+        """
+        metrics = jax.device_get(self._metrics)
+        elapsed = time.perf_counter() - self._start - self._paused
+        updates = [m for m in metrics if m["bad_streak"] == 0]
+        report = {name: _mean([m[name] for m in updates]) for name in MEANS if name in metrics[0]}
+        report["lr"] = float(metrics[-1]["lr"])
+        report["bad_images"] = float(np.sum([m["bad_images"] for m in metrics]))
+        report["skipped_steps"] = float(len(metrics) - len(updates))
+        report["images_per_second"] = len(metrics) * batch_size / elapsed
+        report["wait_share"] = self._waited / elapsed
+        self.seconds += elapsed
+        self.restart()
+        return report
+
+
+class ProgressLine:
+    """One line that renews itself in a terminal, and a plain line per report elsewhere."""
+
+    def __init__(self, total_steps: int, steps_per_epoch: float, *, enabled: bool):
+        self._total = total_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._enabled = enabled
+        self._live = enabled and sys.stderr.isatty()
+
+    def show(self, step: int, report: dict[str, float], seconds_left: float) -> None:
+        """Shows the figures of the last window."""
+        line = (
+            f"step {step:,}/{self._total:,} | epoch {step / self._steps_per_epoch:.1f} | "
+            f"loss {report['loss']:.4f} | top-1 {100 * report['top1']:.1f}% | "
+            f"lr {report['lr']:.2e} | {report['images_per_second']:,.0f} images/s | "
+            f"waiting for data {100 * report['wait_share']:.0f}% | "
+            f"{duration(seconds_left)} left"
+        )
+        if report["skipped_steps"]:
+            line += f" | {report['skipped_steps']:.0f} steps not finite, skipped"
+        if self._live:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        elif self._enabled:
+            print(line, flush=True)
+
+    def say(self, message: str) -> None:
+        """Prints a lasting message, above the live line."""
+        if self._live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if self._enabled:
+            print(message, flush=True)
+
+
+def _mean(values: list[np.ndarray]) -> float:
+    return float(np.mean(values)) if values else float("nan")

@@ -1,0 +1,123 @@
+"""A run that no longer steps: what every thread is doing is printed, then the process ends."""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from sret_jax import exit_status
+from sret_jax.text import duration
+
+REMEMBERED = 100  # steps whose median counts
+CHECKS = 20  # in the shortest time that counts as a hang
+
+
+class Watchdog(contextlib.AbstractContextManager):
+    """Watches the time since the last `beat`.
+
+    After max(least_seconds, factor * median step time) without one it prints the stacks of all
+    threads, once a hang; after `stop_seconds` it ends the process with status 76. Before the
+    end of the first step, and within `during`, only `stop_seconds` counts.
+    """
+
+    def __init__(self, factor: float, least_seconds: float, stop_seconds: float):
+        self._factor = factor
+        self._least, self._stop = least_seconds, stop_seconds
+        self._steps: deque[float] = deque(maxlen=REMEMBERED)
+        self._lock = threading.Lock()  # of what follows, which both threads change
+        self._last = time.monotonic()
+        self._dumped = False
+        self._doing = ""
+        self._told = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def beat(self, *, step: bool = False) -> None:
+        """Says that the run is alive; with `step`, that a training step has ended."""
+        with self._lock:
+            now = time.monotonic()
+            if step:
+                self._steps.append(now - self._last)
+            self._last, self._dumped, self._told = now, False, 0.0
+
+    @contextlib.contextmanager
+    def during(self, doing: str) -> Iterator[None]:
+        """Says every `least_seconds` that the enclosed is still `doing`; it counts as one beat."""
+        self.beat()
+        self._doing = doing
+        try:
+            yield
+        finally:
+            self.beat()
+            self._doing = ""
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a beat after which the stacks are printed."""
+        steps = list(self._steps)
+        if self._doing or not steps:
+            return self._stop
+        return min(self._stop, max(self._least, self._factor * statistics.median(steps)))
+
+    def _watch(self) -> None:
+        interval = min(self._least, self._stop) / CHECKS
+        checked = time.monotonic()
+        while not self._ended.wait(interval):
+            with self._lock:
+                now = time.monotonic()
+                # A process that was suspended for a while, by Ctrl-Z say, has not hung.
+                self._last += max(0.0, now - checked - 10 * interval)
+                checked = now
+                silent, doing = now - self._last, self._doing
+                hangs = not self._dumped and silent > self.patience
+                self._dumped |= hangs
+                tell = bool(doing) and silent > self._told + self._least
+                self._told = silent if tell else self._told
+            if hangs:
+                _say(
+                    f"{_state(doing, silent)}; after {duration(self._stop)} this process will end "
+                    f"with status {exit_status.HUNG}. What its threads are doing:"
+                )
+                with contextlib.suppress(Exception):  # notebooks have no such file
+                    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+            elif tell:
+                _say(f"{_state(doing, silent)}.")
+            if silent > self._stop:
+                advice = "raise config.watchdog.stop_seconds if it takes so long; " if doing else ""
+                _say(
+                    f"{_state(doing, silent)}: ending with status {exit_status.HUNG}; {advice}"
+                    "start again to resume from the newest checkpoint."
+                )
+                _wake_workers()
+                os._exit(exit_status.HUNG)  # the main thread is stuck and cannot
+
+
+def _state(doing: str, silent: float) -> str:
+    return f"Still {doing} after {duration(silent)}" if doing else f"No step for {duration(silent)}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _wake_workers() -> None:
+    """Lets the loader's workers, if they were stopped, see that their parent ends."""
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid or 0, signal.SIGCONT)

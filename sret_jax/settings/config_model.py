@@ -1,0 +1,41 @@
+"""The model that a config describes."""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from sret_jax.errors import UserError, did_you_mean
+from sret_jax.models.families.sret import SReT, create_model
+
+DTYPES = ("float32", "bfloat16")
+
+
+def build_model(config: ConfigDict, classes: int) -> SReT:
+    """The model of config.model, with as many classes as it says or else as the data have.
+
+    Raises:
+      UserError: sizes that do not fit, or labels beyond num_classes.
+    """
+    given = config.model.num_classes
+    if given is not None and given < classes:
+        raise UserError(
+            f"{config.data.name} has labels up to {classes - 1}, beyond "
+            f"config.model.num_classes={given}; set it to {classes}"
+        )
+    return create_from_config(config, classes if given is None else given)
+
+
+def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
+    """The model of config.model, with that many classes.
+
+    Raises:
+      UserError: an unknown name or sizes that do not fit.
+    """
+    settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
+    name, dtype = settings.pop("name"), settings.pop("dtype", "float32")
+    settings["num_classes"] = num_classes
+    if dtype not in DTYPES:
+        raise UserError(did_you_mean("config.model.dtype", dtype, DTYPES))
+    try:
+        return create_model(name, dtype=jnp.dtype(dtype).type, **settings)
+    except ValueError as e:
+        raise UserError(f"config.model: {e}") from e

@@ -1,0 +1,77 @@
+"""What weights say of themselves: their model, its classes, and the view it was evaluated in.
+
+Weight files keep it in JSON as
+
+    {"config": {"model": {...}, "data": {"test_crop": 0.875}}, "class_names": [...] or null,
+     "mean": [...], "std": [...]}
+
+and converted checkpoints in a config.json with those two sections and a class_names.json.
+"""
+
+import dataclasses
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from sret_jax.errors import UserError
+from sret_jax.files import write_json
+from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
+from sret_jax.models.families.sret import SReT, model_settings
+from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, CONVERTED, add_missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """See above.
+
+    Attributes:
+      config: its sections "model" and "data" alone.
+      class_names: in the order of the logits, where they are known.
+    """
+
+    config: ConfigDict
+    class_names: list[str] | None
+
+    @classmethod
+    def of(
+        cls, model: SReT, variant: str, class_names: list[str] | None, test_crop: float
+    ) -> "Description":
+        """That of a model made from a variant, with all its settings but those of speed."""
+        named = {"name": variant, **model_settings(model)}
+        return cls(ConfigDict({"model": named, "data": {"test_crop": test_crop}}), class_names)
+
+    @classmethod
+    def from_json(cls, content: Any, place: epath.Path) -> "Description":
+        """That of a weight file.
+
+        Raises:
+          UserError: another form, or images that were normalised otherwise.
+        """
+        try:
+            config, names = content["config"], content["class_names"]
+            known = names is None or all(isinstance(name, str) for name in names)
+            if not isinstance(config["model"], dict) or not known:
+                raise TypeError(f"expected settings and names, found {content!r:.60}")
+            shown = tuple(content["mean"]), tuple(content["std"])
+            add_missing(config, of_run=False)
+            described = cls(ConfigDict(config), None if names is None else list(names))
+        except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as e:
+            raise UserError(f"{place} describes no model ({e}); write it again") from e
+        if shown != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):
+            raise UserError(
+                f"{place} was trained on images normalised with mean and standard deviation "
+                f"{shown}, and here they are {(IMAGENET_MEAN, IMAGENET_STD)}; use other weights"
+            )
+        return described
+
+    def to_json(self) -> dict[str, Any]:
+        """As a weight file keeps it."""
+        shown = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        return {"config": self.config.to_dict(), "class_names": self.class_names, **shown}
+
+    def write(self, folder: epath.Path, source: epath.Path) -> None:
+        """Writes config.json and class_names.json beside checkpoints converted from `source`."""
+        write_json(folder / CONFIG_FILE, {CONVERTED: source.name, **self.config.to_dict()})
+        if self.class_names is not None:
+            write_json(folder / CLASSES_FILE, self.class_names)
