@@ -28,17 +28,6 @@ def quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the libraries as `quiet_libraries` does, in the enclosed code alone."""
-    before = logging.get_verbosity()
-    quiet_libraries()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-@contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """Turns a UserError into its sentence on stderr and exit status 2."""
     try:

@@ -1,0 +1,1 @@
+"""What is measured: python -m sret_jax.tools.benchmark."""

@@ -1,1 +1,1 @@
-"""Saving, restoring and converting weights and training state."""
+"""A run's own checkpoints."""

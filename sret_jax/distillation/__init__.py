@@ -1,0 +1,1 @@
+"""A teacher's labels: live or stored, and their making."""

@@ -1,1 +1,1 @@
-"""The mathematics of SReT, and nothing else."""
+"""The mathematics, and nothing else."""

@@ -1,12 +1,13 @@
 """Training from Python: what `python main.py` does, in one call."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.cli import quiet
 from sret_jax.files import absolute
 from sret_jax.parallel.devices import start_devices
 from sret_jax.run.compilation_cache import keep_compiled
@@ -39,5 +40,16 @@ def fit(
     workdir = absolute(workdir)
     keep_compiled(workdir)
     start_devices()
-    with quiet():
+    with _quiet_libraries():
         return train(config, workdir, callbacks)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Silences what the libraries log in the enclosed code; what they raise says it too."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

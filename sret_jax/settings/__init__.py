@@ -1,0 +1,1 @@
+"""The config that a run keeps, and the model that it describes."""

@@ -1,1 +1,1 @@
-"""From a config to a trained model: state, optimizer, step, loop and evaluation."""
+"""One training step and everything it needs."""

@@ -1,0 +1,1 @@
+"""Any path to variables and back."""

@@ -17,7 +17,7 @@ FAST = dict(beat_seconds=0.3, silent_seconds=3.0)  # slow machines must keep up
 HOLD = """
 import contextlib, sys, time
 from etils import epath
-from sret_jax.training import lock
+from sret_jax.run import lock
 
 workdir, kind = epath.Path(sys.argv[1]), sys.argv[2]
 note = lock.Note(workdir, beat_seconds=0.3, silent_seconds=3.0)

@@ -1,0 +1,1 @@
+"""Records, classes and splits of a data set."""

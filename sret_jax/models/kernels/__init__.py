@@ -1,0 +1,1 @@
+"""The parts that run as one fused kernel."""

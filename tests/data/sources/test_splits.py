@@ -124,7 +124,7 @@ from etils import epath
 from configs import finetune
 from sret_jax.errors import UserError
 from sret_jax.parallel import distributed
-from sret_jax.training.splits import open_split
+from sret_jax.data.sources.splits import open_split
 
 port, rank, root = sys.argv[1:]
 distributed.initialize(f"localhost:{port}", 2, int(rank))

@@ -227,8 +227,8 @@ BOMBS = {
 DECODE_ALL = """
 import pathlib, resource, sys
 import numpy as np
-from sret_jax.data.images import BadImage, EvalTransform
-from sret_jax.data.training_view import TrainTransform
+from sret_jax.data.views.images import BadImage, EvalTransform
+from sret_jax.data.views.training_view import TrainTransform
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 views = [EvalTransform(16, 0.875), TrainTransform(16, (0.08, 1.0), (0.75, 1.34))]

@@ -1,0 +1,84 @@
+"""Which room may import which: imports run one way, and no circle exists."""
+
+import ast
+import graphlib
+import pathlib
+import re
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "sret_jax"
+
+# Each room, and the rooms that it may import. Every room may import the files at the top: errors,
+# exit statuses, files, text. Rooms stand below those that import them.
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "parallel": (),
+    "models": (),
+    "data": ("parallel",),
+    "settings": ("models",),
+    "checkpoints": ("parallel",),
+    "weights": ("models", "settings", "checkpoints", "parallel", "data"),
+    "distillation": ("models", "data", "settings", "checkpoints", "weights", "parallel"),
+    "training": (
+        "models",
+        "data",
+        "settings",
+        "checkpoints",
+        "weights",
+        "distillation",
+        "parallel",
+    ),
+    "evaluation": ("models", "data", "settings", "checkpoints", "weights", "training", "parallel"),
+    "run": (
+        *("models", "data", "settings", "checkpoints", "weights", "distillation"),
+        *("training", "evaluation", "parallel"),
+    ),
+    "planning": ("models", "data", "settings", "training", "parallel"),
+    "benchmarks": (
+        *("models", "data", "settings", "checkpoints", "weights", "distillation"),
+        *("training", "evaluation", "run", "planning", "parallel"),
+    ),
+    "tools": (
+        *("models", "data", "settings", "checkpoints", "weights", "distillation"),
+        *("training", "evaluation", "run", "planning", "benchmarks", "parallel"),
+    ),
+}
+TOP = {"errors", "exit_status", "files", "text"}
+COMMAND_LINE = {"cli"}  # for the files that read arguments
+
+
+def imported(file: pathlib.Path) -> set[str]:
+    """The rooms, and the files at the top, that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("sret_jax.")}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_its_row_of_the_table_allows(room):
+    allowed = {*MAY_IMPORT[room], room, *TOP} | (COMMAND_LINE if room == "tools" else set())
+    for file in sorted((PACKAGE / room).rglob("*.py")):
+        assert imported(file) <= allowed, file
+
+
+def test_the_table_has_every_room_and_no_circle():
+    folders = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    assert set(MAY_IMPORT) == folders
+    list(graphlib.TopologicalSorter(MAY_IMPORT).static_order())  # raises at a circle
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_the_readme_of_a_room_says_what_it_may_import(room):
+    (line,) = re.findall("^May import: (.*)$", (PACKAGE / room / "README.md").read_text(), re.M)
+    assert re.findall("`([a-z]+)`", line) == list(MAY_IMPORT[room])
+
+
+def test_files_at_the_top_import_no_room():
+    for name in TOP | COMMAND_LINE:
+        assert imported(PACKAGE / f"{name}.py") <= TOP, name
