@@ -1,45 +1,6 @@
 """Trains or evaluates SReT: python main.py --config=configs/sret_s.py --workdir=DIR."""
 
-import functools
-
-from absl import app, flags
-
-FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-    """Defines the command line."""
-    from ml_collections import config_flags
-
-    from sret_jax.cli import DEFAULT_CONFIG
-
-    config_flags.DEFINE_config_file(
-        "config", DEFAULT_CONFIG, "What to run: a file of configs/, and its :ARGS."
-    )
-    flags.DEFINE_string("workdir", None, "Where results go; default: runs/NAME_OF_THE_CONFIG.")
-    flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate what is in workdir.")
-    flags.DEFINE_string("json", None, "Also write the figures printed at the end to this file.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where JAX cannot tell.")
-    flags.DEFINE_integer("processes", None, "How many run, where JAX cannot tell; 1: alone.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-    flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the other processes to join.")
-    flags.DEFINE_integer("peer_timeout", 100, "Seconds after which a silent process ends the rest.")
-
-
-def main(argv: list[str]) -> None:
-    """One call, once the flags are read."""
-    del argv
-    # Mistakes on the command line are named before these are loaded.
-    from sret_jax.cli import clear_errors, quiet_libraries
-    from sret_jax.run.launch import launch
-
-    if not FLAGS["verbosity"].present:
-        quiet_libraries()
-    with clear_errors():
-        launch(FLAGS)
-
+import runpy
 
 if __name__ == "__main__":
-    from sret_jax.cli import parse_flags
-
-    app.run(main, flags_parser=functools.partial(parse_flags, define_flags))
+    runpy.run_module("sret_jax.tools.train", run_name="__main__")

@@ -14,7 +14,7 @@ the gradient is clipped, as there.
 
 import ml_collections
 
-from configs import common, quickstart
+from sret_jax.configs import common, quickstart
 
 BLOCKS = 5
 LOOPS = {"100": 22, "1000": 202}

@@ -18,7 +18,7 @@ DeiT's recipe; stored labels are of images as they are. All else is equal.
 
 import ml_collections
 
-from configs import common, quickstart
+from sret_jax.configs import common, quickstart
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

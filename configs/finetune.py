@@ -31,7 +31,7 @@ few, and the moving average looks back 10 steps, for a small folder has few.
 
 import ml_collections
 
-from configs import common
+from sret_jax.configs import common
 
 RESOLUTIONS = ("384", "512")
 

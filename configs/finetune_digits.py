@@ -11,7 +11,7 @@ Should reach: 99% at 64 pixels and 98% at 96, where the untuned model has 75% (d
 
 import ml_collections
 
-from configs import common, quickstart
+from sret_jax.configs import common, quickstart
 
 
 def get_config(arg: str = "64") -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ Should reach: 98% top-1 or more on the 359 held-out scans (99.2% when last tried
 
 import ml_collections
 
-from configs import common
+from sret_jax.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -36,7 +36,7 @@ Why they are built so:
 
 import ml_collections
 
-from configs import common
+from sret_jax.configs import common
 
 MODELS = {
     "100": dict(

@@ -18,7 +18,7 @@ crops of every image in a batch, without RandAugment and mixing. Not yet reprodu
 
 import ml_collections
 
-from configs import common
+from sret_jax.configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -11,7 +11,7 @@ Should reach: 81.9% top-1 as published, 82.0% unsliced; not yet reproduced with 
 
 import ml_collections
 
-from configs import common
+from sret_jax.configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ a teacher's soft labels alone, at temperature 1. Not yet reproduced with this co
 
 import ml_collections
 
-from configs import common
+from sret_jax.configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:

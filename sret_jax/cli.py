@@ -1,15 +1,16 @@
 """What every command line shares: bad input ends in one clear sentence and exit status 2."""
 
+import argparse
 import contextlib
 import os
+import pathlib
 import re
-import runpy
 import sys
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
 
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
@@ -19,7 +20,63 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
-DEFAULT_CONFIG = "configs/quickstart.py"
+DEFAULT_CONFIG = "quickstart"
+PROGRAM = "sret-jax"
+flags.disclaim_key_flags()  # those defined here are those of the command that asks for them
+
+
+def program(name: str) -> str:
+    """How this command was started, for its help and messages.
+
+    Args:
+      name: of its module in sret_jax.tools.
+    """
+    started = sys.argv[0]
+    if started.startswith(f"{PROGRAM} "):
+        return started
+    if pathlib.Path(started).name == "main.py":
+        return "python main.py"
+    return f"python -m sret_jax.tools.{name}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes end in one sentence and exit status 2."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+        )
+
+    @classmethod
+    def of(cls, name: str, doc: str | None, **settings: Any) -> "Parser":
+        """That of a command.
+
+        Args:
+          name: of its module in sret_jax.tools.
+          doc: of the module.
+          **settings: of argparse.
+        """
+        return cls(prog=program(name), description=as_started(doc or ""), **settings)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments: (-?[^\s=]*)", message)
+        if unknown and unknown[1].startswith("-"):
+            known = re.findall(r"--[\w-]+", self.format_usage())
+            fail(f"{self.prog}: {did_you_mean('flag', unknown[1], known)}")
+        fail(f"{message} ({self.prog} --help says more)")
+
+
+def as_started(doc: str) -> str:
+    """A module's docstring, its commands as the user has called this one."""
+    if not sys.argv[0].startswith(f"{PROGRAM} "):
+        return doc
+    doc = doc.replace("python -m sret_jax.tools.", f"{PROGRAM} ")
+    return doc.replace("python main.py", f"{PROGRAM} train")
+
+
+CONFIG_FLAGS = as_started(
+    "--config=NAME and --config.SETTING=VALUE are those of training: python main.py --help"
+)
 
 
 def quiet_libraries() -> None:
@@ -42,47 +99,79 @@ def fail(sentence: str) -> NoReturn:
     sys.exit(exit_status.BAD_INPUT)
 
 
+def define_config(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines --config and its settings."""
+    from ml_collections import config_flags
+
+    from sret_jax.config_files import ConfigParser
+
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "A config of this package, or the path of one.", flag_values=values
+    )
+    values["config"].parser = ConfigParser("config")
+    flags.set_default(holder, DEFAULT_CONFIG)
+
+
+def run_app(
+    main: Callable[[list[str]], None], define_flags: Callable[[], None], name: str, doc: str
+) -> None:
+    """Runs a command that has absl's flags.
+
+    Args:
+      main: called once they are read.
+      define_flags: defines them.
+      name: of its module in sret_jax.tools.
+      doc: what --help says before the flags.
+    """
+    if {"--help", "-h"} & set(sys.argv[1:]):  # absl's own ends with status 1
+        sys.argv[1:] = []
+        define_flags()
+        print(f"{as_started(doc)}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+        return
+    app.run(main, flags_parser=lambda argv: parse_flags(define_flags, [program(name), *argv[1:]]))
+
+
 def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:
-    """Defines and parses absl flags and the config they name; a mistake exits with status 2."""
+    """Defines and parses absl flags and the config they name; a mistake exits with status 2.
+
+    Args:
+      define_flags: defines them.
+      argv: the command as its user started it, and its arguments.
+    """
+    from sret_jax.config_files import cause, config_file
+
     try:
+        config_file(_config_given(argv).partition(":")[0])
         define_flags()  # already reads the default config and its overrides
         rest = flags.FLAGS(argv)
         flags.FLAGS.config.to_dict()
     except flags.Error as e:
-        fail(f"{_cause(e)} (python main.py --help lists the flags)")
-    except OSError:
-        fail(f"there is no config file {_config_file(argv)[0]!r}; give one of configs/*.py")
+        fail(f"{cause(e)} ({argv[0]} --help lists the flags)")
+    except UserError as e:
+        fail(str(e))
     except (AttributeError, KeyError, ValueError, TypeError) as e:
-        fail(_unknown_setting(argv) or f"the config cannot be read: {_cause(e)}")
+        fail(_unknown_setting(argv) or f"the config cannot be read: {cause(e)}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; settings are given as --config.NAME=VALUE")
     return rest
 
 
-def _cause(error: Exception) -> str:
-    """The last line of a message, which may hold a config file's whole traceback."""
-    lines = str(error).strip().splitlines()
-    cause = re.sub(r"^\w+Error: ", "", lines[-1]) if lines else repr(error)
-    if "get_config() takes" in cause:
-        return "this config takes no arguments after a colon"
-    return cause
-
-
-def _config_file(argv: list[str]) -> list[str]:
-    """File and arguments of the config on a command line, or of the default one."""
+def _config_given(argv: list[str]) -> str:
+    """The config on a command line with its arguments, or the default one."""
     given = DEFAULT_CONFIG
     for arg, following in zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = arg.partition("=")
         if name in ("-config", "--config"):
             given = value if equals else following
-    return given.split(":", 1)
+    return given
 
 
 def _unknown_setting(argv: list[str]) -> str | None:
     """The sentence on the first --config.NAME that the config does not have."""
-    file, *args = _config_file(argv)
+    from sret_jax.config_files import get_config
+
     try:
-        settings = runpy.run_path(file)["get_config"](*args).to_dict()
+        settings = get_config(_config_given(argv)).to_dict()
     except Exception:  # the config itself is at fault
         return None
     known = [".".join(path) for path in _paths(settings)]

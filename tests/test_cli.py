@@ -12,15 +12,15 @@ QUICKSTART = "configs/quickstart.py"
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ([], [QUICKSTART]),
-        (["--config=a.py"], ["a.py"]),
-        (["--config", "a.py:x=1:2"], ["a.py", "x=1:2"]),
-        (["-config=a.py", "--config=b.py", "--config.seed=1"], ["b.py"]),
-        (["--config"], [""]),
+        ([], "quickstart"),
+        (["--config=a.py"], "a.py"),
+        (["--config", "a.py:x=1:2"], "a.py:x=1:2"),
+        (["-config=a.py", "--config=b.py", "--config.seed=1"], "b.py"),
+        (["--config"], ""),
     ],
 )
 def test_the_config_is_the_last_one_named_either_way(argv, named):
-    assert cli._config_file(["main.py", *argv]) == named
+    assert cli._config_given(["main.py", *argv]) == named
 
 
 FILES = st.sampled_from(

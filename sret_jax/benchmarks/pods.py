@@ -6,12 +6,13 @@ Each plan is a JSON file in the folder and is made once, so a command that was i
 where it was; the table so far is printed after each. Twelve compilations take about an hour.
 """
 
-import argparse
 import json
 import pathlib
 import subprocess
 import sys
 from typing import Any
+
+from sret_jax.cli import Parser
 
 CONFIGS = ("sret_t", "sret_lt", "sret_s")
 SLICES = ("v4-32", "v5e-256", "v5p-64", "v6e-256")
@@ -31,11 +32,7 @@ COLUMNS = (
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.benchmarks.pods",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m sret_jax.benchmarks.pods", description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="where the plans go")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_plan(config: str, slice_name: str, path: pathlib.Path) -> None:
     """Plans in a process of its own; one that does not fit (status 1) is a result too."""
     command = [
-        *(sys.executable, "-m", "sret_jax.tools.plan", f"--config=configs/{config}.py"),
+        *(sys.executable, "-m", "sret_jax.tools.plan", f"--config={config}"),
         *(f"--topology={slice_name}", f"--json={path}"),
     ]
     status = subprocess.run(command, check=False).returncode

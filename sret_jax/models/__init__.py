@@ -1,1 +1,1 @@
-"""Flax modules, and what can be computed about a model without data."""
+"""The mathematics, and nothing else."""

@@ -47,7 +47,7 @@ class Start:
     """What the command line said of the config when a workdir was started, and since.
 
     Attributes:
-      config: the config file, and its arguments after a colon.
+      config: the name or the file of a config, and its arguments after a colon.
       overrides: the values of --config.NAME=VALUE by name.
     """
 
@@ -74,8 +74,8 @@ class Start:
             ) from e
 
     def is_of(self, config: str) -> bool:
-        """Whether `config` is the same file with the same arguments, wherever the file lies."""
-        return _file_and_arguments(self.config) == _file_and_arguments(config)
+        """Whether `config` has the same name and arguments; "s:x" is the same as "here/s.py:x"."""
+        return _name_and_arguments(self.config) == _name_and_arguments(config)
 
     def with_overrides(self, overrides: dict[str, Any]) -> "Start":
         """This one, with more overrides."""
@@ -175,9 +175,9 @@ def add_missing(settings: dict[str, Any], *, of_run: bool) -> None:
             inner.setdefault(last, value)
 
 
-def _file_and_arguments(config: str) -> tuple[str, str]:
+def _name_and_arguments(config: str) -> tuple[str, str]:
     file, _, arguments = config.partition(":")
-    return epath.Path(file).name, arguments
+    return epath.Path(file).name.removesuffix(".py"), arguments
 
 
 def _one_line(error: Exception) -> str:

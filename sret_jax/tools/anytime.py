@@ -6,7 +6,6 @@ Runs whose names differ in a last number only (mixed-0, mixed-1) share a row for
 loops: their mean and standard deviation.
 """
 
-import argparse
 import re
 import statistics
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.evaluation.checkpoint_evaluation import evaluate_weights
 from sret_jax.files import absolute, write_json
@@ -26,11 +25,7 @@ Row = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.anytime",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("anytime", __doc__)
     parser.add_argument("workdirs", metavar="RUN", type=absolute, nargs="+", help="a workdir")
     parser.add_argument("--loops", required=True, help="those to evaluate, e.g. 1,2,3")
     parser.add_argument("--json", type=absolute, help="writes the rows to this file")

@@ -3,18 +3,18 @@
 python -m sret_jax.tools.benchmark input                        (photographs made on the spot)
 python -m sret_jax.tools.benchmark input --images=DIR --json=FILE
 python -m sret_jax.tools.benchmark checkpoint                   (the quickstart's state)
-python -m sret_jax.tools.benchmark checkpoint --config=configs/sret_s.py --folder=DIR --json=FILE
-python -m sret_jax.tools.benchmark train --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark checkpoint --config=sret_s --folder=DIR --json=FILE
+python -m sret_jax.tools.benchmark train --config=sret_t --config.batch_size=16
 python -m sret_jax.tools.benchmark train --config=FILE --config.batch_size=128 --topology=v5e:1x1
-python -m sret_jax.tools.benchmark infer --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark infer --config=sret_t --config.batch_size=16
 python -m sret_jax.tools.benchmark infer --config=FILE --config.model.dtype=float32 --against=torch
-python -m sret_jax.tools.benchmark products --config=configs/sret_t.py --against=torch
+python -m sret_jax.tools.benchmark products --config=sret_t --against=torch
 python -m sret_jax.tools.benchmark plot FILE FILE --plot=FILE.png
-python -m sret_jax.tools.benchmark slicing --config=configs/sret_t.py --config.batch_size=16
+python -m sret_jax.tools.benchmark slicing --config=sret_t --config.batch_size=16
 python -m sret_jax.tools.benchmark slicing --config=FILE --config.batch_size=128 --topology=v5e:1x1
-python -m sret_jax.tools.benchmark remat --config=configs/sret_t.py --plot=FILE.png
-python -m sret_jax.tools.benchmark trace --config=configs/sret_t.py --loops=10,100,1000
-python -m sret_jax.tools.benchmark soft_labels --config=configs/sret_lt.py:fkd
+python -m sret_jax.tools.benchmark remat --config=sret_t --plot=FILE.png
+python -m sret_jax.tools.benchmark trace --config=sret_t --loops=10,100,1000
+python -m sret_jax.tools.benchmark soft_labels --config=sret_lt:fkd
 """
 
 import argparse
@@ -24,18 +24,19 @@ import pathlib
 from absl import flags
 from etils import epath
 
-from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
-
-CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
+from sret_jax.cli import (
+    CONFIG_FLAGS,
+    Parser,
+    clear_errors,
+    define_config,
+    parse_flags,
+    quiet_libraries,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("benchmark", __doc__)
     what = parser.add_subparsers(dest="what", required=True)
     data = what.add_parser("input", help="the input pipeline against one of Pillow alone")
     data.add_argument("--images", type=pathlib.Path, help="folder of JPEGs; default: makes 1,000")
@@ -48,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint",
         help="what saving costs of training, and on disk",
         epilog=CONFIG_FLAGS,
-        allow_abbrev=False,
     )
     saving.add_argument(
         "--folder", default="runs/checkpoint_benchmark", help="a new one, deleted at the end"
@@ -62,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
             name,
             help=f"{title}, as a share of the rate of one large matrix product",
             epilog=CONFIG_FLAGS,
-            allow_abbrev=False,
         )
         step.add_argument("--rounds", type=int, default=9, help="of which the median counts")
         step.add_argument("--steps", type=int, default=3, help="of a round, at least")
@@ -79,7 +78,6 @@ def main(argv: list[str] | None = None) -> None:
         "products",
         help="the matrix products of a train step on a CPU, each by itself",
         epilog=CONFIG_FLAGS,
-        allow_abbrev=False,
     )
     alone.add_argument("--rounds", type=int, default=3, help="of which the median counts")
     alone.add_argument("--json", type=epath.Path, help="also write the figures here")
@@ -93,7 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         "slicing",
         help="what slicing saves: multiply-accumulates and time",
         epilog=CONFIG_FLAGS,
-        allow_abbrev=False,
     )
     slicing.add_argument("--models", default="sret_t,sret_lt,sret_s", help="separated by commas")
     slicing.add_argument("--rounds", type=int, default=9, help="of which the median counts")
@@ -105,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
         "remat",
         help="temporaries against FLOPs of each model.remat",
         epilog=CONFIG_FLAGS,
-        allow_abbrev=False,
     )
     remat.add_argument("--topology", default="local", help="v5e:1x1, say; default: this machine")
     remat.add_argument("--json", type=epath.Path, help="also write the figures here")
@@ -115,7 +111,6 @@ def main(argv: list[str] | None = None) -> None:
         "trace",
         help="how tracing, lowering and the program grow with model.loops",
         epilog=CONFIG_FLAGS,
-        allow_abbrev=False,
     )
     tracing.add_argument(
         "--loops",
@@ -130,7 +125,6 @@ def main(argv: list[str] | None = None) -> None:
         "soft_labels",
         help="what stored soft labels cost the train step and the loader",
         epilog=CONFIG_FLAGS,
-        allow_abbrev=False,
     )
     labels.add_argument("--rounds", type=int, default=9, help="of which the median counts")
     labels.add_argument("--steps", type=int, default=3, help="of a round, at least")
@@ -290,15 +284,6 @@ def _step_as_runs_do() -> None:
     from sret_jax.parallel.freed_memory import keep_temporaries
 
     keep_temporaries()
-
-
-def define_config() -> None:
-    """Defines --config and its settings."""
-    from ml_collections import config_flags
-
-    from sret_jax.cli import DEFAULT_CONFIG
-
-    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose state: a file of configs/.")
 
 
 if __name__ == "__main__":

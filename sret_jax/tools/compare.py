@@ -5,14 +5,13 @@ python -m sret_jax.tools.compare --runs hard runs/hard-* --runs soft runs/soft-*
 The spread is the standard deviation over the runs of a group, with n - 1.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
 
 from etils import epath
 
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.run.metrics_file import read_metrics
@@ -39,11 +38,7 @@ class Group:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("compare", __doc__)
     parser.add_argument(
         "--runs",
         metavar=("NAME", "WORKDIR"),

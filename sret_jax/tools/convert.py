@@ -7,7 +7,6 @@ python -m sret_jax.tools.convert runs/quickstart digits.safetensors
 What is written says what it is: its model, its classes and the view that it was evaluated in.
 """
 
-import argparse
 import contextlib
 import re
 from typing import Any
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.families.sret import title
@@ -30,11 +29,7 @@ from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("convert", __doc__)
     parser.add_argument("source", metavar="IN", type=absolute, help="a weight file or a folder")
     parser.add_argument("target", metavar="OUT", type=absolute, help="the other of the two")
     parser.add_argument(

@@ -3,7 +3,6 @@
 python -m sret_jax.tools.depth --workdir=RUN --picture=FILE.png --json=FILE.json
 """
 
-import argparse
 import contextlib
 from typing import Any
 
@@ -14,7 +13,7 @@ import optax
 from etils import epath
 
 from sret_jax.checkpoints.reading import read_weights
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.models.apply import normalise
@@ -28,11 +27,7 @@ from sret_jax.training.experiment import Experiment, open_experiment
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.depth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("depth", __doc__)
     parser.add_argument("--workdir", type=absolute, required=True, help="of a run")
     parser.add_argument("--picture", type=absolute, help="default: depth.png in the workdir")
     parser.add_argument("--json", type=absolute, help="default: depth.json in the workdir")

@@ -8,7 +8,6 @@ requirements.txt, which lists what reads it.
 The model takes uint8 RGB images (B, S, S, 3), any B, and gives float32 logits (B, classes).
 """
 
-import argparse
 import importlib.metadata
 import pathlib
 from typing import Any
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export
 
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.evaluation.predict import logits_of
@@ -60,11 +59,7 @@ pillow>=11
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("export", __doc__)
     parser.add_argument("target", metavar="OUT", type=absolute, help="a new folder")
     add_arguments(parser)
     args = parser.parse_args(argv)

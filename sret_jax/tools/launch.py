@@ -1,6 +1,6 @@
 """Starts the processes of a run on this machine, and all of them again when one fails.
 
-python -m sret_jax.tools.launch --processes=4 main.py --config=configs/sret_s.py --workdir=DIR
+python -m sret_jax.tools.launch --processes=4 main.py --config=sret_s --workdir=DIR
 python -m sret_jax.tools.launch main.py ...    (on every host of a TPU pod or cluster)
 
 It ends with the exit status of the run: 0 done, 2 bad input, 75 stopped by SIGTERM or Ctrl-C with
@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sret_jax.cli import clear_errors
+from sret_jax.cli import Parser, clear_errors
 from sret_jax.errors import UserError
 from sret_jax.exit_status import BAD_INPUT, HUNG, PREEMPTED
 from sret_jax.parallel.processes import POLL_SECONDS, adopt_orphans, die_with_parent, end_group
@@ -297,12 +297,7 @@ def write(text: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.launch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("launch", __doc__)
     parser.add_argument("--processes", type=int, default=1, help="to start here; default: 1")
     parser.add_argument(
         "--restarts", type=int, default=3, help="of all, when one fails; default: 3"

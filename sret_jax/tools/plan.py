@@ -1,34 +1,34 @@
 """Plans a training run: what it takes and whether it fits, before any machine is rented.
 
-python -m sret_jax.tools.plan --config=configs/sret_s.py --topology=v5e:16x16
-python -m sret_jax.tools.plan --config=configs/sret_s.py --topology=v5e-256 --batch=4096
-python -m sret_jax.tools.plan --config=configs/sret_s.py --topology=v4-32 --find-batch
-python -m sret_jax.tools.plan --config=configs/sret_t.py --topology=local --json=FILE
+python -m sret_jax.tools.plan --config=sret_s --topology=v5e:16x16
+python -m sret_jax.tools.plan --config=sret_s --topology=v5e-256 --batch=4096
+python -m sret_jax.tools.plan --config=sret_s --topology=v4-32 --find-batch
+python -m sret_jax.tools.plan --config=sret_t --topology=local --json=FILE
 
 Compiles the very step that training would, on a machine without a TPU (pip install -r
 requirements-tpu.txt). Exit status 1: it does not fit.
 """
 
-import argparse
 import os
 
 from absl import flags
 from etils import epath
 
-from sret_jax.cli import DEFAULT_CONFIG, clear_errors, parse_flags, quiet_libraries
+from sret_jax.cli import (
+    CONFIG_FLAGS,
+    Parser,
+    clear_errors,
+    define_config,
+    parse_flags,
+    quiet_libraries,
+)
 
 DOES_NOT_FIT = 1
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.plan",
-        description=__doc__,
-        epilog="--config=FILE and --config.NAME=VALUE are those of main.py",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser.of("plan", __doc__, epilog=CONFIG_FLAGS)
     parser.add_argument(
         "--topology", required=True, help="v5e:16x16, v5e-256, v4-32, ...; local: this machine"
     )
@@ -50,13 +50,6 @@ def main(argv: list[str] | None = None) -> int:
 
         report = plan(config, args.topology, find_batch=args.find_batch, json_file=args.json)
     return DOES_NOT_FIT if report["fits"] is False else 0
-
-
-def define_config() -> None:
-    """Defines --config and its settings."""
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "What to plan: a file of configs/.")
 
 
 if __name__ == "__main__":

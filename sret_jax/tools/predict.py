@@ -8,7 +8,6 @@ seen as in the run's evaluation. Those that cannot be read are named, the others
 exit status is 2.
 """
 
-import argparse
 import contextlib
 import csv
 import itertools
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.data.sources.image_files import IMAGE_SUFFIXES, images_in, name_of_file, passed_over
 from sret_jax.errors import UserError, few
 from sret_jax.evaluation.predict import UnreadableImage, predict_each
@@ -35,11 +34,7 @@ Row = dict[str, Any]
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of them")
     add_arguments(parser)
     parser.add_argument("--json", type=absolute, metavar="FILE", help="a list, an image a line")

@@ -18,7 +18,7 @@ import tarfile
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.data.sources.downloads import clear_downloads
 from sret_jax.data.sources.reencode import (
     ARRAY_RECORD,
@@ -44,11 +44,7 @@ VALIDATION_MEMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("prepare", __doc__)
     parser.add_argument("name", help="of the TFDS data set")
     parser.add_argument("--data_dir", type=epath.Path, help="default: TFDS_DATA_DIR, or TFDS's own")
     parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")

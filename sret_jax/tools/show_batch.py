@@ -1,12 +1,11 @@
 """Draws what the model is trained on: the first images of a config's stream, augmented and mixed.
 
-python -m sret_jax.tools.show_batch --config=configs/sret_t.py --config.data.data_dir=DATA
+python -m sret_jax.tools.show_batch --config=sret_t --config.data.data_dir=DATA
 """
 
-import functools
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 FLAGS = flags.FLAGS
@@ -16,11 +15,9 @@ LAST_STEP = 2**31 - 1
 
 def define_flags() -> None:
     """Defines the command line."""
-    from ml_collections import config_flags
+    from sret_jax.cli import define_config
 
-    from sret_jax.cli import DEFAULT_CONFIG
-
-    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose data: a file of configs/.")
+    define_config()
     flags.DEFINE_integer("step", 0, "The step whose batch is shown.", 0, LAST_STEP)
     flags.DEFINE_integer("rows", 4, "Rows of pictures.", lower_bound=1)
     flags.DEFINE_integer("columns", 8, "Pictures in a row, an even number.", lower_bound=2)
@@ -129,6 +126,6 @@ def _draw(images: Any, labels: list[str], columns: int, path: epath.Path) -> Non
 
 
 if __name__ == "__main__":
-    from sret_jax.cli import parse_flags
+    from sret_jax.cli import CONFIG_FLAGS, run_app
 
-    app.run(main, flags_parser=functools.partial(parse_flags, define_flags))
+    run_app(main, define_flags, "show_batch", f"{__doc__}\n{CONFIG_FLAGS}")

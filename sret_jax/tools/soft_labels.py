@@ -1,14 +1,14 @@
 r"""Stores a teacher's soft labels of crops of every training image (Fast Knowledge Distillation).
 
-python -m sret_jax.tools.soft_labels generate --config=configs/sret_lt.py:fkd --teacher=RUN \
+python -m sret_jax.tools.soft_labels generate --config=sret_lt:fkd --teacher=RUN \
   --crops=500 --keep=topk5 --out=DIR
 python -m sret_jax.tools.soft_labels generate ... --teacher=onnx:model.onnx
 python -m sret_jax.tools.soft_labels generate ... --shards=8 --shard=0    (one of eight hosts)
-python -m sret_jax.tools.soft_labels import FOLDER --config=configs/sret_lt.py:fkd --out=DIR
+python -m sret_jax.tools.soft_labels import FOLDER --config=sret_lt:fkd --out=DIR
 python -m sret_jax.tools.soft_labels inspect DIR
-python -m sret_jax.tools.soft_labels verify DIR --config=configs/sret_lt.py:fkd
+python -m sret_jax.tools.soft_labels verify DIR --config=sret_lt:fkd
 
-Then: python main.py --config=configs/sret_lt.py:fkd --config.data.soft_labels=DIR
+Then: python main.py --config=sret_lt:fkd --config.data.soft_labels=DIR
 
 Interrupted, it is started again with the same command, and goes on with the shards left. Published
 labels of FKD, one torch file per image, are imported.
@@ -21,7 +21,14 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from sret_jax.cli import clear_errors, parse_flags, quiet_libraries
+from sret_jax.cli import (
+    CONFIG_FLAGS,
+    Parser,
+    clear_errors,
+    define_config,
+    parse_flags,
+    quiet_libraries,
+)
 from sret_jax.data.loader import train_transform
 from sret_jax.data.sources.source import Source
 from sret_jax.data.sources.splits import open_split
@@ -45,34 +52,26 @@ from sret_jax.run.launch import default_workdir
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import make_label_loss
 
-CONFIG_FLAGS = "--config=FILE and --config.NAME=VALUE are those of main.py"
-
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sret_jax.tools.soft_labels",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser.of("soft_labels", __doc__)
     what = parser.add_subparsers(dest="what", required=True)
-    generating = what.add_parser("generate", help="label", epilog=CONFIG_FLAGS, allow_abbrev=False)
+    generating = what.add_parser("generate", help="label", epilog=CONFIG_FLAGS)
     generating.add_argument("--teacher", required=True, help=f"a run, a file, or {ONNX}FILE")
     generating.add_argument("--crops", type=int, required=True, help="of each image")
     generating.add_argument("--keep", required=True, help="topk5, topk10 or full")
     _add_teacher_flags(generating)
     _add_store_flags(generating)
     generating.set_defaults(run=run_generate)
-    importing = what.add_parser("import", help="FKD's", epilog=CONFIG_FLAGS, allow_abbrev=False)
+    importing = what.add_parser("import", help="FKD's", epilog=CONFIG_FLAGS)
     importing.add_argument("folder", type=absolute, help="of FKD's torch files")
     _add_store_flags(importing)
     importing.set_defaults(run=run_import)
     inspecting = what.add_parser("inspect", help="what a store holds")
     inspecting.add_argument("store", type=absolute)
     inspecting.set_defaults(run=run_inspect)
-    verifying = what.add_parser(
-        "verify", help="label some again", epilog=CONFIG_FLAGS, allow_abbrev=False
-    )
+    verifying = what.add_parser("verify", help="label some again", epilog=CONFIG_FLAGS)
     verifying.add_argument("store", type=absolute)
     verifying.add_argument("--teacher", help="default: where the store says it was")
     verifying.add_argument("--images", type=int, default=64, help="spread over the data set")
@@ -220,7 +219,7 @@ def _three_numbers(text: str) -> tuple[float, ...]:
 
 def _open(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[Any, Source]:
     """The config that `rest` names, and its training images."""
-    parse_flags(_define_config, [parser.prog, *rest])
+    parse_flags(define_config, [parser.prog, *rest])
     config = flags.FLAGS.config
     check_numbers(config)
     make_label_loss(config)  # checks the temperature
@@ -274,14 +273,6 @@ def _print_outcome(folder: epath.Path) -> None:
 
 def _size(image_size: int | None) -> str:
     return f"at {image_size} pixels" if image_size else "imported labels"
-
-
-def _define_config() -> None:
-    from ml_collections import config_flags
-
-    from sret_jax.cli import DEFAULT_CONFIG
-
-    config_flags.DEFINE_config_file("config", DEFAULT_CONFIG, "Whose data: a file of configs/.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python -m tests.chaos.chaos --workdir=DIR --times=1 \
 Whatever else is given goes to main.py.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -24,7 +23,7 @@ from collections.abc import Callable
 from etils import epath
 
 from sret_jax.checkpoints.manager import CHECKPOINTS
-from sret_jax.cli import clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.exit_status import HUNG, PREEMPTED
 from sret_jax.run.rollback import Rollbacks
@@ -288,11 +287,7 @@ def table(injected: dict[str, int]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.chaos.chaos",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m tests.chaos.chaos", description=__doc__)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a new folder")
     parser.add_argument("--times", type=int, default=4, help="that each fault is injected")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and their order")

@@ -6,8 +6,8 @@ from absl import flags
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import config_flags
 
+from sret_jax.cli import define_config
 from sret_jax.errors import UserError
 from sret_jax.run.launch import chosen_config, default_workdir
 from sret_jax.settings.config_model import create_from_config
@@ -61,7 +61,7 @@ def chosen(workdir, *argv):
     values = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", *argv])  # which ml_collections reads
-        config_flags.DEFINE_config_file("config", "configs/quickstart.py", flag_values=values)
+        define_config(values)
         values(sys.argv)
     config, start = chosen_config(values["config"], workdir)
     save_description(config, [], start, workdir)
@@ -73,7 +73,7 @@ def test_a_workdir_goes_on_with_what_it_was_started_with_unless_a_setting_is_giv
     first = ("--config=configs/sret_t.py:unsliced", "--config.epochs=14", "--config.fsdp=2")
     chosen(workdir, *first, "--config.model.heads=(2, 4, 8)")
     elsewhere = f"--config={epath.Path('configs').absolute()}/sret_t.py:unsliced"
-    for again in ((), first[:1], (elsewhere,)):
+    for again in ((), first[:1], (elsewhere,), ("--config=sret_t:unsliced",)):
         config = chosen(workdir, *again)
         assert (config.model.name, config.epochs, config.fsdp) == ("sret_t", 14, 2)
         model = create_from_config(config, num_classes=10)

@@ -1,1 +1,1 @@
-"""Model families, one file each."""
+"""One file a network."""
