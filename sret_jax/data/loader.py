@@ -1,4 +1,4 @@
-"""Batches on devices: each host reads the chunks its own devices hold, ahead of the step."""
+"""Batches on devices: each host reads the rows of its own devices, ahead of the step."""
 
 import math
 from collections import deque
@@ -16,18 +16,18 @@ from sret_jax.data.views.training_view import TrainTransform
 from sret_jax.errors import UserError
 
 Batch = dict[str, jax.Array]
-RECORD = "record"  # of samples, which no device needs
+RECORD = "record"  # the samples' record numbers, which stay on the host
 
 
 class Loader:
-    """An iterator over global batches, from a given step on.
+    """An iterator over global batches, starting at a given step.
 
     A batch is {"image": (B, S, S, 3) uint8, "label": (B,) int32, "bad": (B,) bool,
-    "real": (B,) bool}, and the stored soft labels if there are any, sharded as `sharding` says.
+    "real": (B,) bool}, plus the stored soft labels if there are any. `sharding` places the arrays.
 
     Attributes:
-      bad_records: numbers of the unreadable records this host has met since last asked.
-      recent_records: those of all samples in this host's last two batches.
+      bad_records: numbers of the unreadable records that this host met; the caller clears it.
+      recent_records: record numbers of all samples in this host's last two batches.
     """
 
     def __init__(
@@ -40,22 +40,22 @@ class Loader:
         workers: int,
         prefetch: int,
     ):
-        """Starts to read.
+        """Starts reading.
 
         Args:
-          samples: what stands at each position.
-          batch_size: of the global batch.
-          sharding: of the batch axis over the devices.
+          samples: the sample at each position of the stream.
+          batch_size: size of the global batch.
+          sharding: how the batch axis is split over the devices.
           start_step: the step whose batch comes first.
-          workers: processes that read; 0: threads, -1: one process per core.
-          prefetch: global batches that may be read ahead, those in the making included.
+          workers: number of reading processes; 0: threads, -1: one process per core.
+          prefetch: number of global batches kept in flight, including those being built.
         """
         self._batch_size = batch_size
         self._sharding = sharding
         self.bad_records: list[int] = []
         self.recent_records: deque[list[int]] = deque(maxlen=2)
 
-        elements = batch_size // sharding.num_devices // samples.rows  # of a device
+        elements = batch_size // sharding.num_devices // samples.rows  # per device
         self._devices = _first_rows_by_device(sharding, batch_size)
         budget = prefetch * elements * len(self._devices)
         plan = ReadAhead.plan(elements, budget, workers)
@@ -88,11 +88,11 @@ class Loader:
         return {name: self._to_devices(parts, name) for name in names if name != RECORD}
 
     def next_parts(self) -> dict[jax.Device, dict[str, np.ndarray]]:
-        """What each device of this host holds of the next batch."""
+        """The rows of the next batch, for each device of this host."""
         return {device: self._next_part() for device in self._devices}
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """Stops the worker processes."""
         self._iterator.close()
 
     def _next_part(self) -> dict[str, np.ndarray]:
@@ -107,7 +107,7 @@ class Loader:
 
 
 class SyntheticLoader:
-    """The same batch of noise at every step, already on the devices: no data to wait for."""
+    """Yields one and the same batch of noise, which is on the devices already: nothing to read."""
 
     def __init__(
         self, batch_size: int, image_size: int, classes: int, sharding: jax.sharding.Sharding
@@ -130,7 +130,7 @@ class SyntheticLoader:
         return self._batch
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Does nothing: there are no worker processes."""
 
 
 def eval_loader(
@@ -140,9 +140,9 @@ def eval_loader(
     batch_size: int,
     sharding: jax.sharding.Sharding,
 ) -> Loader | SyntheticLoader:
-    """Endless passes over the whole of `source`, each padded to whole batches ("real" 0).
+    """Endless passes over `source`; the last batch of each pass is padded (padding has "real" 0).
 
-    One pass is `steps_per_pass` batches. The arguments and errors are those of `train_loader`.
+    One pass is `steps_per_pass` batches. Arguments and errors are as in `train_loader`.
     """
     check_batch_size("eval_batch_size", batch_size, sharding.num_devices)
     if config.data.synthetic:
@@ -162,7 +162,7 @@ def eval_loader(
 
 
 def train_transform(augment: Any, image_size: int) -> TrainTransform:
-    """The training transform of config.augment; raises UserError for a setting out of range."""
+    """The training transform for config.augment; raises UserError if a setting is out of range."""
     return TrainTransform(
         image_size,
         tuple(augment.crop_scale),
@@ -174,7 +174,7 @@ def train_transform(augment: Any, image_size: int) -> TrainTransform:
 
 
 def steps_per_pass(source: Source, batch_size: int) -> int:
-    """Batches that hold every example of `source` once."""
+    """The number of batches that contain every example of `source` once."""
     return -(-len(source) // batch_size)
 
 
@@ -188,9 +188,10 @@ def check_batch_size(
     crops: int = 1,
     processes: int | None = None,
 ) -> None:
-    """Raises UserError unless each device gets whole micro-batches, pairs and images' crops.
+    """Raises UserError unless the batch splits evenly.
 
-    `processes` drive the devices; default: all of this run.
+    Every device must get whole micro-batches, whole pairs (for mixup and cutmix) and all crops of
+    an image. `processes` drive the devices; default: all processes of this run.
     """
     parts = batch_unit(devices, grad_accum, in_pairs=in_pairs, crops=crops)
     processes = jax.process_count() if processes is None else processes
@@ -210,20 +211,20 @@ def check_batch_size(
 
 
 def eval_batch_size(config: Any, devices: int) -> int:
-    """config.eval_batch_size; by default a micro-batch of training, for it fits where that fits."""
+    """config.eval_batch_size. The default is a training micro-batch, which is known to fit."""
     if config.eval_batch_size:
         return config.eval_batch_size
     return math.ceil(config.batch_size // config.grad_accum / devices) * devices
 
 
 def batch_unit(devices: int, grad_accum: int = 1, *, in_pairs: bool = False, crops: int = 1) -> int:
-    """What a global batch must be a multiple of."""
+    """The global batch must be a multiple of this number."""
     return devices * math.lcm(grad_accum * (2 if in_pairs else 1), crops)
 
 
 def _first_rows_by_device(
     sharding: jax.sharding.Sharding, batch_size: int
 ) -> dict[jax.Device, int]:
-    """This host's devices and where in the global batch the rows of each begin."""
+    """The devices of this host, with the row of the global batch at which each one's rows begin."""
     indices = sharding.addressable_devices_indices_map((batch_size,))
     return {device: index[0].start or 0 for device, index in indices.items() if index}

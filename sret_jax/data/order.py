@@ -1,9 +1,9 @@
-"""The order contract: what stands at each position of the stream, as a function of the seed alone.
+"""Defines which sample is at each position of the stream; this depends on the seed alone.
 
-Positions 0, 1, 2, ... run through per-epoch shuffles laid end to end, each image perhaps repeated.
-Global batch s is positions [s*B, (s+1)*B), cut into equal chunks, so many a device; a host loads
-the chunks of its own devices. Nothing here depends on how many hosts, devices or workers there
-are, so the only state of the data is the step.
+Positions 0, 1, 2, ... run through one shuffle of the data per epoch, one epoch after another;
+images may be repeated. Global batch s is positions [s*B, (s+1)*B). It is cut into equal chunks, and
+a host loads the chunks of its own devices. Nothing here depends on the number of hosts, devices or
+workers, so the step is all that a checkpoint needs to store about the data.
 """
 
 import abc
@@ -23,12 +23,12 @@ Rows = dict[str, Any]  # arrays by name
 
 SHUFFLE_STREAM, AUGMENT_STREAM = 0, 1
 MAX_BAD_RUN = 100
-REPEAT_GROUP = 32  # images among which the copies of one are spread
+REPEAT_GROUP = 32  # the copies of an image are spread over so many images
 
 
 def shuffled(source: Source, seed: int) -> grain.MapDataset:
-    """Endless per-epoch shuffles of the records of `source`, laid end to end."""
-    # Grain shuffles epoch e with seed + e: neighbouring user seeds must not share epochs.
+    """An endless stream of the records of `source`, shuffled anew in every epoch."""
+    # Grain shuffles epoch e with seed + e, so nearby user seeds would share epochs without this.
     shuffle_seed = int(np.random.SeedSequence([seed, SHUFFLE_STREAM]).generate_state(1)[0])
     return grain.MapDataset.source(_Numbered(source)).shuffle(seed=shuffle_seed).repeat()
 
@@ -41,9 +41,9 @@ def padded(source: Source, batch_size: int) -> grain.MapDataset:
 class Repeated(grain.MapDataset):
     """Repeated augmentation (Hoffer et al. 2020): every image `times` times, near but not adjacent.
 
-    With R = times and G = 32, position p shows element (p div RG) G + (p mod G + (p div G) mod R)
-    mod G of the parent: each G elements are run through R times, each time from another start. Of
-    data sets no larger than a few G, an image may come again at once where two passes meet.
+    With R = times and G = 32, position p holds element (p div RG) G + (p mod G + (p div G) mod R)
+    mod G of the parent: the stream passes R times over each G elements, each time from another
+    start. In data sets no larger than a few G, an image may repeat at once where two passes meet.
     """
 
     def __init__(self, parent: grain.MapDataset, times: int):
@@ -63,19 +63,21 @@ class Repeated(grain.MapDataset):
 
 
 class Positions(grain.MapDataset):
-    """What a subclass makes of every element of `parent`; a bad image keeps its place.
+    """Base class: turns every element of `parent` into rows of a batch.
 
-    An element is one row of a batch, or several that belong together: {"image": (S, S, 3) uint8,
-    "label", "bad", "record", "real"}, and what else a subclass adds. Where an image cannot be
-    read, with `replace` the next readable one of the stream is shown, otherwise a black one; its
-    "bad" is 1 and "record" still numbers the unreadable record. Padding has "real" 0.
+    An element becomes one row, or several that belong together: {"image": (S, S, 3) uint8,
+    "label", "bad", "record", "real"}, plus what a subclass adds. Padding has "real" 0.
+
+    An image that cannot be read keeps its position. With `replace` the next readable image of the
+    stream is shown there, otherwise a black one; "bad" is 1, and "record" is still the number of
+    the unreadable record.
 
     Attributes:
-      rows: of a batch, that an element is.
-      element_bytes: of its large arrays.
+      rows: rows of a batch per element.
+      element_bytes: size of an element's large arrays in bytes.
 
     Raises (when read):
-      UserError: a hundred unreadable images in a row.
+      UserError: a hundred successive images are unreadable.
     """
 
     rows = 1
@@ -103,10 +105,10 @@ class Positions(grain.MapDataset):
 
     @abc.abstractmethod
     def show(self, index: int, element: dict[str, Any]) -> Rows:
-        """What position `index` shows of an element; raises BadImage."""
+        """The rows of position `index`, made from an element; raises BadImage."""
 
     def chunks(self, elements: int) -> grain.MapDataset:
-        """The rows of so many elements at a time, stacked."""
+        """Stacks the rows of `elements` successive elements."""
         return self.batch(elements, drop_remainder=True)
 
     def _unseen(self, label: int) -> Rows:
@@ -133,7 +135,7 @@ class Positions(grain.MapDataset):
 
 
 class Samples(Positions):
-    """Applies `transform` to every position, its randomness a function of (seed, position)."""
+    """Applies `transform` at every position; its randomness depends on (seed, position) alone."""
 
     def __init__(
         self, parent: grain.MapDataset, transform: Transform, size: int, *, seed: int, replace: bool
@@ -150,9 +152,9 @@ class Samples(Positions):
 
 
 class HostChunks(grain.MapDataset):
-    """Of a stream of chunks, `per_step` to a global batch, those this host's devices hold.
+    """The chunks that this host's devices hold, from a stream with `per_step` chunks per batch.
 
-    Element i is chunk chunks[i mod L] of batch i div L, for the L numbers in `chunks`.
+    Element i is chunk chunks[i mod L] of batch i div L, where L is the length of `chunks`.
     """
 
     def __init__(self, parent: grain.MapDataset, chunks: Sequence[int], per_step: int):
@@ -171,7 +173,7 @@ class HostChunks(grain.MapDataset):
 
 
 class _Numbered:
-    """Adds each record's own number, by which a bad one is reported."""
+    """Adds its number to each record, so that a bad one can be reported."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -191,7 +193,7 @@ class _Numbered:
 
 
 class _Padded(grain.MapDataset):
-    """Lengthens a data set with None to a multiple of `batch_size`."""
+    """Pads a data set with None to a multiple of `batch_size`."""
 
     def __init__(self, parent: grain.MapDataset, batch_size: int):
         super().__init__(parent)

@@ -1,1 +1,1 @@
-"""Records, classes and splits of a data set."""
+"""The records, classes and splits of a data set."""

@@ -1,4 +1,4 @@
-"""Class names: their order, and those of a model compared with those of data."""
+"""Class names: their order, and comparing a model's names with those of data."""
 
 import unicodedata
 from collections.abc import Collection, Sequence
@@ -8,23 +8,23 @@ from sret_jax.errors import UserError, quoted
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Names of class folders in the order of their labels: numbers by value, others as text."""
+    """Sorts names of class folders by label: numbers by value, other names as text."""
     return sorted(names, key=int) if are_numbered(names) else sorted(names)
 
 
 def are_numbered(names: Collection[str]) -> bool:
-    """Whether names are the whole numbers 0 to N - 1, perhaps with leading zeros."""
+    """Whether the names are the whole numbers 0 to N - 1, perhaps with leading zeros."""
     if not all(name.isascii() and name.isdecimal() for name in names):
         return False
     return sorted(map(int, names)) == list(range(len(names)))
 
 
 def labels_of(names: Sequence[str], classes: Sequence[str], where: str) -> list[int]:
-    """The numbers that names have among the classes that were trained on.
+    """The labels of `names`: their positions among the classes that a model was trained on.
 
     Raises:
-      UserError: a name of `where` is not among them; one that differs in case or blanks alone is
-        suggested.
+      UserError: a name in `where` is not among the classes. If a class differs in case or blanks
+        only, the message suggests it.
     """
     label = {name: number for number, name in enumerate(classes)}
     unknown = [name for name in names if name not in label]
@@ -42,18 +42,18 @@ def labels_of(names: Sequence[str], classes: Sequence[str], where: str) -> list[
 
 
 def near_duplicates(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in case, blanks or the encoding of accents alone."""
+    """Pairs of names that differ only in case, blanks or the encoding of accents."""
     first: dict[str, str] = {}
     return [(first[_plain(b)], b) for b in names if first.setdefault(_plain(b), b) != b]
 
 
 def difference(there: Sequence[str], here: Sequence[str], where: str = "here") -> str:
-    """The first class whose names differ, in words; "" where names and order are the same.
+    """Describes the first class whose names differ; "" if names and order are the same.
 
     Args:
-      there: class names by number, e.g. of a run.
-      here: those that are compared with them.
-      where: what "here" is, in words.
+      there: class names by label, e.g. those of a run.
+      here: the class names to compare with them.
+      where: what the message calls the place of `here`.
     """
     pairs = enumerate(zip_longest(there, here))
     number, pair = next(((i, pair) for i, pair in pairs if pair[0] != pair[1]), (0, None))
@@ -72,16 +72,16 @@ def difference(there: Sequence[str], here: Sequence[str], where: str = "here") -
 
 
 def check_known(known: Sequence[str], here: Sequence[str], what: str, remedy: str) -> None:
-    """Checks that data have no class that a model was not trained on; fewer, in any order, will do.
+    """Checks that a model was trained on all classes of some data, which may have fewer.
 
     Args:
       known: the model's class names.
-      here: those of the data.
-      what: the model is, in words.
-      remedy: what the user can do.
+      here: the data's class names, in any order.
+      what: what the message calls the model.
+      remedy: what the user can do about it.
 
     Raises:
-      UserError: a class of the data is not among those known.
+      UserError: a class of the data is not among those of the model.
     """
     names = set(known)
     unknown = [name for name in here if name not in names]
@@ -93,15 +93,15 @@ def check_known(known: Sequence[str], here: Sequence[str], what: str, remedy: st
 
 
 def order_of_classes(there: Sequence[str], here: Sequence[str], logits: int) -> list[int] | None:
-    """Which logit of a model belongs to each class of data, if both have the same classes.
+    """The model's logit for each class of the data, if both have the same classes.
 
     Args:
       there: the model's class names.
-      here: those of the data, in any order.
-      logits: of the model, of which those beyond its names keep their places.
+      here: the data's class names, in any order.
+      logits: number of logits of the model. Logits without a name keep their positions.
 
     Returns:
-      `logits` numbers; None where the classes are not the same.
+      `logits` numbers; None if the classes are not the same.
     """
     if sorted(there) != sorted(here):
         return None
@@ -110,7 +110,7 @@ def order_of_classes(there: Sequence[str], here: Sequence[str], logits: int) -> 
 
 
 def are_labels(names: Sequence[str]) -> bool:
-    """Whether the names are 0, 1, ... in this order, so that each says which label it means."""
+    """Whether the names are 0, 1, ... in this order, so that each is the number of its label."""
     return are_numbered(names) and list(names) == in_order(names)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-# The bytes of the splits of version 1.0.0. A run knows its images by them, so they must not change
-# with the library that encodes PNG.
+# The bytes of the splits of version 1.0.0. A run recognises its images by them, so the PNG encoding
+# must not change with the library.
 SPLIT_BYTES = {"train": 229_576, "test": 57_301}
 
 _DESCRIPTION = "1,797 handwritten digits, 8x8 pixels, as scikit-learn ships them."
@@ -58,7 +58,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """An image (8, 8) as a PNG file; TFDS needs TensorFlow to encode an array itself."""
+    """Encodes an image (8, 8) as a PNG file. TFDS would need TensorFlow to encode an array."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

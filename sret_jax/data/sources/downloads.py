@@ -1,4 +1,4 @@
-"""Downloads by TFDS: a sentence where a network, an address or a file is not what it should be."""
+"""Downloads by TFDS; explains in one sentence if the network, an address or a file is wrong."""
 
 import contextlib
 import functools
@@ -19,16 +19,16 @@ from tensorflow_datasets.core.download.util import DownloadError
 from sret_jax.errors import UserError, few
 
 ANSWER_SECONDS = 10.0
-TIMEOUTS = (ANSWER_SECONDS, 60.0)  # to connect, and between two pieces of a file; TFDS has none
+TIMEOUTS = (ANSWER_SECONDS, 60.0)  # to connect, and between two pieces of a file; TFDS sets none
 
 
 @contextlib.contextmanager
 def clear_downloads(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
-    """For the enclosed `download_and_prepare`: turns what goes wrong into a UserError.
+    """Turns errors of the enclosed `download_and_prepare` into a UserError.
 
-    TFDS would try an address that does not answer for minutes, so all hosts are asked first. Where
-    none answers, only what was downloaded before can be prepared. A download that stalls for a
-    minute fails.
+    TFDS would retry an address that does not answer for minutes, so all hosts are asked first. If
+    none answers, only files that were downloaded before can be prepared. A download that stalls
+    for a minute fails.
     """
     addresses = {urlsplit(url).netloc: url for url in _addresses(builder)}
     reasons = _unreachable(list(addresses.values()))
@@ -75,14 +75,14 @@ def _no_network(builder: tfds.core.DatasetBuilder, hosts: Sequence[str], reason:
 
 
 def _addresses(builder: tfds.core.DatasetBuilder) -> list[str]:
-    """What TFDS downloads itself, where it does not also list what users download."""
+    """The addresses that TFDS downloads from, without those that users download from themselves."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return []
     return [url for url in builder.url_infos or () if url.startswith(("http://", "https://"))]
 
 
 def _unreachable(urls: Sequence[str]) -> dict[str, str]:
-    """Why some do not answer; whatever is answered will do."""
+    """Why some addresses do not answer; any answer counts, even an error page."""
     reasons = dict.fromkeys(urls, f"no answer within {ANSWER_SECONDS:.0f} s")
 
     def ask(url: str) -> None:
@@ -93,7 +93,7 @@ def _unreachable(urls: Sequence[str]) -> dict[str, str]:
         else:
             del reasons[url]
 
-    # Daemons, for nothing bounds the time in which a name is looked up.
+    # Daemon threads, because nothing limits the time of a name look-up.
     threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
     for thread in threads:
         thread.start()
@@ -104,7 +104,7 @@ def _unreachable(urls: Sequence[str]) -> dict[str, str]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the operating system said, below all that libraries add."""
+    """The operating system's message, which the errors of the libraries wrap."""
     while error.__context__:
         error = error.__context__
     return getattr(error, "strerror", None) or str(error)

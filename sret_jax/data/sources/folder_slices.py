@@ -1,4 +1,4 @@
-"""What a slice such as "train[:80%]" takes of a folder: its share of every class."""
+"""Slices of folders: "train[:80%]" takes 80% of the images of every class."""
 
 import hashlib
 import heapq
@@ -17,10 +17,10 @@ Classes = dict[str, Images]  # by class name, sorted
 
 
 def splits_of(spec: str, known: Iterable[str]) -> list[str]:
-    """The splits that "train[:99%]+val" names; "all" is one of them.
+    """The splits named in a specification such as "train[:99%]+val"; "all" is one of them.
 
     Raises:
-      UserError: it is not written as TFDS's slices are; `known` splits are offered.
+      UserError: it does not follow TFDS's syntax; the message lists the `known` splits.
     """
     try:
         tfds.core.ReadInstruction.from_spec(spec)
@@ -30,19 +30,20 @@ def splits_of(spec: str, known: Iterable[str]) -> list[str]:
 
 
 def take(spec: str, splits: dict[str, Classes], slices: str) -> list[tuple[str, str]]:
-    """The files, and their classes, that "train[:99%]+val" takes of the splits.
+    """The files that a specification such as "train[:99%]+val" takes, with their classes.
 
     Each slice lists its images class by class, sorted by name.
 
     Args:
       spec: in TFDS's slicing syntax.
-      splits: that it names.
-      slices: "stratified", every class in its share: the images of a class are ordered by a hash
-        of their names, and the classes interleaved by `stratified_order`. Slices that do not
-        overlap share no image. "listed": a part of the whole list, which cuts off whole classes.
+      splits: all splits that `spec` names.
+      slices: "stratified": a slice takes the same fraction of every class. The images of a class
+        are ordered by a hash of their names, and `stratified_order` interleaves the classes.
+        Slices that do not overlap have no image in common. "listed": a slice takes a part of the
+        whole list, which cuts off whole classes.
 
     Raises:
-      UserError: a slice that is out of range, or another word for `slices`.
+      UserError: a slice is out of range, or `slices` is another word.
     """
     if slices not in SLICES:
         raise UserError(
@@ -70,24 +71,25 @@ def take(spec: str, splits: dict[str, Classes], slices: str) -> list[tuple[str, 
 
 
 def stratified_order(counts: Sequence[int]) -> np.ndarray:
-    """The class at every place of an order of images: (N,), for N = sum of counts.
+    """The class at every position of a stratified order of images: (N,), N = sum of counts.
 
-    Among the first k places are n k / N of a class of n images, rounded up or down; so a slice
-    differs from the share of a class by less than two images. The rule is Tijdeman's (The chairman
-    assignment problem, 1980): each image has an earliest and a latest place, and of those whose
-    earliest place has come, the one with the first latest place is taken.
+    The first k positions contain n k / N images of a class of n, rounded up or down. So the number
+    of a class's images in a slice is less than two away from its exact share. The rule is
+    Tijdeman's (The chairman assignment problem, 1980): each image has an earliest and a latest
+    position; among the images whose earliest position is reached, the one with the smallest latest
+    position comes next.
 
     Args:
-      counts: images of each class.
+      counts: number of images of each class.
     """
     sizes = np.asarray(counts, np.int64)
     total = int(sizes.sum())
-    of_image = np.repeat(np.arange(len(sizes)), sizes)  # (N,), the class
-    rank = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # in its class, from 0
+    of_image = np.repeat(np.arange(len(sizes)), sizes)  # (N,), the class of each image
+    rank = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # within its class, from 0
     margin = 1 / max(2, 2 * len(sizes) - 2)
     spacing = total / sizes[of_image]
     earliest, latest = (rank + margin) * spacing, (rank + 1 - margin) * spacing
-    images = np.argsort(-earliest, kind="stable")  # the next one last
+    images = np.argsort(-earliest, kind="stable")  # the next image is last
     coming = list(zip(*(x[images].tolist() for x in (earliest, latest, of_image)), strict=True))
     ready: list[tuple[float, int]] = []
     order = np.empty(total, np.int64)
@@ -99,7 +101,7 @@ def stratified_order(counts: Sequence[int]) -> np.ndarray:
 
 
 def _stratified(classes: Classes, first: int, last: int) -> list[tuple[str, str]]:
-    """The files, and their classes, between two places of the stratified order."""
+    """The files from position `first` to `last` of the stratified order, with their classes."""
     order = stratified_order([len(images.files) for images in classes.values()])
     bounds = (np.bincount(order[:place], minlength=len(classes)) for place in (first, last))
     taken = []

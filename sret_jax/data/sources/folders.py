@@ -1,7 +1,7 @@
-"""Folders of images: which of their files a split has, and of which class each is.
+"""Folders of images: which files belong to a split, and which class each file has.
 
-A folder is laid out as ROOT/SPLIT/CLASS/IMAGE.jpg, or as ROOT/CLASS/IMAGE.jpg, which is one split
-named "train". Images may lie in subfolders of their class.
+The layout is ROOT/SPLIT/CLASS/IMAGE.jpg, or ROOT/CLASS/IMAGE.jpg, which is a single split named
+"train". Images may be in subfolders of their class.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from sret_jax.data.sources.image_files import (
 )
 from sret_jax.errors import UserError, quoted
 
-ONE_SPLIT = "train"  # what a folder without splits is
+ONE_SPLIT = "train"  # name of the only split of a folder without split folders
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "eval", "test", "testing")
 
 
@@ -34,10 +34,10 @@ class FolderSplit:
 
     Attributes:
       files: the path and the class of each image.
-      class_names: of the class folders in the folders that the split uses, in their order.
-      empty_classes: those of them that have no image there.
-      left_out: of every folder that the split uses, the images beside its class folders, and how
-        many files are not read, by suffix.
+      class_names: names of the class folders in the folders that the split uses, in label order.
+      empty_classes: the class names without an image in this split.
+      left_out: for every folder that the split uses, the images outside its class folders, and the
+        number of files that are not read, by suffix.
     """
 
     files: list[tuple[str, str]]
@@ -50,8 +50,8 @@ def read_split(root: epath.Path, split: str, slices: str = "stratified") -> Fold
     """Lists the images of a split such as "train[:80%]"; see `folder_slices.take`.
 
     Raises:
-      UserError: no such split, a split without class folders, no images, a folder that cannot be
-        listed, or one that a class holds twice.
+      UserError: the split does not exist, has no class folders or no images; a folder cannot be
+        listed, or a class contains it twice.
     """
     with listing(root):
         folders = _split_folders(root, split)
@@ -76,7 +76,7 @@ def _left_out(classes: Classes, loose: Images) -> Images:
 
 
 def _split_folders(root: epath.Path, split: str) -> dict[str, str]:
-    """The folders of the splits that "train[:99%]+val" names; "all" names all there are."""
+    """The folders of the splits named in e.g. "train[:99%]+val"; "all" means every split."""
     place = _inside_its_twin(os.fspath(root))
     folders = {entry.name: entry.path for entry in entries(place) if entry.is_folder}
     if not folders:
@@ -106,7 +106,7 @@ def _split_folders(root: epath.Path, split: str) -> dict[str, str]:
 
 
 def _inside_its_twin(folder: str) -> str:
-    """The folder, or the one of its own name that is all it holds, as archives are unpacked."""
+    """The folder, or its only subfolder if that has the same name, as unpacking often leaves it."""
     inside = entries(folder)
     if [(e.name, e.is_folder) for e in inside] == [(pathlib.PurePath(folder).name, True)]:
         return inside[0].path
@@ -114,7 +114,7 @@ def _inside_its_twin(folder: str) -> str:
 
 
 def _are_classes(folders: dict[str, str]) -> bool:
-    """Whether folders hold images themselves, and none of them folders of images or a split."""
+    """Whether the folders are classes: they contain images, no folders of images, no splits."""
     kinds = [_holds(folder) for folder in folders.values()]
     is_split = any(name.lower() in SPLIT_NAMES for name in folders)
     return "images" in kinds and "folders of images" not in kinds and not is_split
@@ -129,7 +129,7 @@ def _holds(folder: str) -> str:
 
 
 def _class_folders(folder: str) -> tuple[Classes, Images]:
-    """The images of every class, and those beside the class folders."""
+    """The images of every class, and the images outside the class folders."""
     inside = entries(folder)
     classes = {name_of_file(e.name): images_in(e.path) for e in inside if e.is_folder}
     files = [e for e in inside if not e.is_folder]

@@ -1,4 +1,4 @@
-"""The image files of a folder, told by their suffixes."""
+"""The image files in a folder, recognised by their suffixes."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from sret_jax.errors import UserError, few
 from sret_jax.files import is_remote
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp")
-# What systems and tools leave in folders, in lower case; hidden files are passed over as well.
+# Files that systems and tools leave in folders, in lower case. Hidden files are skipped as well.
 CLUTTER = (
     *("__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini"),
     *("$recycle.bin", "system volume information"),
@@ -23,12 +23,12 @@ CLUTTER = (
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images of a folder.
+    """The images in a folder.
 
     Attributes:
-      folder: its path.
-      files: their paths, sorted.
-      passed_over: how many other files there are, by suffix; hidden files and clutter are left out.
+      folder: path of the folder.
+      files: paths of the images, sorted.
+      passed_over: number of other files by suffix, without hidden files and clutter.
     """
 
     folder: str
@@ -45,20 +45,20 @@ class Entry(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a file with an image's suffix."""
+        """Whether the entry is a file with the suffix of an image."""
         return not self.is_folder and self.suffix in IMAGE_SUFFIXES
 
     @property
     def suffix(self) -> str:
-        """In lower case, with its dot; "" for none."""
+        """The suffix in lower case, with its dot; "" if there is none."""
         return pathlib.PurePath(self.name).suffix.lower()
 
 
 def images_in(folder: epath.PathLike) -> Images:
-    """The images of a folder and of those below it.
+    """The images in a folder and its subfolders.
 
     Raises:
-      UserError: a folder that cannot be listed, or that leads back to one it lies in.
+      UserError: a folder cannot be listed, or is a link to a folder that contains it.
     """
     path = os.fspath(folder)
     passed_over: Counter[str] = Counter()
@@ -68,7 +68,7 @@ def images_in(folder: epath.PathLike) -> Images:
 
 
 def entries(folder: str) -> list[Entry]:
-    """What is in a folder, sorted by name, without hidden files and clutter."""
+    """The contents of a folder, sorted by name, without hidden files and clutter."""
     if is_remote(folder):
         paths = epath.Path(folder).iterdir()
         found = [Entry(path.name, os.fspath(path), path.is_dir()) for path in paths]
@@ -84,7 +84,7 @@ def entries(folder: str) -> list[Entry]:
 
 @contextlib.contextmanager
 def listing(root: epath.PathLike) -> Iterator[None]:
-    """Lets storage that cannot be listed end in a UserError."""
+    """Turns an error in listing storage into a UserError."""
     try:
         yield
     except OSError as e:
@@ -94,26 +94,26 @@ def listing(root: epath.PathLike) -> Iterator[None]:
 
 
 def counted(passed_over: Counter[str]) -> str:
-    """Files by suffix as text: "12 .heic; 3 .tif"."""
+    """Formats counts of files by suffix: "12 .heic; 3 .tif"."""
     by_number = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
     return few([f"{count:,} {suffix or 'without a suffix'}" for suffix, count in by_number])
 
 
 def passed_over(images: Images) -> str:
-    """What was not read of a folder, in words."""
+    """Describes the files of a folder that are not read."""
     suffixes = ", ".join(IMAGE_SUFFIXES)
     return f"files that are not read ({suffixes} are): {counted(images.passed_over)}"
 
 
 def name_of_file(path: str) -> str:
-    """A path as text that can be printed and stored, whatever bytes are in it."""
+    """Converts a path to text that can be printed and stored, whatever bytes it contains."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _images_in(
     folder: str, seen: set[pathlib.PurePath], passed_over: Counter[str]
 ) -> Iterator[str]:
-    """The images of a folder and those below it; adds the folders to those seen."""
+    """The images in a folder and its subfolders; adds the folders it visits to `seen`."""
     place = _place(folder)
     if place in seen:
         raise UserError(
@@ -130,10 +130,10 @@ def _images_in(
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder or a link to one; links that lead nowhere or in a circle are not."""
+    """Whether the entry is a folder or a link to one; False for broken and circular links."""
     return pathlib.Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _place(path: str) -> pathlib.PurePath:
-    """Where a path leads; in a bucket there are no links."""
-    return pathlib.PurePath(path if is_remote(path) else os.path.realpath(path))  # of circles too
+    """The path with links resolved; buckets have no links."""
+    return pathlib.PurePath(path if is_remote(path) else os.path.realpath(path))  # circles too

@@ -1,6 +1,6 @@
 """The names of ImageNet's 1,000 classes.
 
-Data and checkpoints know the classes by their WordNet ids.
+Data sets and checkpoints identify the classes by their WordNet ids.
 """
 
 import functools
@@ -19,28 +19,28 @@ def _names() -> dict[str, str]:
 
 
 def imagenet_ids() -> list[str]:
-    """The WordNet ids of ImageNet's classes, sorted, which is the order of the logits."""
+    """The WordNet ids of ImageNet's classes in sorted order, which is the order of the logits."""
     return list(_names())
 
 
 def assumed_ids(logits: int, data: Sequence[str]) -> list[str] | None:
-    """The class names of weights that keep none: ImageNet's ids, if they have as many logits.
+    """Class names for weights stored without names: ImageNet's ids, if the number of logits fits.
 
     Args:
-      logits: of the weights.
-      data: class names of the data they meet, which must be among ImageNet's ids.
+      logits: number of logits of the weights.
+      data: class names of the data; all must be ImageNet ids.
 
     Returns:
-      None where the weights need not be ImageNet's.
+      None if the weights need not be ImageNet's.
     """
     ids = imagenet_ids()
     return ids if logits == len(ids) and {*data} <= {*ids} else None
 
 
 def display_names(classes: Sequence[str]) -> list[str]:
-    """What to show a person: ImageNet's names where all classes are its WordNet ids.
+    """The names to show to a person: English names if all classes are ImageNet's WordNet ids.
 
-    "n01440764" -> "tench"; other names stay.
+    For example "n01440764" becomes "tench". Other names stay the same.
     """
     names = _names()
     if all(name in names for name in classes):

@@ -1,4 +1,4 @@
-"""A smaller copy of a prepared data set: its large images shrunk and stored as JPEG again."""
+"""Makes a smaller copy of a prepared data set: shrinks large images and stores them as JPEG."""
 
 import concurrent.futures
 import copy
@@ -32,14 +32,14 @@ ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 
 @dataclasses.dataclass(frozen=True)
 class Shrinking:
-    """How large images become smaller.
+    """How large images are shrunk.
 
     Attributes:
-      max_side: the longest side of an image, in pixels; an image within it stays as it is.
-      quality: of the JPEG that stores a shrunk image, 1 to 100.
+      max_side: longest side of an image in pixels; images that are no larger stay as they are.
+      quality: JPEG quality of a shrunk image, 1 to 100.
 
     Raises:
-      UserError: a number out of range.
+      UserError: a number is out of range.
     """
 
     max_side: int
@@ -52,7 +52,7 @@ class Shrinking:
             raise UserError(f"--quality={self.quality} is no JPEG quality; use one in 1..100")
 
     def __call__(self, data: bytes) -> bytes | None:
-        """The smaller file of an image; None if it is small enough.
+        """Returns the file of the shrunk image; None if the image is small enough.
 
         Raises:
           BadImage: unreadable bytes.
@@ -60,7 +60,7 @@ class Shrinking:
         image = decode(data)
         if max(image.size) <= self.max_side:
             return None
-        # Without `reducing_gap` this is one antialiased resize, like that of the training crop.
+        # Without `reducing_gap` this is a single antialiased resize, like the training crop's.
         image.thumbnail((self.max_side,) * 2, Image.Resampling.BICUBIC, reducing_gap=None)
         file = io.BytesIO()
         image.save(file, "JPEG", quality=self.quality)
@@ -69,7 +69,7 @@ class Shrinking:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of the data set, and the file of the copy that takes its records."""
+    """A file of the data set, and the file of the copy that its records go to."""
 
     split: str
     file_format: file_adapters.FileFormat
@@ -80,22 +80,22 @@ class Shard:
 def reencode(
     builder: tfds.core.DatasetBuilder, copy_to: epath.Path, shrinking: Shrinking
 ) -> tfds.core.DatasetBuilder:
-    """Stores a smaller copy of a prepared data set as ArrayRecord, and says what it did.
+    """Makes a smaller copy of a prepared data set, in ArrayRecord files, and prints what it did.
 
-    Records keep their order and every feature but the bytes of a shrunk image. The copy gets its
-    name when it is complete; an interrupted one goes on with the shards left.
+    Records keep their order. Of their features only the bytes of shrunk images change. The copy
+    gets its final name when it is complete; an interrupted copy continues with the missing shards.
 
     Args:
-      builder: of the prepared data set.
-      copy_to: the data_dir of the copy.
-      shrinking: of the images.
+      builder: builder of the prepared data set.
+      copy_to: data_dir of the copy.
+      shrinking: how images are shrunk.
 
     Returns:
-      the builder of the copy.
+      The builder of the copy.
 
     Raises:
-      UserError: nothing is prepared, the data set is no image classification, or `copy_to` holds
-        it already, as it is or shrunk otherwise.
+      UserError: nothing is prepared, the data set has no images and class labels, or `copy_to`
+        already contains it, unchanged or shrunk with other settings.
     """
     if not builder.is_prepared():
         raise UserError(
@@ -123,7 +123,7 @@ def check_tensorflow(task: str) -> None:
     """Checks that TensorFlow is installed, which TFDS needs for some tasks.
 
     Raises:
-      UserError: it is not.
+      UserError: TensorFlow is missing.
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -135,7 +135,7 @@ def check_tensorflow(task: str) -> None:
 def shard_paths(
     split: tfds.core.SplitInfo, file_format: file_adapters.FileFormat, folder: epath.Path
 ) -> list[epath.Path]:
-    """The files of a split as they are called in that format and folder."""
+    """The paths of a split's files in that format and folder."""
     template = split.filename_template.replace(
         filetype_suffix=file_format.file_suffix, data_dir=folder
     )
@@ -143,7 +143,7 @@ def shard_paths(
 
 
 def read_records(path: epath.Path, file_format: file_adapters.FileFormat) -> Iterator[bytes]:
-    """The serialized examples of a shard, in their order."""
+    """The serialized examples of a shard in order."""
     if file_format == ARRAY_RECORD:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -156,7 +156,7 @@ def read_records(path: epath.Path, file_format: file_adapters.FileFormat) -> Ite
 
 
 def write_shard(path: epath.Path, records: Iterable[bytes]) -> None:
-    """Writes an ArrayRecord file whole or not at all."""
+    """Writes an ArrayRecord file; it appears only when it is complete."""
     temporary = path.with_name(INCOMPLETE + path.name)
     adapter = file_adapters.ADAPTER_FOR_FORMAT[ARRAY_RECORD]
     adapter.write_examples(temporary, enumerate(records))
@@ -164,7 +164,7 @@ def write_shard(path: epath.Path, records: Iterable[bytes]) -> None:
 
 
 def _fill(folder: epath.Path, builder: tfds.core.DatasetBuilder, shrinking: Shrinking) -> None:
-    """Writes all that `folder` lacks to be a complete copy."""
+    """Writes every file that `folder` needs to be a complete copy and does not have."""
     image_key, _ = classification_keys(builder)
     counts = _read_counts(folder, shrinking)
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def _shards(builder: tfds.core.DatasetBuilder, folder: epath.Path) -> list[Shard
 def _reencode_all(
     shards: list[Shard], image_key: str, shrinking: Shrinking
 ) -> Iterator[tuple[Shard, dict[str, int]]]:
-    """Re-encodes shards on all cores, and yields each with its counts as it gets done."""
+    """Re-encodes shards on all cores; yields each finished shard with its counts."""
     pool = concurrent.futures.ProcessPoolExecutor(
         mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
     )
@@ -214,14 +214,14 @@ def _reencode_all(
 
 
 def _end_with_parent() -> None:
-    """Ends this worker at once on Ctrl-C, and when the command that started it is killed."""
+    """Ends this worker at once on Ctrl-C, and when the command that started it was killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch():
         parent.join()
-        os._exit(1)  # an orphan would write beside the command started again
+        os._exit(1)  # an orphan would write at the same time as the restarted command
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -242,7 +242,7 @@ def _reencode_shard(shard: Shard, image_key: str, shrinking: Shrinking) -> dict[
 
 
 def _reencode_record(record: bytes, image_key: str, shrinking: Shrinking) -> tuple[str, bytes]:
-    """What became of the record's image ("shrunk", "copied" or "unreadable"), and the record."""
+    """What happened to the image ("shrunk", "copied" or "unreadable"), and the new record."""
     example = tf_example_pb2.Example.FromString(record)
     image = example.features.feature[image_key].bytes_list.value
     try:
@@ -256,7 +256,7 @@ def _reencode_record(record: bytes, image_key: str, shrinking: Shrinking) -> tup
 
 
 def _read_counts(folder: epath.Path, shrinking: Shrinking) -> dict[str, dict[str, int]]:
-    """What is recorded of each shard that a copy already has.
+    """The recorded counts of each shard that a copy already has.
 
     Raises:
       UserError: the copy was begun with other settings, or the record is damaged.

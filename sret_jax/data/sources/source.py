@@ -1,4 +1,4 @@
-"""Random-access sources of encoded images: TFDS data sets and folders of class folders."""
+"""Random-access sources of encoded images: TFDS data sets, and folders with class folders."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from sret_jax.files import check_storage, is_remote
 
 RANDOM_ACCESS = "array_record"
 PREPARE = "python -m sret_jax.tools.prepare"
-LARGEST_FILE = 2 << 30  # bytes, beyond those of any image that would be decoded
+LARGEST_FILE = 2 << 30  # bytes; any image small enough to be decoded is smaller
 
 
 class Record(TypedDict):
@@ -33,9 +33,9 @@ class Source(Protocol):
     """A random-access split of a classification data set.
 
     Attributes:
-      class_names: of the labels: those it was opened with, or its own.
-      classes_here: those of them that this split has, as far as is known without reading it.
-      remarks: sentences on what of the data is left out.
+      class_names: names of the labels: those that the source was opened with, or its own.
+      classes_here: the class names that this split contains, as far as known without reading it.
+      remarks: sentences about data that are left out.
     """
 
     class_names: list[str]
@@ -47,15 +47,15 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def record_name(self, index: int) -> str:
-        """What a person calls record `index`: a file name, or the split and number."""
+        """A name of record `index` for people: a file name, or the split and number."""
         ...
 
     def file_name(self, index: int) -> str:
-        """The name or path of the file that record `index` was; "" where that is not known."""
+        """The name or path of the file of record `index`; "" if it is unknown."""
         ...
 
     def identities(self) -> Iterator[str]:
-        """What each record is in its data set, in their order; the same on every machine."""
+        """A name for each record in its data set, in order; it is the same on every machine."""
         ...
 
 
@@ -75,7 +75,7 @@ class TfdsSource:
             self._records: Sequence[dict[str, Any]] = builder.as_data_source(
                 split, decoders={self.image_key: tfds.decode.SkipDecoding()}
             )
-            len(self._records)  # a slice that ends before it starts only fails here
+            len(self._records)  # only this call rejects a slice that ends before it starts
         except (NotImplementedError, ValueError, AssertionError) as e:
             formats = [file_format.value for file_format in builder.info.available_file_formats()]
             if RANDOM_ACCESS not in formats:
@@ -97,7 +97,7 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         record = self._record(index)
         label = int(record[self.label_key])
-        known = 0 <= label < len(self._labels)  # a split without labels has -1
+        known = 0 <= label < len(self._labels)  # in a split without labels all are -1
         return {"image": record[self.image_key], "label": self._labels[label] if known else label}
 
     def record_name(self, index: int) -> str:
@@ -115,7 +115,7 @@ class TfdsSource:
     def _record(self, index: int) -> dict[str, Any]:
         try:
             return self._records[index]
-        except RuntimeError as e:  # a sum that does not fit
+        except RuntimeError as e:  # wrong checksum
             reason = str(e).splitlines()[0]
             raise UserError(
                 f"record {index} of {self._title} is damaged ({reason}); prepare the data set anew"
@@ -123,15 +123,15 @@ class TfdsSource:
 
 
 class FolderSource:
-    """A split of a folder; see `folders` for its layout.
+    """A split of a folder; see `folders` for the layout.
 
-    The classes are the names of the class folders of the splits that are used, in their order, or
-    those it is opened with. A file that cannot be read holds no bytes, and so counts as an
-    unreadable image.
+    The class names are those it is opened with, or else the names of the class folders in the
+    splits that are used, in label order. A file that cannot be read yields no bytes, and so counts
+    as an unreadable image.
 
     Raises:
-      UserError: as `read_split` does; no images of some class of its own; a class that is not
-        among those it is opened with.
+      UserError: `read_split` raises it, a class of its own has no images, or a class is not among
+        those that it is opened with.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class FolderSource:
 
 
 class SyntheticSource:
-    """As many examples as a data set has, none of which is ever read: for `SyntheticLoader`."""
+    """Has the length of a data set, but its examples are never read: for `SyntheticLoader`."""
 
     def __init__(self, length: int, classes: int):
         self.class_names = self.classes_here = [str(label) for label in range(classes)]
@@ -202,7 +202,7 @@ class SyntheticSource:
         return ""
 
     def identities(self) -> Iterator[str]:
-        """See `Source`; there are none."""
+        """See `Source`; there are no identities."""
         return iter(())
 
 
@@ -214,21 +214,22 @@ def open_source(
     *,
     folder_slices: str = "stratified",
 ) -> Source:
-    """Opens a split of a data set by TFDS name or by the path of a folder.
+    """Opens a split of a data set, given by its TFDS name or by the path of a folder.
 
     Args:
       name: a TFDS classification data set ("imagenet2012", "cifar10", "digits"), or the path of
-        a folder laid out as ROOT/SPLIT/CLASS/IMAGE or ROOT/CLASS/IMAGE.
+        a folder with the layout ROOT/SPLIT/CLASS/IMAGE or ROOT/CLASS/IMAGE.
       split: in TFDS's slicing syntax, e.g. "train[:99%]".
-      data_dir: where TFDS data is prepared; None is TFDS's own default, `TFDS_DATA_DIR` or
+      data_dir: where TFDS data is prepared. None: TFDS's default, which is `TFDS_DATA_DIR` or
         ~/tensorflow_datasets.
-      classes: names that the labels number, where they are not to be the split's own: those of the
-        training split, or of a model. The split may have fewer.
-      folder_slices: what a slice takes of a folder; see `folder_slices.take`.
+      classes: class names that define the labels, e.g. those of the training split or of a model;
+        None: the split's own. The split may contain fewer classes.
+      folder_slices: how slices of a folder are taken; see `folder_slices.take`.
 
     Raises:
-      UserError: unknown name, missing or unprepared data, TFRecord data, unknown split, a data set
-        without one image and one class label, or a class that is not among `classes`.
+      UserError: the name or split is unknown, the data are missing, unprepared or stored as
+        TFRecord, the data set does not have one image and one class label, or a class is not among
+        `classes`.
     """
     source: Source
     if is_folder(name):
@@ -256,17 +257,17 @@ def open_source(
 
 
 def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of that name, set to write ArrayRecord.
+    """Finds the TFDS builder with that name and sets it to write ArrayRecord.
 
     Raises:
-      UserError: TFDS knows no such data set.
+      UserError: TFDS has no such data set.
     """
-    from sret_jax.data.sources import digits  # noqa: F401, registers the embedded data set
+    from sret_jax.data.sources import digits  # noqa: F401, registers the built-in data set
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
-            # Only here: forcing a format on data prepared in another makes TFDS raise.
+            # Only here: TFDS raises if a format is forced on data prepared in another format.
             builder = tfds.builder(name, data_dir=data_dir, file_format=RANDOM_ACCESS)
     except tfds.core.DatasetNotFoundError as e:
         sentence = did_you_mean("data set", name, tfds.list_builders())
@@ -277,7 +278,7 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
             f"TFDS cannot open {name!r} ({reason}); name it DATASET, DATASET/CONFIG or "
             "DATASET:VERSION"
         ) from e
-    # TFDS reads the formats a conversion added, but forgets to offer them.
+    # TFDS can read the formats that a conversion added, but does not list them.
     for added in set(builder.info.as_proto.alternative_file_formats):
         if added not in {f.value for f in builder.info.alternative_file_formats}:
             builder.info.add_alternative_file_format(added)
@@ -285,10 +286,10 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
 
 
 def classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """Names of the image and the label among a data set's features.
+    """The names of the image and of the label among a data set's features.
 
     Raises:
-      UserError: its supervised keys are not one image and one class label.
+      UserError: the supervised keys of the data set are not one image and one class label.
     """
     features = builder.info.features
     if builder.info.supervised_keys and len(builder.info.supervised_keys) == 2:
@@ -308,19 +309,19 @@ def is_folder(name: str) -> bool:
 
 
 def prepare_embedded(name: str, data_dir: epath.Path | None) -> None:
-    """Prepares the embedded digits where they are not yet; other data sets are left alone."""
+    """Prepares the built-in digits unless they are prepared; ignores any other data set."""
     if name != "digits":
         return
     builder = find_builder(name, data_dir)
     if not builder.is_prepared():
         print(f"Preparing the handwritten digits in {builder.data_dir}", flush=True)
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of a download
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would print that it downloads
             builder.download_and_prepare()
 
 
 def _parts(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, range]]:
-    """The records that a split takes of each whole split, whose name and size are told."""
+    """The records that a split takes from each whole split, with that split's name."""
     parts = []
     for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits):
         of = info.splits[part.splitname]
@@ -330,7 +331,7 @@ def _parts(info: tfds.core.DatasetInfo, split: str) -> list[tuple[str, range]]:
 
 
 def _left_out(found: FolderSplit) -> list[str]:
-    """Sentences on the files of a split's folders that are not read."""
+    """Sentences about the files in a split's folders that are not read."""
     remarks = []
     for images in found.left_out:
         if images.files:
@@ -348,7 +349,7 @@ def _class_names(label: tfds.features.ClassLabel) -> list[str]:
 
 
 def _read(file: str) -> bytes:
-    """The bytes of a file; none of what is no file (a pipe would be waited for) or unreadable."""
+    """The bytes of a file; empty if it is unreadable or not a regular file, such as a pipe."""
     try:
         if not is_remote(file):
             status = pathlib.Path(file).stat()
@@ -360,5 +361,5 @@ def _read(file: str) -> bytes:
 
 
 def _text(name: bytes) -> str:
-    """A name of bytes as text that can be printed and stored."""
+    """Converts a name from bytes to text that can be printed and stored."""
     return name.decode(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The splits that a run uses: opened, the same in every process, and fit to be compared."""
+"""Opens the splits of a run, and checks that they are the same in every process."""
 
 import hashlib
 import json
@@ -25,18 +25,18 @@ from sret_jax.errors import UserError, quoted
 from sret_jax.files import check_storage
 from sret_jax.parallel.distributed import agreed, gather_texts, is_leader
 
-IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # what synthetic data stand for
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000  # synthetic data imitate ImageNet
 
 
 def open_split(
     config: ConfigDict, workdir: epath.Path, split: str, classes: list[str] | None = None
 ) -> Source:
-    """Opens a split of config.data; process 0 first prepares the embedded digits if need be.
+    """Opens a split of config.data; process 0 first prepares the built-in digits if necessary.
 
-    Its labels number `classes`, or the split's own; see `open_source`.
+    `classes` defines the labels; None: the split's own classes. See `open_source`.
 
     Raises:
-      UserError: it cannot be opened, or the processes see different images.
+      UserError: the split cannot be opened, or the processes see different images.
     """
     if config.data.synthetic:
         train = split == config.data.train_split
@@ -55,7 +55,7 @@ def open_split(
 
 
 def digest(source: Source) -> str:
-    """Of what the records are called and their order."""
+    """A digest of the records' names and their order."""
     total = hashlib.sha256()
     for identity in source.identities():
         total.update(identity.encode() + b"\0")
@@ -63,7 +63,7 @@ def digest(source: Source) -> str:
 
 
 def data_remarks(train: Source, test: Source) -> list[str]:
-    """Sentences on what is left out, missing or doubtful in the data of a run."""
+    """Sentences about data of a run that are left out, missing or doubtful."""
     remarks = list(dict.fromkeys([*train.remarks, *test.remarks]))
     remarks += [
         f"The classes {first!r} and {second!r} differ in case or blanks alone, and are two classes."
@@ -86,11 +86,11 @@ def data_remarks(train: Source, test: Source) -> list[str]:
 
 
 def other_slices(config: ConfigDict, changed: Mapping[str, tuple[Any, Any]]) -> str:
-    """How a config slices its folder otherwise than a workdir's config does; "" if it does not.
+    """Describes how a config slices its folder differently from a workdir's config; "" if alike.
 
     Args:
-      config: names the folder and its splits.
-      changed: what it changes of the workdir's config, by `changed_settings`.
+      config: config that names the folder and its splits.
+      changed: settings that differ from the workdir's config, from `changed_settings`.
     """
     sliced = "[" in config.data.train_split + config.data.eval_split
     same_folder = is_folder(config.data.name) and "data.name" not in changed
@@ -101,7 +101,7 @@ def other_slices(config: ConfigDict, changed: Mapping[str, tuple[Any, Any]]) -> 
 
 
 def _check_same_everywhere(source: Source, where: str) -> None:
-    """Raises UserError, with the host that differs, where processes see different images."""
+    """Raises UserError if processes see different images; the message names a host that differs."""
     if jax.process_count() == 1:
         return
     facts = {"images": len(source), "classes": source.classes_here, "digest": digest(source)}
@@ -130,7 +130,7 @@ def _difference(theirs: dict[str, Any], usual: dict[str, Any]) -> str:
 
 
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:
-    """Where TFDS looks; the embedded digits go to the workdir unless somewhere is named."""
+    """The TFDS folder. The built-in digits go to the workdir unless the config names a folder."""
     if config.data.data_dir:
         check_storage(config.data.data_dir)
         return epath.Path(config.data.data_dir).expanduser()

@@ -1,1 +1,1 @@
-"""A stored image becomes pixels."""
+"""Turns stored images into pixels."""

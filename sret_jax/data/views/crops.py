@@ -1,4 +1,4 @@
-"""Crops of an image that are drawn once, stored, and shown again to the last bit. No JAX here."""
+"""Crops that are drawn once, stored, and later reproduced exactly, to the last bit. No JAX here."""
 
 from collections.abc import Iterable
 
@@ -10,26 +10,26 @@ from sret_jax.data.views.jpeg import Box
 from sret_jax.data.views.training_view import TrainTransform, resize
 
 CROP_STREAM = 2  # order.SHUFFLE_STREAM and AUGMENT_STREAM are the others
-UNIT = 2**16 - 1  # stored sides are in UNITths of the image's: exact below 65,535 pixels
+UNIT = 2**16 - 1  # a stored side counts UNITths of the image's side; exact below 65,535 pixels
 CROP = np.dtype([("box", "<u2", 4), ("flip", "?")])  # left, top, right, bottom
 
 
 def draw_views(
     data: bytes, transform: TrainTransform, count: int, *, seed: int, record: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws crops and flips by the law of `transform`, without its policy and colour jitter.
+    """Draws crops and flips from the distribution of `transform`, without policy and colour jitter.
 
-    The n-th crop is a function of (seed, record, n) and the size of the image.
+    The n-th crop depends on (seed, record, n) and the size of the image alone.
 
     Args:
       data: the bytes of the image.
-      transform: whose size, crop ranges and probability of a flip are used.
-      count: of the crops.
-      seed: of the crops.
+      transform: gives the size, the crop ranges and the probability of a flip.
+      count: number of crops.
+      seed: seed of the crops.
       record: number of the image in its data set.
 
     Returns:
-      The crops, (count,) CROP, and how they look, (count, S, S, 3) uint8.
+      The crops, (count,) CROP, and their pixels, (count, S, S, 3) uint8.
 
     Raises:
       BadImage: unreadable or truncated bytes.
@@ -48,7 +48,7 @@ def draw_views(
 
 
 def replay_views(data: bytes, crops: np.ndarray, size: int) -> np.ndarray:
-    """How stored crops look: what `draw_views` returned with them. The image is decoded once.
+    """The pixels of stored crops, as `draw_views` returned them. The image is decoded once.
 
     Shapes: (m,) with the fields of CROP -> (m, size, size, 3) uint8.
 
@@ -62,13 +62,13 @@ def replay_views(data: bytes, crops: np.ndarray, size: int) -> np.ndarray:
 
 
 def to_stored(box: Box, width: int, height: int) -> tuple[int, ...]:
-    """A box in pixels as shares of the image's sides, in UNITths."""
+    """Converts a box from pixels to fractions of the image's sides, in UNITths."""
     sides = (width, height, width, height)
     return tuple((x * UNIT + side // 2) // side for x, side in zip(box, sides, strict=True))
 
 
 def to_pixels(box: Iterable[int], width: int, height: int) -> Box:
-    """A stored box in pixels, at least one a side."""
+    """Converts a stored box to pixels; each side has at least one."""
     left, top, right, bottom = (
         (int(x) * side + UNIT // 2) // UNIT
         for x, side in zip(box, (width, height, width, height), strict=True)

@@ -1,4 +1,4 @@
-"""From stored bytes to pixels, and the evaluation view. No JAX here."""
+"""Decodes stored images, and makes the evaluation view. No JAX here."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from sret_jax.data.views import jpeg
 from sret_jax.data.views.jpeg import Box
 from sret_jax.errors import UserError
 
-UPRIGHT = {  # what undoes each orientation
+UPRIGHT = {  # EXIF orientation: the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -22,42 +22,42 @@ UPRIGHT = {  # what undoes each orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What data sets hold, whatever their files are called (JPEG covers MPO, of several pictures). The
-# other parsers, one of which starts Ghostscript, never see the bytes of a stranger.
+# The formats of data sets, whatever the files are called (JPEG covers MPO, which has several
+# pictures). Pillow's other parsers, one of which starts Ghostscript, never see untrusted bytes.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP")
-LONGEST = 16  # sides, beyond which only a part of an image is resized
+LONGEST = 16  # largest ratio of the sides; only a part of a longer image is resized
 
-# Pillow warns of images that it will still decode.
+# Pillow warns about large images that it decodes nevertheless.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # and of damaged EXIF
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # and about damaged EXIF
 
 
 class BadImage(ValueError):
-    """Bytes that are no readable image."""
+    """The bytes are not a readable image."""
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decodes an image to upright RGB by what its bytes are, whatever its file was called.
+    """Decodes an image to upright RGB. The format is recognised by the bytes, not the file name.
 
-    JPEG, PNG, GIF, WebP or BMP; greyscale, CMYK, palette or RGB. 16 bits are cut to the upper 8,
-    transparency is left out, of several pictures the first is taken, and EXIF's orientation is
-    applied.
+    Formats are JPEG, PNG, GIF, WebP and BMP; greyscale, CMYK, palette or RGB. 16-bit values keep
+    their upper 8 bits, transparency is dropped, the first of several pictures is taken, and the
+    EXIF orientation is applied.
 
     Raises:
-      BadImage: unreadable or truncated bytes, another format, or more than 179 million pixels, of
-        which none is then decoded.
+      BadImage: the bytes are unreadable, truncated or of another format, or the image has more
+        than 179 million pixels; such an image is not decoded.
     """
     try:
         return upright_rgb(Image.open(io.BytesIO(data), formats=FORMATS))
     except UnidentifiedImageError as e:
         raise BadImage(f"no readable {', '.join(FORMATS)}") from e
-    except Exception as e:  # of damaged bytes Pillow raises almost anything
+    except Exception as e:  # Pillow raises almost anything on damaged bytes
         raise BadImage(str(e)) from e
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened image of any mode as upright RGB; see `decode`."""
-    # Not ImageOps.exif_transpose: it also rewrites the tags, and fails on damaged ones.
+    """Converts an opened image of any mode to upright RGB; see `decode`."""
+    # Unlike this, ImageOps.exif_transpose also rewrites the tags and fails on damaged ones.
     turn = UPRIGHT.get(jpeg.orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -76,12 +76,12 @@ def decode_crop(data: bytes, choose_box: Callable[[int, int], Box], size: int) -
 def decode_crops(
     data: bytes, choose_boxes: Callable[[int, int], Sequence[Box]], size: int
 ) -> list[np.ndarray]:
-    """Decodes parts of an image, fast where it is a plain JPEG (see `jpeg.decode_parts`).
+    """Decodes parts of an image, quickly if it is a plain JPEG (see `jpeg.decode_parts`).
 
     Args:
       data: the bytes of the file.
-      choose_boxes: (width, height) of the image -> the parts.
-      size: how many pixels a side of a part are enough.
+      choose_boxes: maps (width, height) of the image to the boxes of the parts.
+      size: resolution that suffices: a side of a part needs no more pixels.
 
     Returns:
       The parts, (H, W, 3) uint8 each.
@@ -104,9 +104,11 @@ def decode_crops(
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """The evaluation view: shorter side to floor(size / crop), bicubic, then the central square.
+    """The evaluation view: resize the shorter side to floor(size / crop), crop the central square.
 
-    DeiT and timm compute it so. Shapes: an RGB image of any size -> (size, size, 3) uint8.
+    The resize is bicubic. DeiT and timm compute the same.
+
+    Shapes: an RGB image of any size -> (size, size, 3) uint8.
     """
 
     size: int
@@ -118,7 +120,7 @@ class EvalTransform:
 
     @property
     def shorter_side(self) -> int:
-        """What the shorter side is resized to, in pixels."""
+        """The length in pixels that the shorter side is resized to."""
         return math.floor(self.size / self.crop)
 
     def __call__(self, data: bytes, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -133,7 +135,7 @@ class EvalTransform:
         square = (left, top, left + self.size, top + self.size)
         if max(target) <= LONGEST * short:
             return np.asarray(image.resize(target, Image.Resampling.BICUBIC).crop(square))
-        # The whole of it, resized, might not fit into memory.
+        # The whole resized image might not fit into memory.
         x, y = image.width / target[0], image.height / target[1]
         box = (square[0] * x, square[1] * y, square[2] * x, square[3] * y)
         size = (self.size, self.size)

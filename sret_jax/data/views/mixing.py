@@ -1,7 +1,8 @@
-"""The part of the augmentation that runs on the device: random erasing, mixup and cutmix.
+"""The augmentation that runs on the device: random erasing, mixup and cutmix.
 
-Every row of a batch brings a key of its own, made from its position in the stream, so the result
-depends on no batch size, device or host. Partners are rows 2i and 2i+1, which lie on one device.
+Every row of a batch has its own key, derived from its position in the stream. So the result does
+not depend on batch size, devices or hosts. Rows 2i and 2i+1 are mixed with each other; both lie on
+the same device.
 """
 
 import dataclasses
@@ -29,10 +30,10 @@ class Mixing:
     Attributes:
       erasing: probability that a rectangle of an image becomes noise; 0: never.
       mixup: alpha of mixup's lambda ~ Beta(alpha, alpha); 0: no mixup.
-      cutmix: likewise of cutmix.
-      mix_switch: probability of cutmix where both are on.
+      cutmix: alpha of cutmix's lambda ~ Beta(alpha, alpha); 0: no cutmix.
+      mix_switch: probability of cutmix, rather than mixup, if both are on.
       mix_prob: probability that a pair is mixed at all.
-      label_smoothing: share of a label spread over all classes.
+      label_smoothing: part of a label's weight that is spread over all classes.
     """
 
     erasing: float = 0.0
@@ -58,7 +59,7 @@ class Mixing:
 
     @property
     def in_pairs(self) -> bool:
-        """Whether pairs are mixed at all."""
+        """Whether any pairs are mixed."""
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def hard_targets(self, labels: jax.Array, num_classes: int) -> jax.Array:
@@ -71,13 +72,13 @@ class Mixing:
     def __call__(
         self, images: jax.Array, targets: Targets, keys: jax.Array, *, in_turn: bool = False
     ) -> tuple[jax.Array, Targets]:
-        """Erases and mixes.
+        """Applies random erasing, then mixup or cutmix.
 
         Args:
-          images: normalised, (B, H, W, 3); B is even where pairs are mixed.
-          targets: {name: (B, K)}, all mixed as the images are.
+          images: normalised, (B, H, W, 3); B is even if pairs are mixed.
+          targets: {name: (B, K)}; all are mixed with the images' weights.
           keys: (B,), from `row_keys`.
-          in_turn: erase one image after another, and draw noise for those only that are erased.
+          in_turn: erases one image after another, and draws noise for the erased images only.
 
         Returns:
           Images and targets of the same shapes.
@@ -98,7 +99,7 @@ class Mixing:
     def _mix_pair(
         self, images: jax.Array, targets: Targets, key: jax.Array
     ) -> tuple[jax.Array, Targets]:
-        """Shapes: (2, H, W, 3), {name: (2, K)} -> the same; each row is mixed with the other."""
+        """Mixes each row with the other. Shapes: (2, H, W, 3), {name: (2, K)} -> the same."""
         use_key, cut_key, mixup_key, cutmix_key, box_key = jax.random.split(key, 5)
         mixed = jax.random.bernoulli(use_key, self.mix_prob)
         cut = self.cutmix > 0 and (
@@ -122,8 +123,8 @@ class Mixing:
 def erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     """Random erasing (Zhong et al. 2020), pixel mode: a rectangle becomes N(0, 1) noise.
 
-    Of ten rectangles, area uniform in [2%, 33%] of the image and h/w log-uniform in [0.3, 3.3],
-    the first that fits.
+    Up to ten rectangles are drawn, with area uniform in [2%, 33%] of the image and h/w log-uniform
+    in [0.3, 3.3]; the first that fits is used.
 
     Shapes: (H, W, 3) normalised -> the same.
     """
@@ -150,9 +151,9 @@ def erase(image: jax.Array, key: jax.Array, probability: float) -> jax.Array:
 
 
 def cut_box(key: jax.Array, keep: jax.Array, like: jax.Array) -> jax.Array:
-    """CutMix's box (Yun et al. 2019, eq. 2): sides sqrt(1 - keep), centre uniform, clipped.
+    """CutMix's box (Yun et al. 2019, eq. 2): sides sqrt(1 - keep), uniform centre, clipped.
 
-    Shapes: a share `keep`, an array (H, W) -> (H, W) bool, True inside the box.
+    Shapes: a fraction `keep`, an array (H, W) -> (H, W) bool, True inside the box.
     """
     height, width = like.shape
     ratio = jnp.sqrt(1 - keep)
@@ -175,7 +176,7 @@ def rectangle(
 
 
 def row_keys(seed: jax.typing.ArrayLike, step: jax.Array, batch_size: int) -> jax.Array:
-    """A key for each row of global batch `step`, a function of seed and position modulo 2^32.
+    """A key for each row of global batch `step`; it depends on seed and position modulo 2^32.
 
     Shapes: -> (B,).
     """

@@ -1,7 +1,7 @@
-"""Operations on pixels, each what Pillow makes of it within one level, most of them exactly.
+"""Image operations that reproduce Pillow's results to within one level, most of them exactly.
 
-Computed on (H, W, 3) uint8 arrays with look-up tables and OpenCV. Only rotation is left to Pillow
-itself: OpenCV has no kernel like Pillow's, and in NumPy it would be no faster.
+They compute on (H, W, 3) uint8 arrays with look-up tables and OpenCV. Only rotation calls Pillow
+itself: OpenCV has no such interpolation kernel, and NumPy would be no faster.
 """
 
 import functools
@@ -15,7 +15,7 @@ Pixels = np.ndarray
 
 FILL = (124, 116, 104)  # ImageNet's mean
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
-TRUNCATE = -0.4999  # OpenCV rounds where Pillow truncates; a whole number stays what it is
+TRUNCATE = -0.4999  # makes OpenCV's rounding truncate, as Pillow does; whole numbers do not change
 LEVELS = np.arange(256)
 
 cv2.setNumThreads(0)  # the loader's threads or workers already fill the cores
@@ -43,7 +43,7 @@ def rotate(pixels: Pixels, degrees: float) -> Pixels:
 
 
 def posterize(pixels: Pixels, bits: float) -> Pixels:
-    """Keeps the highest `bits` bits; none at all is black."""
+    """Keeps the highest `bits` bits of each value; with none the picture is black."""
     return pixels & np.uint8(256 - 2 ** (8 - int(bits)))
 
 
@@ -58,12 +58,12 @@ def solarize_add(pixels: Pixels, add: float) -> Pixels:
 
 
 def color(pixels: Pixels, factor: float) -> Pixels:
-    """Grey + factor (v - grey), grey the luma of the pixel."""
+    """Grey + factor (v - grey), where grey is the luma of the pixel."""
     return _blend(to_grey(pixels), pixels, factor)
 
 
 def contrast(pixels: Pixels, factor: float) -> Pixels:
-    """Mean + factor (v - mean), mean the rounded mean luma of the picture."""
+    """Mean + factor (v - mean), where mean is the rounded mean luma of the picture."""
     mean = int(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).mean() + 0.5)
     return _look_up(pixels, _blended_levels(mean, factor))
 
@@ -74,7 +74,7 @@ def brightness(pixels: Pixels, factor: float) -> Pixels:
 
 
 def sharpness(pixels: Pixels, factor: float) -> Pixels:
-    """Smooth + factor (v - smooth), smooth a 3x3 mean that counts the centre five times."""
+    """Smooth + factor (v - smooth), where smooth is a 3x3 mean with fivefold centre weight."""
     smooth = pixels.copy()
     smooth[1:-1, 1:-1] = cv2.filter2D(pixels, -1, SMOOTH)[1:-1, 1:-1]
     return _blend(smooth, pixels, factor)
@@ -115,7 +115,7 @@ def to_grey(pixels: Pixels) -> Pixels:
 
 
 def _look_up(pixels: Pixels, *tables: np.ndarray) -> Pixels:
-    """Replaces each value by what one table, or one for each channel, holds there."""
+    """Replaces each value by its entry in the table; there is one table, or one per channel."""
     stacked = np.stack(tables, -1).astype(np.uint8)  # (256, 1 or 3)
     return cv2.LUT(pixels, stacked.reshape(1, 256, -1))
 
@@ -144,7 +144,7 @@ def _flattened(histogram: np.ndarray) -> np.ndarray:
 
 
 def _blended_levels(degenerate: int, factor: float) -> np.ndarray:
-    """Degenerate + factor (v - degenerate) of every level, in Pillow's single precision."""
+    """Degenerate + factor (v - degenerate) for every level v, in Pillow's single precision."""
     levels = LEVELS.astype(np.float32)
     blended = np.float32(degenerate) + np.float32(factor) * (levels - np.float32(degenerate))
     return np.clip(blended, 0, 255).astype(int)
@@ -157,14 +157,14 @@ def _blend(degenerate: Pixels, pixels: Pixels, factor: float) -> Pixels:
 def _cubic_weights(t: np.ndarray) -> np.ndarray:
     """Weights of the pixels at -1, 0, 1, 2 for a point at t in [0, 1): (N,) -> (N, 4).
 
-    The cubic convolution of R. Keys (1981) with a = -1, as Pillow's transforms have it.
+    This is the cubic convolution of R. Keys (1981) with a = -1, which Pillow's transforms use.
     """
     far = t * (1 - t)
     return np.stack([-(1 - t) * far, (1 - t) * (1 + far), t * (1 + far), -t * far], -1)
 
 
 def _shift_rows(pixels: Pixels, shift: np.ndarray) -> Pixels:
-    """out(x, y) = in(x + shift[y], y), bicubic; FILL where that lies outside the picture.
+    """out(x, y) = in(x + shift[y], y), bicubic; FILL where that is outside the picture.
 
     Shapes: (H, W, 3), (H,) -> (H, W, 3).
     """

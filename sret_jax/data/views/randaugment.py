@@ -11,17 +11,18 @@ from sret_jax.data.views import pixels as ops
 from sret_jax.errors import UserError, did_you_mean
 
 MAX_LEVEL = 10.0
-MOST = 15  # operations of an image
-UNIFORM_STD = 100.0  # timm's sign for a level drawn from U(0, m)
+MOST = 15  # operations per image
+UNIFORM_STD = 100.0  # timm's code for a level drawn from U(0, m)
 
 
 class Operation(NamedTuple):
-    """One of the fifteen.
+    """One of the fifteen operations.
 
     Attributes:
-      apply: (pixels, argument) -> pixels; (pixels) -> pixels where there is no argument.
-      argument: of the strength, level / 10 in [0, 1], negated where the sign is drawn.
-      signed: whether the sign is drawn.
+      apply: (pixels, argument) -> pixels, or (pixels) -> pixels if there is no argument.
+      argument: maps the strength, level / 10 in [0, 1], to the argument. A strength whose sign is
+        drawn may be negative.
+      signed: whether the sign of the strength is drawn.
     """
 
     apply: Callable[..., ops.Pixels]
@@ -56,7 +57,7 @@ def _plain_factor(strength: float) -> float:
     return 0.1 + 1.8 * strength
 
 
-# The original operations (inc0), some of which grow milder with the level.
+# The original operations (inc0); some of them get weaker as the level rises.
 PLAIN = {
     **{name: op for name, op in INCREASING.items() if not name.endswith("Increasing")},
     "Posterize": Operation(ops.posterize, lambda s: int(4 * s)),
@@ -73,15 +74,15 @@ class RandAugment:
     """Applies `n` operations drawn with replacement, each with probability `p`.
 
     Each level is drawn from N(m, mstd^2), or from U(0, m) if mstd is above 100, and clipped to
-    [0, mmax]. Unlike timm, levels end at 10, and inc0 means what leaving out inc does.
+    [0, mmax]. Unlike in timm, levels are at most 10, and inc0 is the same as no inc.
 
     Attributes:
       m: mean level, 0 to 10.
-      n: operations drawn per image.
+      n: number of operations drawn per image.
       p: probability that a drawn operation is applied.
       mstd: standard deviation of the level.
       mmax: greatest level.
-      inc: 1 for the operations that all grow stronger with the level, 0 for the original ones.
+      inc: 1 for the operations that all get stronger with the level, 0 for the original ones.
     """
 
     m: float = MAX_LEVEL
@@ -111,7 +112,7 @@ class RandAugment:
         """Reads timm's notation: "rand", then -NAMEVALUE for any of m, n, p, mstd, mmax, inc.
 
         Raises:
-          UserError: an unknown name, a value that is no number, or one out of range.
+          UserError: a name is unknown, or a value is not a number or is out of range.
         """
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         settings = {}
@@ -148,7 +149,7 @@ class RandAugment:
         return operation.apply(pixels, operation.argument(sign * level / MAX_LEVEL))
 
     def draw_level(self, rng: np.random.Generator) -> float:
-        """One level, in [0, mmax]."""
+        """Draws a level in [0, mmax]."""
         uniform = self.mstd > UNIFORM_STD
         level = rng.uniform(0, self.m) if uniform else rng.normal(self.m, self.mstd)
         return min(max(level, 0.0), self.mmax)

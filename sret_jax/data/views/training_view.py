@@ -15,7 +15,7 @@ from sret_jax.data.views.randaugment import RandAugment
 from sret_jax.errors import UserError, did_you_mean
 
 CROP_ATTEMPTS = 10
-WIDEST = 100  # width / height
+WIDEST = 100  # largest width / height
 BLUR_RADIUS = (0.1, 2.0)
 SOLARIZE_THRESHOLD = 128
 
@@ -24,17 +24,17 @@ Policy = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Random-resized crop and flip as torchvision samples them, a policy, colour jitter.
+    """A random-resized crop and flip, sampled as in torchvision, then a policy and colour jitter.
 
-    The crop is a box whose area is uniform in `crop_scale` (share of the image) and whose aspect
-    ratio w/h is log-uniform in `crop_ratio`, resized bicubically to size x size; after ten boxes
-    that do not fit, the largest central box within `crop_ratio`.
+    The crop is a box whose area is uniform in `crop_scale` (fraction of the image) and whose aspect
+    ratio w/h is log-uniform in `crop_ratio`. If ten such boxes do not fit, it is the largest
+    central box within `crop_ratio`. The crop is resized bicubically to size x size.
 
     Shapes: an image of any size -> (size, size, 3) uint8.
 
     Attributes:
-      size: side of the view, in pixels.
-      crop_scale, crop_ratio: ranges.
+      size: side of the view in pixels.
+      crop_scale, crop_ratio: ranges of the crop's area and aspect ratio.
       flip: probability of a horizontal flip.
       policy: "rand-..." in timm's notation, "three" (DeiT III's Three-Augment), or "" for none.
       color_jitter: brightness, contrast and saturation factors are uniform in 1 +- this; 0: none.
@@ -68,13 +68,13 @@ class TrainTransform:
         return cv2.flip(pixels, 1) if rng.random() < self.flip else pixels
 
     def augment(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Changes colours and geometry: the policy, then the colour jitter."""
+        """Changes colours and geometry: applies the policy, then the colour jitter."""
         if self._policy:
             pixels = self._policy(pixels, rng)
         return jitter_colors(pixels, self.color_jitter, rng) if self.color_jitter else pixels
 
     def sample_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """The crop of an image of that size."""
+        """Draws the crop of an image of that size."""
         low, high = math.log(self.crop_ratio[0]), math.log(self.crop_ratio[1])
         for _ in range(CROP_ATTEMPTS):
             area = width * height * rng.uniform(*self.crop_scale)
@@ -95,10 +95,10 @@ class TrainTransform:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Bicubic with antialiasing, near Pillow's (PSNR 46 dB on the median crop).
+    """Bicubic resize with antialiasing, close to Pillow's (PSNR 46 dB on the median crop).
 
-    A side that shrinks is interpolated at twice `size` and halved by means. If one shrinks to less
-    than half, both are averaged over areas.
+    A side that shrinks is interpolated to twice `size`, then halved by averaging. If a side shrinks
+    to less than half, both sides are averaged over areas.
 
     Shapes: (H, W, 3) uint8 -> (size, size, 3).
     """
@@ -111,10 +111,10 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def parse_policy(name: str) -> Policy | None:
-    """The policy of that name.
+    """Returns the policy with that name.
 
     Raises:
-      UserError: an unknown name or a bad setting of RandAugment.
+      UserError: the name is unknown, or a setting of RandAugment is invalid.
     """
     if not name:
         return None
@@ -127,7 +127,7 @@ def parse_policy(name: str) -> Policy | None:
 
 
 def three_augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of greyscale, solarization and Gaussian blur (Touvron et al. 2022, DeiT III)."""
+    """Applies one of greyscale, solarization and Gaussian blur (Touvron et al. 2022, DeiT III)."""
     choice = rng.integers(3)
     if choice == 0:
         return ops.to_grey(pixels)
@@ -137,7 +137,7 @@ def three_augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def jitter_colors(pixels: np.ndarray, spread: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation in random order, each factor uniform in 1 +- spread."""
+    """Changes brightness, contrast, saturation in random order; factors uniform in 1 +- spread."""
     changes = (ops.brightness, ops.contrast, ops.color)
     for i in rng.permutation(len(changes)):
         pixels = changes[i](pixels, rng.uniform(1 - spread, 1 + spread))
