@@ -1,1 +1,1 @@
-"""The mathematics, and nothing else."""
+"""Flax modules, and what can be computed about a model without data."""

@@ -23,14 +23,14 @@ def random_permutation(key: jax.Array, tokens: int) -> jax.Array:
 
 
 def fixed_permutation(key: jax.Array, tokens: int) -> np.ndarray:
-    """One fixed permutation per token count, the same in every release of every library."""
+    """A permutation that depends on the token count alone, whatever the library versions."""
     del key
-    # RandomState's stream is frozen by NumPy's policy; a Generator's may change.
+    # NumPy promises never to change RandomState's stream; a Generator's stream may change.
     return np.random.RandomState(tokens).permutation(tokens)
 
 
 def identity_permutation(key: jax.Array, tokens: int) -> np.ndarray:
-    """The raster order itself."""
+    """The identity: tokens stay in raster order."""
     del key
     return np.arange(tokens)
 
@@ -45,11 +45,11 @@ PERMUTATIONS: dict[str, PermutationFn] = {
 class SlicedAttention(nn.Module):
     """Multi-head self-attention inside each of `groups` equal slices of the tokens.
 
-    For the slice G of the (permuted) sequence, per head of width d = C / heads:
-    out_G = softmax(Q_G K_G^T / sqrt(d)) V_G. One slice is plain attention. The softmax is
-    in float32 at least.
+    A slice G of the (permuted) sequence gives, for each head of width d = C / heads,
+    out_G = softmax(Q_G K_G^T / sqrt(d)) V_G. With one slice this is plain attention. The softmax
+    is computed in at least float32.
 
-    Shapes: (B, N, C) -> (B, N, C); `permutation` is (N,): slot i takes token permutation[i].
+    Shapes: (B, N, C) -> (B, N, C). `permutation` is (N,): slot i holds token permutation[i].
     """
 
     heads: int
@@ -87,7 +87,7 @@ class SlicedAttention(nn.Module):
 def permuted(
     attend: Callable[[jax.Array], jax.Array],
 ) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
-    """`attend` on permuted tokens; what comes out is in the order of what went in."""
+    """Runs `attend` on permuted tokens and returns its output in the original order."""
 
     def run(qkv: jax.Array, permutation: jax.Array | None) -> jax.Array:
         if permutation is None:
@@ -99,12 +99,12 @@ def permuted(
 
 
 def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
-    """softmax(Q_G K_G^T / sqrt(d)) V_G in each of `groups` equal slices G of the tokens, by head.
+    """softmax(Q_G K_G^T / sqrt(d)) V_G for each of `groups` equal slices G of the tokens and head.
 
-    Heads come before tokens, so that every matrix product finds its operands contiguous, which
-    CPUs need. The softmax is in float32 at least.
+    The axis of heads precedes the axis of tokens, which makes the operands of every matrix product
+    contiguous; CPUs need that. The softmax is computed in at least float32.
 
-    Shapes: (B, N, 3C), along which Q, K and V follow each other, heads inside -> (B, N, C).
+    Shapes: (B, N, 3C) -> (B, N, C). The last axis holds Q, then K, then V, each head by head.
     """
     batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     head_dim = channels // heads
@@ -114,7 +114,7 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
     q *= head_dim**-0.5
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bghnd,bghmd->bghnm", q, k, preferred_element_type=wide)
-    # The softmax divides by its sums last: there are fewer outputs than scores.
+    # Dividing after the product with V is cheaper: there are fewer outputs than scores.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bghnm,bghmd->bghnd", weights.astype(v.dtype), v)
     out = (out / weights.sum(-1, keepdims=True)).astype(v.dtype)  # (B, G, heads, N/G, d)
@@ -122,5 +122,5 @@ def plain_attention(qkv: jax.Array, heads: int, groups: int) -> jax.Array:
 
 
 def _take_tokens(x: jax.Array, order: jax.Array) -> jax.Array:
-    """x[:, order] for a permutation, which its gradient then may rely on."""
+    """x[:, order]; its gradient relies on `order` being a permutation."""
     return x.at[:, order].get(unique_indices=True, mode="promise_in_bounds")

@@ -1,4 +1,4 @@
-"""Convolutions of stem and pooling, in the forms that XLA compiles well.
+"""The convolutions of the stem and of pooling, in forms that XLA compiles to fast code.
 
 All are 3x3 with stride 2 and padding 1. The stem's is
 
@@ -8,8 +8,8 @@ With n = (b, r, s) on one axis, row i of the kernel's gradient is one product of
 
     d_kernel[i, j, c, f] = sum_n x[b, 2r+i-1, 2s+j-1, c] * dy[n, f].
 
-XLA:CPU takes it for a convolution with a window as large as the image instead, transposes both
-operands and runs it on one core.
+XLA:CPU instead compiles this gradient as a convolution whose window is as large as the image: it
+transposes both operands and uses one core.
 """
 
 import itertools
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 
 
 def flat_convolution(x: jax.Array, kernel: jax.Array, *settings: Any, **named: Any) -> jax.Array:
-    """`conv_general_dilated`, the gradient of whose kernel sums over all places at once.
+    """`conv_general_dilated` whose kernel gradient is a matrix product over all positions at once.
 
-    Shapes: x (B, H, W, C), kernel (3, 3, C, F) -> (B, H/2, W/2, F). The settings are those of
-    stride 2 and padding 1, as `nn.Conv` passes them.
+    Shapes: x (B, H, W, C), kernel (3, 3, C, F) -> (B, H/2, W/2, F). The other arguments are those
+    that `nn.Conv` passes for stride 2 and padding 1.
     """
     y = jax.lax.conv_general_dilated(x, jax.lax.stop_gradient(kernel), *settings, **named)
     return _learn(y, x, kernel)
@@ -31,7 +31,7 @@ def flat_convolution(x: jax.Array, kernel: jax.Array, *settings: Any, **named: A
 
 @jax.custom_vjp
 def _learn(y: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Hands y on, through which x gets its gradient; the kernel gets its own here."""
+    """Returns y. x gets its gradient through y; the kernel's gradient is computed here."""
     del x, kernel
     return y
 
@@ -49,7 +49,7 @@ _learn.defvjp(_learn_forward, _learn_backward)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """(B, H, W, C) and (B, H/2, W/2, F) -> (3, 3, C, F), in float32 at least."""
+    """(B, H, W, C) and (B, H/2, W/2, F) -> (3, 3, C, F), in at least float32."""
     _, height, width, features = dy.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = jnp.concatenate([x[:, :, j : j + 2 * width : 2] for j in range(3)], -1)  # (B, H+2, W/2, 3C)
@@ -63,7 +63,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y[b, r, s, m*c + k] = sum_ij x[b, 2r+i-1, 2s+j-1, c] * kernel[i, j, c, k], k = 0 .. m-1.
 
-    Shapes: x (B, H, W, C), kernel (3, 3, C, m) -> (B, H/2, W/2, m*C), in float32 at least.
+    Shapes: x (B, H, W, C), kernel (3, 3, C, m) -> (B, H/2, W/2, m*C), in at least float32.
     """
     return jax.lax.platform_dependent(x, kernel, tpu=_grouped, default=_shifted)
 
@@ -81,10 +81,10 @@ def _grouped(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """As shifted multiply-adds: XLA:CPU runs the backward of a grouped convolution naively.
+    """The convolution as shifted multiply-adds, since XLA:CPU's grouped gradient is slow.
 
-    XLA:TPU copies them between layouts: of sret_s's first pooling they moved 27 MB an image forward
-    and backward, the convolution moves 6.
+    On a TPU this form copies its terms between memory layouts: for sret_s's first pooling it
+    moved 27 MB per image, forward and backward; the convolution moves 6 MB.
     """
     height, width = x.shape[1] // 2, x.shape[2] // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)

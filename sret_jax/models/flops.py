@@ -1,4 +1,4 @@
-"""Multiply-accumulates counted from the program itself, loop bodies times their length."""
+"""Counts multiply-accumulates in a traced program; loop bodies count once per iteration."""
 
 import math
 from collections.abc import Callable
@@ -12,30 +12,30 @@ from sret_jax.models.families.sret import SReT, abstract_variables
 
 
 def count_macs(fn: Callable, *args: Any) -> int:
-    """Multiply-accumulates of the matrix products and convolutions in one call of `fn`.
+    """Counts the multiply-accumulates of matrix products and convolutions in one call of `fn`.
 
-    Unlike XLA's cost analysis it counts the body of a scan, of a Pallas kernel's grid and of a
-    `shard_map` as often as it runs. Of the branches of a `cond` the dearest counts.
+    Unlike XLA's cost analysis, it counts the body of a scan, of a Pallas kernel's grid and of a
+    `shard_map` as often as it runs. For a `cond` it counts the most expensive branch.
 
     Args:
       fn: a traceable function.
       *args: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: matrix products in a `while` loop, whose trip count the program does not tell.
+      ValueError: a `while` loop, whose trip count is unknown, contains matrix products.
     """
     return jaxpr_macs(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def model_macs(model: SReT) -> int:
-    """Multiply-accumulates of one image's forward pass, Q K^T and A V included."""
+    """Multiply-accumulates of one image's forward pass, including Q K^T and A V."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
     rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
     return count_macs(partial(model.apply, rngs=rngs), abstract_variables(model), image)
 
 
 def jaxpr_macs(jaxpr: core.Jaxpr) -> int:
-    """Multiply-accumulates of a traced program, as `count_macs` counts."""
+    """Multiply-accumulates of a traced program, counted as in `count_macs`."""
     return sum(_equation_macs(equation) for equation in jaxpr.eqns)
 
 
@@ -49,7 +49,7 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     if name == "conv_general_dilated":
         kernel = _shape(equation.invars[1])
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
-        # The gradient of a stride spreads the input apart; the zeros in between cost nothing.
+        # The gradient of a strided convolution inserts zeros into its input; they cost nothing.
         spread = math.prod(params["lhs_dilation"])
         return math.prod(_shape(equation.outvars[0])) * per_output // spread
     inner = [jaxpr_macs(jaxpr) for jaxpr in inner_jaxprs(params)]
@@ -61,7 +61,7 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
 
 
 def repetitions(name: str, params: dict[str, Any]) -> int:
-    """How often the body of an equation runs, of the primitive `name`; once in a `while` loop."""
+    """How often an equation's body runs, by the primitive's name; a `while` loop counts once."""
     if name == "scan":
         return params["length"]
     if name == "pallas_call":
@@ -76,7 +76,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def inner_jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
-    """The programs among an equation's parameters: bodies of loops, branches, kernels."""
+    """The programs among an equation's parameters: loop bodies, branches and kernels."""
     leaves = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
     return [
         leaf.jaxpr if isinstance(leaf, core.ClosedJaxpr) else leaf

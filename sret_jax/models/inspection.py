@@ -1,4 +1,4 @@
-"""What can be read off a model: which tokens attend together, and its residual coefficients."""
+"""What can be read from a model: which tokens attend together, and its residual coefficients."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from sret_jax.models.attention import PERMUTATIONS
 from sret_jax.models.families.sret import STEM_STRIDE, SReT
 
-COEFFICIENTS = {  # name: (module, parameter) of a recursive block
+COEFFICIENTS = {  # name: path below the parameters of a recursive block
     "attention, skip": ("block", "attn_residual", "skip"),
     "attention, branch": ("block", "attn_residual", "branch"),
     "MLP, skip": ("block", "mlp_residual", "skip"),
@@ -21,20 +21,20 @@ COEFFICIENTS = {  # name: (module, parameter) of a recursive block
 def attention_groups(
     model: SReT, stage: int, loop: int, key: jax.Array | None = None
 ) -> np.ndarray:
-    """Which tokens attend together: those with the same number (SReT section 3.4).
+    """The attention group of each token; tokens attend only within their group (SReT section 3.4).
 
-    Loop l of a block slices its N tokens into g = groups[l mod len(groups)] runs of N / g: in
-    raster order where l mod len(groups) is 0, else after a permutation.
+    Loop l of a block slices its N tokens into g = groups[l mod len(groups)] runs of N / g tokens.
+    Where l mod len(groups) is 0 the tokens are in raster order, otherwise they are permuted first.
 
     Args:
       model: from `create_model` or `load`.
-      stage: 0 for that of stride 8, 1 for stride 16, ....
+      stage: 0 for the stage of stride 8, 1 for stride 16, ....
       loop: 0 for the first application of a block.
-      key: of a random permutation, as training draws one per application; default: the model's
-        own in evaluation.
+      key: key of a random permutation, like the one that training draws per application. Default:
+        the permutation that the model uses in evaluation.
 
     Returns:
-      The group of each token, 0 .. g-1; shape (H, W) of the stage.
+      The group number of each token, 0 .. g-1; shape (H, W) of the stage.
 
     Raises:
       IndexError: the model has no such stage or loop.
@@ -56,7 +56,7 @@ def attention_groups(
 
 
 def block_names(model: SReT) -> list[str]:
-    """Names of the unique blocks among the parameters, from first to last."""
+    """The parameter names of the unique blocks, from first to last."""
     return [f"stage{s}_block{b}" for s, blocks in enumerate(model.blocks) for b in range(blocks)]
 
 
@@ -65,11 +65,11 @@ def residual_coefficients(model: SReT, variables: dict[str, Any]) -> dict[str, l
 
     Args:
       model: from `load` or `create_model`.
-      variables: its weights, {"params", ...}.
+      variables: the model's weights, {"params", ...}.
 
     Returns:
-      {name of `COEFFICIENTS`: one value per application, from first to last}; None where an
-      application has no NLL.
+      {name in `COEFFICIENTS`: one value per application, from first to last}. The value is None
+      for an application that no NLL follows.
     """
     every = model.nll_every
     values: dict[str, list[float | None]] = {name: [] for name in COEFFICIENTS}

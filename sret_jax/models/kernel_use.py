@@ -1,4 +1,4 @@
-"""Which parts of a model run as fused kernels, which XLA computes instead, and why."""
+"""Which parts of a model run as fused kernels, which ones XLA compiles instead, and why."""
 
 import dataclasses
 import itertools
@@ -19,8 +19,8 @@ class Use:
     """What computes one part of a stage.
 
     Attributes:
-      model: whose stage; "" for the one in training.
-      stage: from 0.
+      model: name of the model; "" for the model in training.
+      stage: number of the stage, from 0.
       shape: (tokens, channels) of the stage.
       part: "attention in 8 groups", "MLP" or "NLL".
       by: KERNEL, INTERPRETED or XLA.
@@ -36,10 +36,10 @@ class Use:
 
 
 def kernel_uses(model: SReT, device: jax.Device, *, name: str = "") -> list[Use]:
-    """What computes each part of the model, which is called `name`, on such devices.
+    """What computes each part of the model on such a device; `name` is the model's name.
 
-    Empty where kernels are out of the question: off a TPU, unless model.attention or model.mlp is
-    "pallas".
+    The list is empty where kernels are not considered: off a TPU, unless model.attention or
+    model.mlp is "pallas".
     """
     if device.platform != "tpu" and "pallas" not in (model.attention, model.mlp):
         return []
@@ -51,7 +51,7 @@ def kernel_uses(model: SReT, device: jax.Device, *, name: str = "") -> list[Use]
 
 
 def in_words(uses: Iterable[Use]) -> list[str]:
-    """A line for each stage, or one for all where kernels compute every part."""
+    """One line per stage, or a single line if kernels compute every part."""
     uses = list(uses)
     if uses and all(use.by == KERNEL for use in uses):
         return ["all attention, MLPs and NLLs run as kernels"]
@@ -74,7 +74,7 @@ def _by_whom(uses: Iterable[Use]) -> str:
 
 
 def _parts(model: SReT) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]:
-    """Stage, (tokens, channels), field of the model, name, and whether a kernel can hold it."""
+    """Yields stage, (tokens, channels), model field, part, and whether a kernel can hold it."""
     for stage, (channels, cycle) in enumerate(zip(model.widths, model.groups, strict=True)):
         tokens = (model.image_size // (STEM_STRIDE * 2**stage)) ** 2
         shape = (tokens, channels)
@@ -82,7 +82,7 @@ def _parts(model: SReT) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]
         qkv = jax.ShapeDtypeStruct((1, tokens, 3 * channels), model.dtype)
         for groups in dict.fromkeys(cycle[: model.loops]):
             part = "attention" if groups == 1 else f"attention in {groups} groups"
-            # Tokens that the kernel cannot permute itself are permuted outside.
+            # Tokens that do not fit together with a permutation are permuted outside the kernel.
             fits = fused_attention.can_hold(qkv, heads, groups, permuted=False)
             yield stage, shape, "attention", part, fits
         x = jax.ShapeDtypeStruct((1, tokens, channels), model.dtype)
@@ -91,7 +91,7 @@ def _parts(model: SReT) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]
 
 
 def _choice(implementation: str, device: jax.Device, fits: bool) -> tuple[str, str]:
-    """Who computes a part, as `Kernels.choose` decides, and why XLA does."""
+    """What computes a part, as `Kernels.choose` decides, and the reason if it is XLA."""
     if implementation == "xla":
         return XLA, "as the config asks"
     no_kernels = f"{device.device_kind} runs none"

@@ -33,7 +33,7 @@ class Linear(nn.Dense):
     """x -> x W + b: (..., fan_in) -> (..., features).
 
     Attributes:
-      flat: multiply with all but the last axis joined to one.
+      flat: multiplies a single matrix, with all axes but the last joined.
     """
 
     flat: bool = False
@@ -54,14 +54,14 @@ def linear(
 
 
 def layer_norm(*, dtype: DTypeLike, name: str | None = None) -> nn.LayerNorm:
-    """LayerNorm over channels with eps 1e-6; its statistics are in float32 at least."""
+    """LayerNorm over channels with eps 1e-6 and statistics in at least float32."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=dtype, name=name)
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x/2 (1 + erf(x / sqrt(2))), the exact GELU, in float32 at least.
+    """x/2 (1 + erf(x / sqrt(2))), the exact GELU, computed in at least float32.
 
-    `nn.gelu` takes erfc, which costs a CPU three times as much.
+    `nn.gelu` calls erfc, which takes three times as long on a CPU.
     """
     h = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (h / 2 * (1 + jax.lax.erf(h * math.sqrt(0.5)))).astype(x.dtype)
@@ -70,7 +70,7 @@ def gelu(x: jax.Array) -> jax.Array:
 class MLP(nn.Module):
     """x -> W2 GELU(W1 x + b1) + b2, with the exact (erf) GELU.
 
-    Shapes: (..., C) -> (..., hidden) -> (..., C). `flat` is that of `Linear`.
+    Shapes: (..., C) -> (..., hidden) -> (..., C). For `flat`, see `Linear`.
     """
 
     hidden: int
@@ -86,9 +86,10 @@ class MLP(nn.Module):
 
 
 def drop_path_factors(key: jax.Array | None, rate: float, batch: int) -> jax.Array:
-    """Stochastic depth: each image's factor of a branch, 0 with probability `rate` or 1/(1-rate).
+    """The factor that stochastic depth gives a branch: 0 with probability `rate`, else 1/(1-rate).
 
-    Without a key nothing is dropped (Huang et al., "Deep Networks with Stochastic Depth", 2016).
+    Each image draws its own. Without a key all factors are 1 (Huang et al., "Deep Networks with
+    Stochastic Depth", 2016).
 
     Shapes: -> (B,).
     """
@@ -100,11 +101,11 @@ def drop_path_factors(key: jax.Array | None, rate: float, batch: int) -> jax.Arr
 class LearnedResidual(nn.Module):
     """Learned residual coefficients (LRC): x, y -> a*x + b*k*y with scalars a and b.
 
-    a starts at 1, b at `branch_init`: 1 as published, less in very deep models. k is the drop
-    path's factor of each image.
+    a starts at 1; b starts at `branch_init`, which is 1 as published and less in very deep models.
+    k is each image's drop-path factor.
 
-    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is taken in float32 at least and stored
-    in x's dtype (SReT section 3.3, "learnable residual connection").
+    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is computed in at least float32 and
+    returned in x's dtype (SReT section 3.3, "learnable residual connection").
     """
 
     branch_init: float = 1.0
@@ -120,8 +121,8 @@ class Stem(nn.Module):
     """Three times [3x3 convolution, stride 2 -> BatchNorm -> ReLU], channels 3 -> C/2 -> C -> C.
 
     Shapes: (B, H, W, 3) -> (B, H/8, W/8, C). BatchNorm has eps 1e-5 and keeps
-    running <- 0.9 * running + 0.1 * batch, over the global batch. With `flat` the gradients
-    of the kernels are those of `flat_convolution`.
+    running <- 0.9 * running + 0.1 * batch, over the global batch. With `flat` the kernels'
+    gradients are computed by `flat_convolution`.
     """
 
     channels: int
@@ -163,10 +164,10 @@ class Pooling(nn.Module):
     Shapes: (B, H, W, C) -> (B, H/2, W/2, features).
 
     Attributes:
-      features: of the result.
-      mesh: the devices over which images are spread, each of which gets the whole kernel: where
-        fsdp splits its channels, XLA:TPU would gather all images to split their gradient's too.
-      dtype: of activations.
+      features: output channels.
+      mesh: the devices over which images are split. Each device gets the whole kernel: if fsdp
+        split its channels, XLA:TPU would gather all images in order to split their gradient too.
+      dtype: dtype of activations.
     """
 
     features: int

@@ -1,4 +1,4 @@
-"""Another image size for weights that are trained already: the position array resized."""
+"""Changes the image size of a trained model by resizing its position array."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,18 +15,18 @@ CUBIC = -0.75  # the a of torch and OpenCV; jax.image and Pillow take -0.5
 def with_image_size(
     model: SReT, variables: Mapping[str, Any], image_size: int
 ) -> tuple[SReT, dict[str, Any]]:
-    """The model for images of another size and the weights it then has, without training.
+    """Changes a trained model's image size, without training.
 
     Args:
-      model: that of the weights.
-      variables: {"params": ..., "batch_stats": ...}.
-      image_size: of the new model, pixels.
+      model: the trained model.
+      variables: {"params": ..., "batch_stats": ...} of that model.
+      image_size: side of the new model's images in pixels.
 
     Returns:
-      (model, variables) of that size; only the position array is another.
+      (model, variables) for the new size. Only the position array differs.
 
     Raises:
-      ValueError: a size that the model cannot have.
+      ValueError: the model cannot have that size.
     """
     new = model.clone(image_size=image_size)
     check_model(new)
@@ -38,8 +38,8 @@ def with_image_size(
 def resize_position(position: jax.Array, side: int) -> jax.Array:
     """Resizes a position array bicubically, as fine-tuning at another resolution does (DeiT).
 
-    Equal to torch's F.interpolate(mode="bicubic", align_corners=False): no antialiasing, the
-    border repeated.
+    The result equals torch's F.interpolate(mode="bicubic", align_corners=False): no antialiasing,
+    and the border is repeated.
 
     Shapes: (1, H, W, C) -> (1, side, side, C).
     """
@@ -52,10 +52,10 @@ def resize_position(position: jax.Array, side: int) -> jax.Array:
 
 
 def _cubic_weights(old: int, new: int) -> np.ndarray:
-    """W of y = W x, y_i = sum_j k(s_i - j) x_j at s_i = (i + 1/2) old / new - 1/2.
+    """The matrix W of y = W x, y_i = sum_j k(s_i - j) x_j at s_i = (i + 1/2) old / new - 1/2.
 
     k is Keys' kernel ("Cubic convolution interpolation for digital image processing", 1981,
-    equation 4) with a = CUBIC, and x_j the nearest of the border beyond it.
+    equation 4) with a = CUBIC. Where j is outside the array, x_j is the nearest border element.
 
     Shapes: (new, old), float32.
     """

@@ -7,9 +7,10 @@ block of L loops is
 
 for l = 0 .. L-1. The published models have n = 1: an NLL after every application.
 
-F's parameters are broadcast to every step of an `nn.scan`; the NLLs' are stacked along a leading
-axis and handed to the scan as its inputs, so trace, compilation and backward cost are linear in
-nothing but the period of the recursion, lcm(len(groups), n) applications.
+The parameters of F are broadcast to every step of an `nn.scan`. Those of the NLLs are stacked along
+a leading axis, which the scan runs over. So the traced program contains one cycle of
+lcm(len(groups), n) applications whatever L is: tracing and compiling take time in proportion to the
+length of the cycle. (Running time grows with L, of course.)
 """
 
 import dataclasses
@@ -31,17 +32,17 @@ from sret_jax.models.residual_mlp import ResidualMLP
 
 REMAT = ("none", "dots", "block", "full")
 
-Each = dict[str, Any]  # keys and probe of each application
-Inputs = tuple[Each, dict]  # these and the parameters of each NLL, stacked
+Each = dict[str, Any]  # the random keys and the probe of each application
+Inputs = tuple[Each, dict]  # the above, and the NLLs' parameters, stacked
 
 
 class SharedBlock(nn.Module):
-    """The block F whose weights, residual coefficients included, all loops share.
+    """The block F. All loops share its weights, including its residual coefficients.
 
     x <- c1*x + c2*DropPath(Attention(LN(x)));  x <- c3*x + c4*DropPath(MLP(LN(x))).
 
-    Shapes: (B, N, C) -> (B, N, C). `permutation` is (N,); `key` is that of the two drop paths,
-    which drop nothing without.
+    Shapes: (B, N, C) -> (B, N, C). `permutation` is (N,). `key` seeds both drop paths; without it
+    nothing is dropped.
     """
 
     heads: int
@@ -76,30 +77,31 @@ class SharedBlock(nn.Module):
             norm="norm2",
             residual="mlp_residual",
         )
-        nn.share_scope(self, mlp)  # its parameters lie beside the attention's
+        nn.share_scope(self, mlp)  # the MLP's parameters lie beside the attention's
         return mlp(x, k2)
 
 
 class RecursiveBlock(nn.Module):
-    """Applies one `SharedBlock` `loops` times, every `nll_every`-th time followed by its own NLL.
+    """Applies one `SharedBlock` `loops` times; an NLL follows every `nll_every`-th application.
 
     Parameters: "block" (shared) and "nll" (every leaf with a leading axis of loops // nll_every).
 
-    `unroll` (periods of the scan laid out side by side) and `remat` change speed and memory only.
-    Of the forward pass the backward pass finds, and computes the rest again,
-      "none": everything;
-      "dots": what enters each F and NLL, and their matrix products with weights;
-      "block": what enters each F and NLL, of which one at a time is computed again;
-      "full": what enters each segment of about sqrt(loops) applications (Chen et al., "Training
-        Deep Nets with Sublinear Memory Cost", 2016). A segment is computed again as a whole, and
-        if it is longer than two applications once more as by "block".
+    `unroll` (cycles per step of the scan) and `remat` change speed and memory only. `remat` names
+    which activations the forward pass stores; the backward pass recomputes all others:
+      "none": all are stored;
+      "dots": the inputs of each F and NLL, and their matrix products with weights;
+      "block": the inputs of each F and NLL, which are recomputed one at a time;
+      "full": the input of each segment of about sqrt(loops) applications (Chen et al., "Training
+        Deep Nets with Sublinear Memory Cost", 2016). The backward pass recomputes one segment at a
+        time. A segment of more than two applications is itself recomputed as by "block".
 
-    `permutation` None means the default: random in training, fixed in evaluation. Random ones,
-    and those of a given function, take their keys from the rng stream "permutation", drop path
-    from "drop_path": one key per application.
+    `permutation=None` means random permutations in training and a fixed one in evaluation.
+    Permutations that are random or given as a function take their keys from the rng stream
+    "permutation", drop path from "drop_path": one key per application.
 
-    A variable "gradient_norm" (loops,) in the collection "probes" gets, as its gradient, the norm
-    of the loss's gradient with respect to what each application puts out, its NLL included.
+    If the collection "probes" has a variable "gradient_norm" (loops,), its gradient with respect
+    to the loss is the norm of the loss's gradient at the output of each application, after the
+    application's NLL if it has one.
 
     Shapes: (B, N, C) -> (B, N, C).
 
@@ -153,7 +155,7 @@ class RecursiveBlock(nn.Module):
         x: jax.Array,
         inputs: Inputs,
     ) -> jax.Array:
-        """Scans over whole cycles; the loops that are left over follow one by one."""
+        """Scans over whole cycles, then applies the remaining loops one by one."""
         period = math.lcm(len(self.groups), self.nll_every)
         cycles, leftover = divmod(self.loops, period)
         segment = segment_length(cycles) if self.remat == "full" else None
@@ -174,7 +176,7 @@ class RecursiveBlock(nn.Module):
         return x
 
     def _remat_part(self, *, applications: int) -> Callable[[Callable], Callable]:
-        """How F and NLL are computed again, where a segment has that many applications."""
+        """The rematerialisation of F and of NLLs, in segments of that many applications."""
         if self.remat in ("dots", "block") or applications > 2:
             return functools.partial(remat, dots=self.remat == "dots")
         return lambda part: part
@@ -190,27 +192,27 @@ class RecursiveBlock(nn.Module):
                 f"the permutations are {what}, and no rng stream 'permutation' was given, without "
                 "which all would be the same; pass rngs={'permutation': key} to apply"
             )
-        return self._split(jax.random.key(0))  # nothing is drawn from it
+        return self._split(jax.random.key(0))  # these keys are never used
 
     def _drop_path_keys(self, train: bool) -> jax.Array | None:
         drops = train and self.drop_path_rate > 0
         return self._split(self.make_rng("drop_path")) if drops else None
 
     def _split(self, key: jax.Array) -> jax.Array:
-        """One key per application, made before any scan so that no way of it changes the draws."""
+        """One key per application, split before any scan: remat and unroll change no draw."""
         return jax.random.split(key, self.loops)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cycle:
-    """The applications after which groups and NLLs start over, the body of the scan.
+    """The body of the scan: the applications after which groups and NLLs repeat.
 
     Attributes:
-      groups: of one application after another, over and over.
-      nll_every: applications of F to an NLL.
+      groups: group counts of successive applications; they repeat.
+      nll_every: number of applications of F per NLL.
       nll: the non-linear layer, without parameters.
-      draw: makes the permutation of a key.
-      remat: makes F and NLL ones that the backward pass computes again, or leaves them as they are.
+      draw: turns a key into a permutation.
+      remat: wraps F and the NLL so that the backward pass recomputes them, or returns them as is.
     """
 
     groups: tuple[int, ...]
@@ -220,12 +222,12 @@ class Cycle:
     remat: Callable[[Callable], Callable]
 
     def apply(self, block: Any, x: jax.Array, inputs: Inputs) -> tuple[jax.Array, None]:
-        """The cycle, or as many of its first applications as there are inputs for.
+        """Applies the cycle, or only its first applications where `inputs` has no more.
 
         Args:
           block: F, a `SharedBlock`.
           x: (B, N, C).
-          inputs: of each application and of each NLL.
+          inputs: the keys and probes of the applications, and the parameters of the NLLs.
         """
         each, nll_params = inputs
         for i in range(len(each["permutation"])):
@@ -245,14 +247,14 @@ class Cycle:
         return block(x, groups=groups, permutation=permutation, key=own["drop_path"])
 
     def _apply_nll(self, block: SharedBlock, x: jax.Array, params: dict) -> jax.Array:
-        del block  # of which `remat` takes one
+        del block  # `remat` passes a module as the first argument
         out: Any = self.nll.apply({"params": params}, x, jnp.ones(x.shape[0]))
         return out
 
 
 @jax.custom_vjp
 def probe_gradient(x: jax.Array, probe: jax.Array) -> jax.Array:
-    """Hands x on; the scalar `probe` gets the norm of x's gradient as its own."""
+    """Returns x; the gradient of the scalar `probe` is the norm of x's gradient."""
     del probe
     return x
 
@@ -274,7 +276,7 @@ def _at(tree: Any, index: int | slice) -> Any:
 
 
 def _cycles(tree: Any, cycles: int, count: int) -> Any:
-    """The inputs of whole cycles: leading axis (cycles * count or more) -> (cycles, count)."""
+    """Splits the leading axis into whole cycles: (cycles * count or more) -> (cycles, count)."""
     return jax.tree.map(
         lambda leaf: leaf[: cycles * count].reshape(cycles, count, *leaf.shape[1:]), tree
     )

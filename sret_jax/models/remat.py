@@ -1,7 +1,7 @@
-"""Scans over the cycles of a recursion, and what their backward pass computes again.
+"""Scans over the cycles of a recursion, with a choice of what their backward pass recomputes.
 
-All follow one signature, that of a body for `nn.scan`: body(module, carry, inputs) ->
-(carry, None), the module's parameters the same at every step and the inputs' leading axis scanned.
+All bodies have the signature that `nn.scan` expects, body(module, carry, inputs) -> (carry, None).
+The module's parameters are the same at every step; the inputs are scanned along their leading axis.
 """
 
 import functools
@@ -16,11 +16,11 @@ Body = Callable[[nn.Module, jax.Array, Any], tuple[jax.Array, None]]
 
 
 def remat(part: Callable, *, dots: bool = False) -> Callable:
-    """Lets the backward pass compute `part(module, ...)` again, from what entered it.
+    """Makes the backward pass recompute `part(module, ...)` from its inputs.
 
     Args:
       part: a function of a module and arrays.
-      dots: keeps its matrix products with weights.
+      dots: stores the part's matrix products with weights instead of recomputing them.
     """
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if dots else None
     return nn.remat(part, policy=policy)
@@ -29,17 +29,16 @@ def remat(part: Callable, *, dots: bool = False) -> Callable:
 def scan_cycles(
     body: Body, module: nn.Module, x: jax.Array, inputs: Any, *, segment: int | None, unroll: int
 ) -> jax.Array:
-    """Applies `body` once for every row of `inputs`, one after the other.
+    """Applies `body` once for each row of `inputs`, in sequence.
 
     Args:
-      body: of one cycle.
-      module: handed to the body.
+      body: computes one cycle.
+      module: passed to the body.
       x: the carry.
       inputs: a tree of arrays (cycles, ...).
-      segment: None, or how many cycles the backward pass computes again as a whole, from the x
-        that entered them: it then keeps cycles / segment of the outer scan's carries, and, for one
-        segment at a time, what the inner scan keeps.
-      unroll: cycles laid out side by side.
+      segment: cycles per checkpointed segment; None: no segments. The forward pass stores one
+        activation per segment; the backward pass recomputes one segment at a time from it.
+      unroll: cycles per step of the scan.
 
     Returns:
       The carry after the last cycle.
@@ -65,6 +64,6 @@ def scan_cycles(
 
 
 def segment_length(cycles: int) -> int:
-    """About sqrt(cycles): a divisor of them where there is one near, so that no rest is left."""
+    """About sqrt(cycles), and a divisor of `cycles` if one is near, so that none is left over."""
     root = max(1, math.isqrt(cycles))
     return next((n for n in range(root, root // 2, -1) if cycles % n == 0), root)

@@ -14,16 +14,16 @@ from sret_jax.models.layers import MLP, LearnedResidual, layer_norm
 
 
 class ResidualMLP(nn.Module):
-    """x <- a*x + b*k*MLP(LN(x)), with residual coefficients a, b and the drop path's factors k.
+    """x <- a*x + b*k*MLP(LN(x)): residual coefficients a, b and each image's drop-path factor k.
 
     Shapes: x (B, N, C), k (B,) -> (B, N, C). The non-linear layer (NLL) has k = 1.
 
     Attributes:
-      hidden: units of the MLP.
-      branch_init: what b starts at.
-      kernels: whether it runs as one.
-      dtype: of activations and matrix products.
-      norm, residual: names of the parameters of LN and of the residual coefficients.
+      hidden: hidden units of the MLP.
+      branch_init: initial value of b.
+      kernels: decides whether a fused kernel computes the layer.
+      dtype: dtype of activations and matrix products.
+      norm, residual: parameter names of the LayerNorm and of the residual coefficients.
     """
 
     hidden: int

@@ -1,1 +1,1 @@
-"""One file a network."""
+"""Model families, one file each."""

@@ -20,21 +20,21 @@ from sret_jax.models.layers import Pooling, Stem, layer_norm, linear
 from sret_jax.models.recursion import REMAT, RecursiveBlock
 
 STEM_STRIDE = 8
-MOST_UNROLLED = 16  # applications that a program contains one by one
+MOST_UNROLLED = 16  # the most applications that the program may contain one by one
 
-# Settings that change how fast a model computes, or how it rounds, but not what.
+# Settings that change speed and rounding, but not what the model computes.
 SPEED_ONLY = frozenset({"unroll", "remat", "attention", "mlp", "mesh", "dtype"})
-# Settings that only training sees.
+# Settings that matter in training only.
 TRAINING_ONLY = frozenset({"branch_init", "drop_path_rate"})
 
 
 class SReT(nn.Module):
     """Stem -> + position -> recursive blocks, pooling between stages -> mean -> LN -> linear.
 
-    Stage s runs at stride 8 * 2^s with width heads[s] * dim and has blocks[s] unique blocks, each
-    applied `loops` times in a row. Block b of stage s drops paths at
-    drop_path_rate * (first_s + b) / total, with first_s the applications in earlier stages and
-    total all applications, the same in each of its loops.
+    Stage s runs at stride 8 * 2^s with width heads[s] * dim. It has blocks[s] unique blocks, each
+    applied `loops` times in a row. Block b of stage s has the drop-path rate
+    drop_path_rate * (first_s + b) / total in all its loops, where first_s is the number of
+    applications in earlier stages and total the number of all applications.
 
     Build it with `create_model`, which checks the sizes.
 
@@ -57,7 +57,7 @@ class SReT(nn.Module):
     drop_path_rate: float = 0.0
     permutation: str | PermutationFn | None = None
     unroll: int = 2  # on TPUs a loop moves more bytes than its unrolled body
-    remat: str = "none"  # "full" computes the stem again, too
+    remat: str = "none"  # "full" recomputes the stem too
     attention: str = "auto"
     mlp: str = "auto"
     mesh: Mesh | None = None
@@ -109,7 +109,7 @@ class SReT(nn.Module):
 
 
 def abstract_variables(model: SReT) -> Any:
-    """The shapes of the model's variables {"params", "batch_stats"}, at no cost."""
+    """The shapes of the model's variables {"params", "batch_stats"}; nothing is allocated."""
     return jax.tree.map(lambda leaf: leaf, _abstract_variables(model))
 
 
@@ -120,7 +120,7 @@ def _abstract_variables(model: SReT) -> Any:
 
 
 def model_settings(model: SReT) -> dict[str, Any]:
-    """What a model is: its settings by name, all but those of SPEED_ONLY."""
+    """The settings that define a model, by name: all except those in SPEED_ONLY."""
     return {
         name: getattr(model, name)
         for name in SReT.__dataclass_fields__
@@ -129,16 +129,17 @@ def model_settings(model: SReT) -> dict[str, Any]:
 
 
 def function_settings(model: SReT) -> dict[str, Any]:
-    """The settings that a trained model's output depends on, beside its weights."""
+    """The settings that a trained model's output depends on, besides its weights."""
     settings = model_settings(model)
     return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}
 
 
 def title(model: SReT, start: str | None = None) -> str:
-    """What to call a model: "sret_t", or "a model of 0.31M parameters after sret_t".
+    """A name for the model: "sret_t", or "a model of 0.31M parameters after sret_t".
 
-    A published name is that of a model which differs at most in image size, classes, drop path
-    and speed. `start` is the variant that another model is a change of; None: unknown.
+    A model has a published name if it differs from the published one at most in image size,
+    classes, drop path and speed. `start` is the variant that any other model was derived from;
+    None: unknown.
     """
     for name in list_models():
         settings = published(name) | {"drop_path_rate": model.drop_path_rate}
@@ -159,34 +160,34 @@ def create_model(
     dtype: DTypeLike = jnp.float32,
     **overrides: Any,
 ) -> SReT:
-    """Builds a published SReT variant, or a change of one.
+    """Builds a published SReT variant, or a modified one.
 
     Args:
       name: one of `list_models()`.
       num_classes: width of the logits.
       image_size: side of the square input in pixels, a multiple of 8 * 2^(stages - 1).
-      dtype: of activations and matrix products; parameters are float32, and softmax,
-        normalisation statistics and logits float32 or, where dtype is, float64.
+      dtype: dtype of activations and matrix products. Parameters are float32. Softmax,
+        normalisation statistics and logits are float32, or float64 if dtype is.
       **overrides: any of
-        blocks (unique blocks per stage), loops (applications of each), groups (per stage, the
-        cycle of group counts that the loops run through; None or all ones: unsliced),
-        heads (per stage), dim (channels per head), mlp_ratio, nll_ratio (hidden widths relative
-        to the stage's), nll_every (an NLL follows only every n-th application of a block;
-        the least common multiple with a stage's group counts is at most 16),
-        branch_init (what the residual coefficients of all branches start at; 1 as published),
-        drop_path_rate (of the last application),
+        blocks (unique blocks per stage), loops (applications of each block), groups (per stage,
+        the group counts that successive loops cycle through; None or all ones: unsliced),
+        heads (per stage), dim (channels per head), mlp_ratio, nll_ratio (hidden width divided by
+        the stage's width), nll_every (an NLL follows every n-th application of a block; its
+        least common multiple with the number of a stage's group counts is at most 16),
+        branch_init (initial residual coefficient of every branch; 1 as published),
+        drop_path_rate (rate at the last application),
         permutation ("random", "fixed", "identity" or a function (key, n) -> indices; None, the
         default, is random in training and fixed in evaluation),
         unroll, remat ("none", "dots", "block", "full"), attention and mlp ("auto": fused kernels on
         TPU and XLA elsewhere, "xla", "pallas"): speed and memory only,
-        mesh (the devices over which batches are spread; None: one).
+        mesh (the devices over which batches are split; None: one device).
 
     Returns:
-      A Flax module; `model.apply(variables, images_nhwc, train=False)` gives logits
+      A Flax module. `model.apply(variables, images_nhwc, train=False)` returns logits
       (B, num_classes).
 
     Raises:
-      ValueError: an unknown name or override, or sizes that do not fit each other.
+      ValueError: the name or an override is unknown, or the sizes do not fit each other.
     """
     if name not in VARIANTS:
         raise ValueError(_unknown("model", name, list_models()))
@@ -205,7 +206,7 @@ def create_model(
 
 
 def check_model(model: SReT) -> None:
-    """Raises ValueError, in one sentence, for sizes that do not fit each other."""
+    """Raises ValueError, with a one-sentence message, if the sizes do not fit each other."""
     _check_sizes(model)
     _check_choices(model)
     _check_groups(model)
@@ -309,7 +310,7 @@ def _check_groups(model: SReT) -> None:
 
 
 def _check_periods(model: SReT) -> None:
-    """The program contains each application of a period; many would compile for minutes."""
+    """Limits the cycle: the program contains all its applications and would compile slowly."""
     for s, cycle in enumerate(model.groups):
         period = math.lcm(len(cycle), model.nll_every)
         if min(period, model.loops) > MOST_UNROLLED:

@@ -23,7 +23,7 @@ def list_models() -> list[str]:
 
 
 def nearest_variant(settings: Mapping[str, Any]) -> str:
-    """The variant that shares most of its settings with these."""
+    """The variant that has the most settings in common with these."""
 
     def shared(name: str) -> int:
         return sum(settings.get(key) == value for key, value in VARIANTS[name].items())

@@ -1,4 +1,4 @@
-"""Where a part of the model runs as one fused TPU kernel, and what all such kernels share."""
+"""Decides where a part of the model runs as a fused TPU kernel; helpers that all kernels share."""
 
 import dataclasses
 import functools
@@ -12,22 +12,22 @@ from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 
-# The kernel where the step is lowered for a TPU and XLA elsewhere, or one of them everywhere; what
-# is too large for a TPU's fast memory is left to XLA.
+# "auto": the kernel where the step is lowered for a TPU, XLA elsewhere. "xla", "pallas": this one
+# on all devices. What does not fit in a TPU's fast memory is always left to XLA.
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
-ROWS, LANES = 8, 128  # arrays lie in memory in tiles of so many rows and columns
-FAST_MEMORY = 16 << 20  # bytes that every chip lets a kernel have
+ROWS, LANES = 8, 128  # memory stores arrays in tiles of so many rows and columns
+FAST_MEMORY = 16 << 20  # bytes that a kernel may use on any chip
 
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """Which parts run as kernels, and on which devices; it changes speed and memory only.
+    """Which parts run as kernels, and on which devices. This changes speed and memory only.
 
     Attributes:
       attention, mlp: one of `IMPLEMENTATIONS`. Off a TPU, "pallas" interprets the kernel.
-      mesh: the devices over which images are spread, since XLA cannot split a kernel; None for
-        the one device that the program will be lowered for.
+      mesh: the devices over which images are split, because XLA cannot split a kernel; None: the
+        one device that the program is lowered for.
     """
 
     attention: str = "auto"
@@ -36,24 +36,24 @@ class Kernels:
 
     @property
     def joins_tokens(self) -> bool:
-        """Whether linear maps and gradients see the tokens of all images on one axis.
+        """Whether linear maps and gradients join the tokens of all images on one axis.
 
-        XLA:CPU copies and transposes what a gradient sums over two axes. On a TPU, joining the 196
-        tokens of each image would move them between tiles.
+        On a CPU that avoids a copy and a transposition of what a gradient sums over two axes. On a
+        TPU it would move the 196 tokens of each image between tiles.
         """
         return self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu"
 
     def choose(
         self, implementation: str, kernel: Callable[..., jax.Array], plain: Callable, images: int
     ) -> Callable[..., jax.Array]:
-        """The function that computes what both `kernel` and `plain` do.
+        """Returns a function that runs either `kernel` or `plain`, which compute the same.
 
         Args:
-          implementation: `attention` or `mlp` of this.
+          implementation: `self.attention` or `self.mlp`.
           kernel: takes arrays and `interpret`.
           plain: takes the same arrays.
-          images: how many of them, the first, have a leading axis of images; the rest is the same
-            on every device.
+          images: the first `images` arguments have a leading batch axis and are split over the
+            devices; the other arguments are replicated.
         """
         if implementation == "xla":
             return plain
@@ -79,23 +79,23 @@ class Kernels:
 
 
 def runs_kernels(device: Any) -> bool:
-    """Whether it is a TPU whose kernels can multiply bfloat16 matrices."""
+    """Whether the device is a TPU whose kernels can multiply bfloat16 matrices."""
     return device.platform == "tpu" and device.device_kind not in ("TPU v2", "TPU v3")
 
 
 def knows(dtype: DTypeLike) -> bool:
-    """Whether kernels compute in it: bfloat16 or float32, since a TPU has no float64."""
+    """Whether kernels support the dtype: bfloat16 or float32, since a TPU has no float64."""
     return jnp.dtype(dtype).itemsize <= 4
 
 
 def cost(
     products: int, transcendentals: int, arrays: Sequence[jax.Array | jax.ShapeDtypeStruct]
 ) -> pl.CostEstimate:
-    """What XLA and plans count for a kernel that reads or writes each of `arrays` once.
+    """The cost that XLA and plans count for a kernel that reads or writes each array once.
 
     Args:
-      products: multiply-accumulates.
-      transcendentals: exponentials and the like.
+      products: number of multiply-accumulates.
+      transcendentals: number of exponentials and similar functions.
       arrays: operands and results.
     """
     return pl.CostEstimate(
@@ -106,7 +106,7 @@ def cost(
 
 
 def tiled_bytes(shape: Sequence[int], dtype: Any) -> int:
-    """Bytes that an array of two or more axes takes in memory, its last two padded to tiles."""
+    """Bytes of an array in memory, where its last two axes are padded to tiles."""
     *leading, rows, lanes = shape
     padded = -(-rows // ROWS) * ROWS * (-(-lanes // LANES) * LANES)
     return math.prod(leading) * padded * jnp.dtype(dtype).itemsize

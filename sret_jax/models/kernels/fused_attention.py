@@ -4,14 +4,14 @@ For every slice G of the tokens and every head of width d (SReT section 3.4):
 
     P = softmax(Q_G K_G^T / sqrt(d)),  O_G = P V_G.
 
-The backward pass computes P again from Q and K instead of storing it:
+The backward pass recomputes P from Q and K instead of storing it:
 
     dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)) / sqrt(d),  dQ = dS K,  dK = dS^T Q.
 
-A grid step holds one image with all its slices and heads, so neither need fit the memory's tiles,
-and each operand is read and written once. It brings the tokens into the slices' order and back
-itself, so that main memory holds them in raster order only. Where a head's scores would overfill
-fast memory, it takes its queries in blocks.
+One grid step processes one image with all its slices and heads, so slices and heads need not fit
+the memory's tiles, and each operand is read and written once. The kernel itself permutes the tokens
+into the slices' order and back, so main memory holds them in raster order only. Where the scores of
+one head would not fit in fast memory, the kernel splits the head's queries into blocks.
 """
 
 import functools
@@ -27,10 +27,10 @@ from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, 
 from sret_jax.models.kernels.row_order import gather_rows, row_planes, scatter_rows
 
 TILE_ROWS = 2 * ROWS  # bfloat16 packs two rows into one
-LEAST_QUERIES = 64  # of a block; of fewer, K and V would be transposed too often
+LEAST_QUERIES = 64  # per block; smaller blocks would transpose K and V too often
 
 Shape = jax.Array | jax.ShapeDtypeStruct
-Columns = tuple[slice, slice, slice]  # of one head's queries, keys and values
+Columns = tuple[slice, slice, slice]  # the columns of one head's queries, keys and values
 T = TypeVar("T")
 Residuals = tuple[jax.Array, jax.Array | None]
 
@@ -42,30 +42,31 @@ def fused_attention(
     """Attention inside each of `groups` equal slices of the permuted tokens, for all heads.
 
     Args:
-      qkv: (B, N, 3 * heads * d) that fast memory `can_hold`: queries, keys and values, each with
+      qkv: (B, N, 3 * heads * d), small enough for `can_hold`: queries, keys and values, each with
         its heads side by side.
-      permutation: (N,): the slices' i-th token is permutation[i] of qkv; None: it is the i-th.
-      heads: that share the channels.
-      groups: slices; they must divide N.
+      permutation: (N,). Token i in the slices' order is token permutation[i] of qkv; None: token i.
+      heads: number of heads.
+      groups: number of slices; it must divide N.
       interpret: runs the kernel step by step on any device.
 
     Returns:
-      (B, N, heads * d) in qkv's dtype and order of tokens; scores and softmax are float32.
+      (B, N, heads * d) in qkv's dtype and token order. Scores and softmax are float32.
     """
     return _forward(qkv, permutation, heads, groups, interpret)[0]
 
 
 def can_hold(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> bool:
-    """Whether fast memory holds what the kernel needs, with what permutes its tokens or without."""
+    """Whether the kernel's data fit in fast memory; `permuted` adds what its permutation needs."""
     return knows(qkv.dtype) and _queries(qkv, heads, groups, permuted=permuted) > 0
 
 
 def _queries(qkv: Shape, heads: int, groups: int, *, permuted: bool) -> int:
-    """Queries of a block: as many as fit, in even blocks of whole tiles; 0 if hardly any fit.
+    """Queries per block: as many as fit, in equal blocks of whole tiles; 0 if hardly any fit.
 
-    At most, the backward pass holds QKV, dO and dQKV twice, for the next image's sake; where it
-    permutes, copies of QKV and dO and two float32 arrays of QKV's size; and of one head in
-    float32, four arrays of (n, d), which are K, V and their gradients, and four of (queries, n).
+    The backward pass needs the most memory. It holds QKV, dO and dQKV twice, to load the next
+    image in time. To permute, it holds copies of QKV and dO and two float32 arrays of QKV's size.
+    For one head it holds, in float32, four arrays of (n, d), which are K, V and their gradients,
+    and four of (queries, n).
     """
     _, tokens, channels = qkv.shape
     n, wide = tokens // groups, jnp.float32
@@ -116,7 +117,7 @@ def _kernel_call(
     matmuls: int,
     interpret: bool,
 ) -> Callable[..., Any]:
-    """Runs `kernel`, which makes `matmuls` products of (n, n) with d for each slice and head."""
+    """Runs `kernel`, which computes `matmuls` products of (n, n) with d per slice and head."""
     batch, tokens, channels = operands[0].shape
     scores = batch * heads * tokens * (tokens // groups)
     queries = _queries(operands[0], heads, groups, permuted=permutation is not None)
@@ -153,9 +154,9 @@ def _image(x: Shape) -> pl.BlockSpec:
 
 
 def _in_slices(kernel: Callable, order: Any, *refs: Any) -> None:
-    """Runs `kernel` on copies of its inputs with the tokens in the slices' order.
+    """Runs `kernel` on copies of its inputs whose tokens are in the slices' order.
 
-    Results go where they come from, Q's columns or those of Q, K and V, once these are read.
+    The kernel overwrites its inputs with its results: O replaces Q; dQ, dK and dV replace Q, K, V.
     """
     count = len(refs) // 2
     (*inputs, out), planes, copies = refs[:count], refs[count : count + 2], refs[count + 2 :]
@@ -171,7 +172,7 @@ def _forward_kernel(qkv_ref: Any, out_ref: Any, *, heads: int, groups: int, quer
 
 
 def _attend(qkv_ref: Any, out_ref: Any, rows: slice, columns: Columns, queries: int) -> None:
-    """O of one head in the slice that lies in `rows`."""
+    """Computes O of one head in the slice at `rows`."""
     q_at, k_at, v_at = columns
 
     def block(at: Any, nothing: tuple) -> tuple:
@@ -193,7 +194,7 @@ def _backward_kernel(
 def _differentiate(
     qkv_ref: Any, d_out_ref: Any, d_qkv_ref: Any, rows: slice, columns: Columns, queries: int
 ) -> None:
-    """DQ, dK and dV of one head in the slice that lies in `rows`."""
+    """Computes dQ, dK and dV of one head in the slice at `rows`."""
     q_at, k_at, v_at = columns
 
     def block(at: Any, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -215,9 +216,9 @@ def _differentiate(
 
 
 def _in_blocks(rows: slice, size: int, step: Callable[[Any, T], T], carry: T) -> T:
-    """Runs `step` on blocks of that many queries, and on the rest.
+    """Runs `step` on blocks of `size` queries, and on the remaining queries.
 
-    A loop lets the compiler hold what one block needs, and no more.
+    Since it is a loop, the compiler allocates memory for one block only.
     """
     blocks, rest = divmod(rows.stop - rows.start, size)
     if blocks == 1 and not rest:
@@ -232,7 +233,7 @@ def _in_blocks(rows: slice, size: int, step: Callable[[Any, T], T], carry: T) ->
 
 
 def _slices(shape: tuple[int, int], heads: int, groups: int) -> Iterator[tuple[slice, Columns]]:
-    """Rows of each slice, and the columns of each head."""
+    """Yields the rows of each slice with the columns of each head."""
     tokens, width = shape[0] // groups, shape[1] // (3 * heads)
     for group in range(groups):
         for head in range(heads):

@@ -1,15 +1,15 @@
-"""A residual MLP as one TPU kernel: only its input, hidden layer and output touch main memory.
+"""A residual MLP as one TPU kernel: main memory holds its input, hidden layer and output only.
 
     y = a*x + b*k*(GELU(h) W2 + b2),  h = u W1 + b1,  u = LN(x),
 
-with residual coefficients a and b, and the drop path's factor k of each image. Backward, with dy,
+with residual coefficients a and b, and each image's drop-path factor k. Backward, with dy,
 g = k*dy and s = g W2^T:
 
     dh = b*s * GELU'(h),  dx = a*dy + LN'(dh W1^T),  dW1 = u^T dh,  dW2 = b * GELU(h)^T g,
-    da = <dy, x>,  db = k*q,  dk = b*q of each image,  q = <dy W2^T, GELU(h)> + <dy, b2>.
+    da = <dy, x>,  db = k*q,  dk = b*q per image,  q = <dy W2^T, GELU(h)> + <dy, b2>.
 
-A grid step holds a block of one image's tokens; the weights and their gradients stay in fast
-memory all along. (SReT section 3.2: the MLP of the shared block, and the non-linear layer.)
+One grid step processes a block of one image's tokens; the weights and their gradients stay in fast
+memory throughout. (SReT section 3.2: the MLP of the shared block, and the non-linear layer.)
 """
 
 import functools
@@ -24,9 +24,9 @@ from jax.experimental.pallas import tpu as pltpu
 from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
 from sret_jax.models.layers import LAYER_NORM_EPSILON
 
-MOST_BYTES = FAST_MEMORY * 15 // 16  # of what `_needed` counts
-LEAST_TOKENS = 64  # of a block that is not all of an image: each adds to the weights' gradients
-CORES = 2  # that a chip may split the grid's first axis over; each sums gradients of its own
+MOST_BYTES = FAST_MEMORY * 15 // 16  # limit for what `_needed` counts
+LEAST_TOKENS = 64  # per block that is not a whole image: every block adds to the weight gradients
+CORES = 2  # a chip may split the grid's first axis over so many cores; each sums its own gradients
 
 Shape = jax.Array | jax.ShapeDtypeStruct
 Residuals = tuple[jax.Array, jax.Array, "Weights", jax.Array]
@@ -35,7 +35,7 @@ _PARAMS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "ar
 
 
 class Weights(NamedTuple):
-    """Parameters of a residual MLP in float32, vectors as rows.
+    """The parameters of a residual MLP in float32; vectors are rows.
 
     Shapes: coefficients (1, 2), which are a and b; scale and shift of LN (1, C); w1 (C, hidden);
     b1 (1, hidden); w2 (hidden, C); b2 (1, C).
@@ -52,12 +52,13 @@ class Weights(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) -> jax.Array:
-    """The residual MLP.
+    """Computes the residual MLP.
 
     Args:
-      x: (B, N, C) that fast memory `can_hold`; matrix products take its dtype, all else is float32.
+      x: (B, N, C), small enough for `can_hold`. Matrix products have its dtype; all else is
+        float32.
       keep: (B,), k of each image.
-      weights: of the MLP.
+      weights: the parameters of the MLP.
       interpret: runs the kernel step by step on any device.
 
     Returns:
@@ -67,7 +68,7 @@ def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) 
 
 
 def can_hold(x: Shape, hidden: int) -> bool:
-    """Whether fast memory holds an MLP of so many hidden units, and some tokens of x (B, N, C)."""
+    """Whether an MLP with `hidden` units and a block of x's tokens (B, N, C) fit in fast memory."""
     return knows(x.dtype) and _block(x, hidden) > 0
 
 
@@ -125,7 +126,7 @@ def _for_products(weights: Weights, x: jax.Array) -> Weights:
 
 
 def _grid(x: Shape, block: int) -> tuple[int, int, int]:
-    """(cores, images of each, blocks of tokens)."""
+    """(cores, images per core, blocks of tokens per image)."""
     return _cores(x), x.shape[0] // _cores(x), x.shape[1] // block
 
 
@@ -134,7 +135,7 @@ def _cores(x: Shape) -> int:
 
 
 def _block(x: Shape, hidden: int) -> int:
-    """The most tokens that a block can have: all, or a divisor that fills whole tiles; or 0."""
+    """Tokens per block: the largest divisor of N that fits and fills whole tiles, or 0 if none."""
     tokens = x.shape[1]
     parts = [n for n in range(LEAST_TOKENS, tokens, ROWS) if tokens % n == 0]
     fitting = (n for n in (*parts, tokens) if _needed(x, hidden, n) <= MOST_BYTES)
@@ -142,10 +143,10 @@ def _block(x: Shape, hidden: int) -> int:
 
 
 def _needed(x: Shape, hidden: int, block: int) -> int:
-    """About how many bytes of fast memory the backward pass takes.
+    """About how many bytes of fast memory the backward pass needs.
 
-    Once: W1, W2 and their gradients in float32. Twice, for the next block's sake: x, dy, dx and h
-    of a block. Besides: some four float32 arrays of either width.
+    W1, W2 and their gradients in float32 are held once. A block's x, dy, dx and h are held twice,
+    to load the next block in time. There are about four more float32 arrays of either width.
     """
     channels, wide = x.shape[2], jnp.float32
     matrices, rows = ((channels, hidden), (hidden, channels)), ((block, channels), (block, hidden))
@@ -203,7 +204,7 @@ def _backward_kernel(
     active, slope = _gelu(h_ref[...])  # (n, hidden)
 
     g = k * dy
-    d_active = dot(dy.astype(x.dtype), w2[...].T)  # (n, hidden), k and b left out
+    d_active = dot(dy.astype(x.dtype), w2[...].T)  # (n, hidden), without the factors k and b
     dh = b * k * d_active * slope
     du = dot(dh.astype(x.dtype), w1[...].T)  # (n, C)
     d_normal = du * scale[...]
@@ -225,7 +226,7 @@ def _backward_kernel(
 
 
 def _zero_at_first(sums: Weights, dk_ref: Any) -> Weights:
-    """Sets the sums over a core's steps to zero at its first, dk at the first of each image."""
+    """Zeroes the sums over a core's steps at its first step, and dk at each image's first."""
     first_part = pl.program_id(2) == 0
 
     @pl.when((pl.program_id(1) == 0) & first_part)
@@ -241,7 +242,7 @@ def _zero_at_first(sums: Weights, dk_ref: Any) -> Weights:
 
 
 def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(x - mean) / deviation of each row in float32, and 1 / deviation."""
+    """(x - mean) / deviation of each row, and 1 / deviation, in float32."""
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Rows of an array in another order, inside a TPU kernel's fast memory.
+"""Reorders the rows of an array inside a TPU kernel's fast memory.
 
-A kernel can address one row of 32-bit words at a place known at run time only, and does so fastest
-where its array is no wider than a tile. So rows move as float32, in planes of 128 columns.
+At a position known at run time only, a kernel can address a single row only in 32-bit words; this
+is fastest in arrays no wider than a tile. So rows are moved as float32, in planes of 128 columns.
 """
 
 from collections.abc import Callable
@@ -14,25 +14,25 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sret_jax.models.kernels.choice import LANES
 
-UNROLL = 16  # rows moved side by side
+UNROLL = 16  # rows moved per iteration
 
 Planes = tuple[Any, Any]
 
 
 def row_planes(rows: int, columns: int) -> list[Any]:
-    """The scratch in which arrays of at most that many columns are taken apart and put together."""
+    """Scratch memory to which arrays of at most `columns` columns are copied plane by plane."""
     planes = pltpu.VMEM((pl.cdiv(columns, LANES), rows, LANES), jnp.float32)
     return [planes, planes]
 
 
 def gather_rows(order: Any, source: Any, target: Any, planes: Planes) -> None:
-    """target[i] = source[order[i]], in as many columns as the target has.
+    """target[i] = source[order[i]], for as many columns as the target has.
 
     Args:
       order: (1, rows) in scalar memory.
       source: (rows, columns) of at most 32 bits.
-      target: the same; it may be the source.
-      planes: of `row_planes`.
+      target: an array like the source; it may be the source itself.
+      planes: scratch from `row_planes`.
     """
     apart, together = planes
 
@@ -43,13 +43,13 @@ def gather_rows(order: Any, source: Any, target: Any, planes: Planes) -> None:
 
 
 def scatter_rows(order: Any, source: Any, target: Any, planes: Planes) -> None:
-    """target[order[i]] = source[i], in as many columns as the target has.
+    """target[order[i]] = source[i], for as many columns as the target has.
 
     Args:
       order: a permutation (1, rows) in scalar memory.
       source: (rows, columns) of at most 32 bits.
-      target: the same; it may be the source.
-      planes: of `row_planes`.
+      target: an array like the source; it may be the source itself.
+      planes: scratch from `row_planes`.
     """
     apart, together = planes
 
