@@ -157,8 +157,12 @@ def read_metrics(workdir, name="loss"):
     return {line["step"]: line[name] for line in lines if name in line}
 
 
+# Only the preparation of data needs TensorFlow: other commands run as where it is missing.
+WITHOUT_TENSORFLOW = ROOT / "tests" / "without_tensorflow"
+
+
 def run_python(
-    *args: str, devices: int = 1, timeout: float = 600, path: Sequence[object] = (), **kwargs
+    *args: str, devices: int = 1, timeout: float = 600, tensorflow: bool = False, **kwargs
 ) -> subprocess.CompletedProcess[str]:
     """Runs a real command of the project in its own process, with so many fake devices.
 
@@ -166,13 +170,14 @@ def run_python(
       args: of python.
       devices: fake ones.
       timeout: seconds.
-      path: folders from which modules are imported first.
+      tensorflow: whether the command can import TensorFlow.
       kwargs: of subprocess.run.
     """
+    path = [ROOT] if tensorflow else [WITHOUT_TENSORFLOW, ROOT]
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{FAST_COMPILE} --xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT])),
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
     }
     return subprocess.run(
         [sys.executable, *args],
@@ -206,10 +211,7 @@ run(command[0], run_name="__main__")
 
 
 def run_commands(
-    commands: Sequence[Sequence[str]],
-    folder: pathlib.Path,
-    devices: int = 1,
-    path: Sequence[object] = (),
+    commands: Sequence[Sequence[str]], folder: pathlib.Path, devices: int = 1
 ) -> list[subprocess.CompletedProcess[str]]:
     """Runs commands one after another, each in a process forked from one that has imported JAX.
 
@@ -217,10 +219,9 @@ def run_commands(
       commands: each a script or module, and its arguments.
       folder: an empty one, for what they print.
       devices: fake ones.
-      path: as in `run_python`.
     """
     text = json.dumps(commands)
-    done = run_python("-c", FORKS, str(folder), devices=devices, path=path, input=text)
+    done = run_python("-c", FORKS, str(folder), devices=devices, input=text)
     assert done.returncode == 0, done.stderr
     return [
         subprocess.CompletedProcess(

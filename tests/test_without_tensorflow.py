@@ -1,64 +1,36 @@
-"""TensorFlow prepares data sets; nothing else imports it."""
+"""Only the preparation of data needs TensorFlow; tests/conftest.py hides it from commands."""
 
-import json
+import re
 
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tests.conftest import TINY_FLAGS, run_commands
-
-SHADOW = """
-import pathlib
-with pathlib.Path({record!r}).open("a") as file:
-    file.write("imported")
-raise ImportError("TensorFlow is not to be imported")
-"""
+from tests.conftest import ROOT, TINY_FLAGS, run_commands, run_python
 
 
-def commands_done(folder, *commands):
-    """Commands where importing TensorFlow fails and is recorded, also in workers."""
-    record, shadow = folder / "imported", folder / "shadow" / "tensorflow"
-    shadow.mkdir(parents=True)
-    (shadow / "__init__.py").write_text(SHADOW.format(record=str(record)))
-    printed = folder / "printed"
-    printed.mkdir()
-    # On as many devices as in other tests, whose compiled programs it finds in the cache.
-    done = run_commands(commands, printed, devices=8, path=[folder / "shadow"])
-    for command in done:
-        assert command.returncode == 0, (command.args, command.stdout, command.stderr)
-        for line in (command.stdout + command.stderr).splitlines():
-            assert "absl" not in line and "oneDNN" not in line and "Gloo" not in line
-    assert not record.exists(), "TensorFlow was imported"
+def test_tensorflow_is_hidden_from_the_commands_that_the_tests_run():
+    assert "hidden" in run_python("-c", "import tensorflow").stderr
 
 
-def train(run):
-    return [
-        *("main.py", f"--workdir={run}", *TINY_FLAGS),
-        *("--config.stop_at_step=2", "--config.data.workers=1"),
-    ]
-
-
-def predict(run, folder):
-    Image.fromarray(load_sample_image("flower.jpg")).save(folder / "flower.jpg")
-    return ["sret_jax.tools.predict", f"--checkpoint={run}", str(folder / "flower.jpg")]
-
-
-def test_digits_are_prepared_trained_on_evaluated_and_predicted(tmp_path):
-    run = tmp_path / "workdir"
-    commands_done(tmp_path, train(run), predict(run, tmp_path))
-    result = json.loads((run / "result.json").read_text())
-    assert result["step"] == 2
-    assert list((run / "tensorboard").iterdir())
+def test_no_file_imports_tensorflow():
+    for file in (ROOT / "sret_jax").rglob("*.py"):
+        assert not re.search(r"(import|from) tensorflow\b", file.read_text()), file
 
 
 @pytest.mark.slow  # one more process for each command
 def test_every_command_but_prepare_runs(tmp_path):
-    run = tmp_path / "workdir"
-    commands_done(
-        tmp_path,
-        train(run),
+    run, photo = tmp_path / "run", tmp_path / "flower.jpg"
+    Image.fromarray(load_sample_image("flower.jpg")).save(photo)
+    (tmp_path / "printed").mkdir()
+    commands = [
+        ["main.py", f"--workdir={run}", *TINY_FLAGS, "--config.stop_at_step=2"],
         ["main.py", f"--workdir={run}", "--mode=eval"],
+        ["sret_jax.tools.predict", f"--checkpoint={run}", str(photo)],
         ["sret_jax.tools.export", f"--checkpoint={run}", str(tmp_path / "exported")],
         ["sret_jax.tools.show_batch", *TINY_FLAGS, f"--workdir={run}"],
-    )
+    ]
+    for done in run_commands(commands, tmp_path / "printed"):
+        assert done.returncode == 0, (done.args, done.stdout, done.stderr)
+        for line in (done.stdout + done.stderr).splitlines():
+            assert "absl" not in line and "oneDNN" not in line and "Gloo" not in line

@@ -17,7 +17,7 @@ from sret_jax.errors import UserError
 from sret_jax.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from sret_jax.exit_status import PREEMPTED
 from sret_jax.run import loop
-from tests.conftest import ROOT, TINY_FLAGS, read_metrics, run_python
+from tests.conftest import ROOT, TINY_FLAGS, WITHOUT_TENSORFLOW, read_metrics, run_python
 
 
 def main(workdir, *flags, digits_dir, devices=1):
@@ -42,11 +42,12 @@ def start_main(workdir, *flags, digits_dir, devices=1):
         *TINY_FLAGS,
         *flags,
     )
+    path = f"{WITHOUT_TENSORFLOW}{os.pathsep}{ROOT}"
     xla_flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     return subprocess.Popen(
         [sys.executable, "main.py", *flags],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": xla_flags},
+        env={**os.environ, "PYTHONPATH": path, "XLA_FLAGS": xla_flags},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -29,6 +29,7 @@ def imagenet(tmp_path_factory):
         "imagenet2012",
         f"--archives={folder / 'archives'}",
         f"--data_dir={folder / 'data'}",
+        tensorflow=True,
     )
     assert done.returncode == 0, done.stderr
     assert "has 532,480 bytes, expected 147,897,477,120" in done.stdout
@@ -62,7 +63,7 @@ def train_and_evaluate(imagenet, workdir, config, *flags):
     )
     printed = workdir.parent / "printed"
     printed.mkdir()
-    train = ["--config.batch_size=6", "--config.epochs=0.7", "--config.log_every_steps=1"]
+    train = ["--config.batch_size=2", "--config.stop_at_step=2", "--config.log_every_steps=1"]
     commands = [["main.py", *common, *train], ["main.py", "--mode=eval", *common]]
     for done in run_commands(commands, printed):
         assert done.returncode == 0, done.stdout + done.stderr
@@ -247,12 +248,10 @@ def test_a_preparation_killed_midway_starts_cleanly_again(tmp_path, capsys):
     assert len(open_source("imagenet2012", "train", epath.Path(tmp_path / "data"))) == 18
 
 
-def test_without_tensorflow_what_needs_it_says_so_and_the_digits_are_prepared(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    error = fails(capsys, "cifar10", f"--data_dir={tmp_path}")
-    assert "preparing cifar10 needs TensorFlow" in error
-    assert "pip install -r requirements-prepare.txt" in error
-    prepare.main(["digits", f"--data_dir={tmp_path}"])
-    assert "Ready: digits/1.0.0" in capsys.readouterr().out
+def test_without_tensorflow_what_needs_it_says_so_and_the_digits_are_prepared(tmp_path):
+    prepare = ("-m", "sret_jax.tools.prepare", f"--data_dir={tmp_path}")
+    done = run_python(*prepare, "cifar10")
+    assert done.returncode == 2
+    assert "preparing cifar10 needs TensorFlow" in done.stderr
+    assert "pip install -r requirements-prepare.txt" in done.stderr
+    assert "Ready: digits/1.0.0" in run_python(*prepare, "digits").stdout

@@ -3,7 +3,7 @@
 import concurrent.futures
 import copy
 import dataclasses
-import importlib.util
+import importlib
 import io
 import json
 import multiprocessing
@@ -125,11 +125,13 @@ def check_tensorflow(task: str) -> None:
     Raises:
       UserError: TensorFlow is missing.
     """
-    if importlib.util.find_spec("tensorflow") is None:
+    try:
+        importlib.import_module("tensorflow")
+    except ImportError as e:
         raise UserError(
             f"{task} needs TensorFlow, which is not installed; "
             "pip install -r requirements-prepare.txt"
-        )
+        ) from e
 
 
 def shard_paths(
