@@ -1,1 +1,1 @@
-"""A run's own checkpoints."""
+"""Saves and restores the checkpoints of a run."""

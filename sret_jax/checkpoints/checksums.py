@@ -1,7 +1,8 @@
-"""Checksums of an item's files: what storage damaged is found before it is trained on.
+"""Checksums of an item's files, which reveal storage damage before training continues.
 
-zarr's zstd and Orbax check nothing that they read, and a flipped byte is another number. The CRC-32
-of every file of an item is written beside them before the checkpoint is complete.
+Neither zarr's zstd nor Orbax verifies what it reads, so a flipped byte would silently change a
+number. The CRC-32 of every file of an item is written beside the files before the checkpoint is
+complete.
 """
 
 import dataclasses
@@ -14,11 +15,11 @@ from etils import epath
 
 CHECKSUMS = "checksums.json"
 CHUNK = 1 << 24  # bytes
-NOT_SUMMED = (CHECKSUMS, "commit_success.txt")  # Orbax writes the latter last
+NOT_SUMMED = (CHECKSUMS, "commit_success.txt")  # Orbax writes the latter at the very end
 
 
 class Handler(ocp.StandardCheckpointHandler):
-    """Writes checksums with an item, on process 0."""
+    """Adds checksums to an item when it is saved; process 0 writes them."""
 
     def finalize(self, directory: epath.Path) -> None:
         super().finalize(directory)
@@ -29,24 +30,24 @@ class Handler(ocp.StandardCheckpointHandler):
 @ocp.args.register_with_handler(Handler, for_save=True)
 @dataclasses.dataclass
 class Save(ocp.args.StandardSave):
-    """What to save."""
+    """Arguments for saving an item."""
 
 
 @ocp.args.register_with_handler(Handler, for_restore=True)
 @dataclasses.dataclass
 class Restore(ocp.args.StandardRestore):
-    """What to restore."""
+    """Arguments for restoring an item."""
 
 
 class Damaged(ValueError):
-    """Files of a checkpoint are missing, or are not what was written."""
+    """Files of a checkpoint are missing or differ from what was written."""
 
 
 def check(folder: epath.Path) -> None:
-    """Reads all files of an item, if it has checksums.
+    """Verifies all files of an item, if it has checksums.
 
     Raises:
-      Damaged: a file is missing, or is not what was written.
+      Damaged: a file is missing or differs from what was written.
       OSError: the storage fails.
     """
     if not (folder / CHECKSUMS).exists():
@@ -65,7 +66,7 @@ def check(folder: epath.Path) -> None:
 
 
 def checksum(path: epath.Path) -> int:
-    """CRC-32 of a file, which any change within 32 neighbouring bits alters."""
+    """The CRC-32 of a file; it detects every change within 32 successive bits."""
     total = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -74,7 +75,7 @@ def checksum(path: epath.Path) -> int:
 
 
 def files(folder: epath.Path, prefix: str = "") -> Iterator[str]:
-    """Names of all files in a folder and its subfolders, relative to it."""
+    """The names of all files in a folder and its subfolders, relative to the folder."""
     for path in folder.iterdir():
         if path.is_dir():
             yield from files(path, f"{prefix}{path.name}/")

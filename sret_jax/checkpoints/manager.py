@@ -1,6 +1,6 @@
-"""Checkpoints of a run: what is kept, and how a run resumes.
+"""The checkpoints of a run: which ones are kept, and how a run resumes from them.
 
-A workdir holds checkpoints/STEP/{model,ema,train}: the raw weights, their moving average, and
+A workdir contains checkpoints/STEP/{model,ema,train}: the raw weights, their moving average, and
 the step with the optimizer's state. Converted weights are a workdir with `model` alone.
 """
 
@@ -28,17 +28,17 @@ ITEMS = ("model", "ema", "train")
 CHECKPOINTS, SET_ASIDE = "checkpoints", "checkpoints_set_aside"
 DELETED = "checkpoints_deleted"
 METRICS, BEST_METRIC = "metrics", "top1"
-RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds before storage that failed is asked again
+RETRY_PAUSES = (1.0, 4.0, 16.0)  # seconds before each retry when storage fails
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: JAX agrees on the numbers it is polled with, and those are not Orbax's steps."""
+        """Always False: JAX agrees on numbers of polls, which are not the steps of Orbax."""
         del step
         return False
 
     def metrics(self, step: int) -> Any:
-        """Those of an evaluation; None, too, where they are damaged."""
+        """The metrics of the step's evaluation; None if there are none or they are damaged."""
         try:
             metrics = super().metrics(step)
             if metrics is not None:
@@ -54,7 +54,7 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclasses.dataclass(frozen=True)
 class _LatestEvaluated(policies.PreservationPolicy):
-    """Keeps the latest `n` that were evaluated."""
+    """Keeps the latest `n` checkpoints that were evaluated."""
 
     n: int
 
@@ -67,10 +67,10 @@ class _LatestEvaluated(policies.PreservationPolicy):
 class Checkpoints:
     """The checkpoints of one workdir, written asynchronously.
 
-    A checkpoint is saved first and evaluated afterwards, so that an evaluation that fails loses
-    nothing. Kept are the newest; of those that were evaluated the latest `keep_latest` and the best
-    `keep_best` by raw top-1; and every `keep_every`-th step. Each rule holds on its own, so none
-    evicts what another keeps.
+    A checkpoint is saved first and evaluated afterwards, so a failing evaluation loses nothing.
+    The newest checkpoint is kept. Among evaluated checkpoints, the latest `keep_latest` and the
+    best `keep_best` by raw top-1 are kept. So is every `keep_every`-th step. A checkpoint is
+    deleted only if no rule keeps it.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class Checkpoints:
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(rules),
             create=create,
-            todelete_subdir=f"../{DELETED}",  # a rename is whole or not at all
-            # Else threads wait five minutes for a folder that cannot be made.
+            todelete_subdir=f"../{DELETED}",  # renaming is atomic
+            # Otherwise threads wait five minutes for a folder that cannot be created.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         self._manager = self._open()
@@ -111,17 +111,16 @@ class Checkpoints:
     def save(self, step: int, items: Mapping[str, Any]) -> None:
         """Starts writing `items` (some of model, ema, train) as the checkpoint of `step`.
 
-        Storage that fails is reported in a sentence, now or at the next call, and changes nothing
-        on disk.
+        If storage fails, a sentence reports it, now or at the next call, and the disk is unchanged.
 
         Args:
-          step: must be above the latest.
+          step: must be greater than the latest step.
           items: trees of arrays by item name.
         """
         saves = {name: checksums.Save(tree) for name, tree in items.items()}
 
         def start() -> None:
-            self._manager.reload()  # what someone deleted by hand must not count as kept
+            self._manager.reload()  # a checkpoint deleted by hand must not count as kept
             if not self._manager.save(step, args=ocp.args.Composite(**saves)):
                 raise RuntimeError(f"Orbax refused to save step {step}; on disk are {self.steps}")
 
@@ -129,14 +128,14 @@ class Checkpoints:
         self._last_is_lost = not self._storage_holds(start)
 
     def settle(self) -> bool:
-        """Waits for the save in progress; returns whether the last one is on disk."""
+        """Waits for the save in progress. Returns whether the last save is on disk."""
         if not self._storage_holds(self._manager.wait_until_finished):
             self._last_is_lost = True
         self._clear_leftovers()
         return not self._last_is_lost
 
     def restore_newest(self, targets: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
-        """Restores the newest readable checkpoint and moves damaged newer ones aside.
+        """Restores the newest readable checkpoint, and moves newer ones that are damaged aside.
 
         Args:
           targets: trees of `jax.ShapeDtypeStruct` with shardings, by item name.
@@ -145,7 +144,7 @@ class Checkpoints:
           (step, {item: tree}), or None if there is no checkpoint.
 
         Raises:
-          UserError: a checkpoint lacks an item or is of another architecture, or none is readable.
+          UserError: a checkpoint lacks an item or has another architecture, or none is readable.
         """
         steps = self.steps
         for i, step in enumerate(steps):
@@ -161,17 +160,17 @@ class Checkpoints:
         return None
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether the checkpoint of `step` is on disk with its metrics, as process 0 sees it."""
+        """Whether `step` was saved together with its metrics, as process 0 sees the disk."""
         return bool(gather(step in self.steps and self._manager.metrics(step) is not None)[0])
 
     def newest_evaluated(self, at_most: int) -> int | None:
-        """The newest step up to `at_most` whose checkpoint was evaluated."""
+        """The newest evaluated step that is at most `at_most`."""
         return next(
             (step for step in self.steps if step <= at_most and self.is_evaluated(step)), None
         )
 
     def best(self) -> tuple[int, float] | None:
-        """The evaluated step of the highest raw top-1, the newest of equals, and that top-1."""
+        """The evaluated step with the highest raw top-1, and that top-1; the newest of equals."""
         top1 = {
             step: _best_metric(metrics)
             for step in self.steps
@@ -181,7 +180,7 @@ class Checkpoints:
         return None if step is None else (step, top1[step])
 
     def set_aside(self, steps: list[int]) -> None:
-        """Hides checkpoints, the newest first, without deleting them."""
+        """Moves checkpoints aside, newest first, without deleting them."""
         if not steps:
             return
         with agreed():
@@ -207,16 +206,16 @@ class Checkpoints:
         print(f"The checkpoint of step {step} is now {target}.", flush=True)
 
     def has_item(self, step: int, name: str) -> bool:
-        """Whether the checkpoint of `step` holds that item."""
+        """Whether the checkpoint of `step` contains that item."""
         return (self._workdir / CHECKPOINTS / str(step) / name).is_dir()
 
     def try_restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any] | None:
         """Restores one checkpoint, or returns None if any process finds it damaged.
 
-        Storage that fails is asked again after each of `RETRY_PAUSES`.
+        If storage fails, it is tried again after each of `RETRY_PAUSES`.
 
         Raises:
-          UserError: the checkpoint lacks an item or is of another architecture, or storage keeps
+          UserError: the checkpoint lacks an item or has another architecture, or storage keeps
             failing.
         """
         pauses = iter(RETRY_PAUSES)
@@ -242,7 +241,7 @@ class Checkpoints:
     def _restore(
         self, step: int, targets: Mapping[str, Any]
     ) -> tuple[dict[str, Any], Exception | None]:
-        """Restores one checkpoint once: its items, and what went wrong in any process."""
+        """Tries once to restore a checkpoint; returns its items and the error of any process."""
         restores = {name: checksums.Restore(tree) for name, tree in targets.items()}
         restored: dict[str, Any] = {}
 
@@ -250,7 +249,7 @@ class Checkpoints:
             args = ocp.args.Composite(**restores)
             restored.update(self._manager.restore(step, args=args))
 
-        # One at a time, for Orbax restores in all processes or in none.
+        # One action at a time: Orbax restores in all processes or in none.
         for action in (
             functools.partial(self._check_whole, step, targets),
             functools.partial(self._check_matches, step, targets),
@@ -261,7 +260,7 @@ class Checkpoints:
         return restored, None
 
     def _check_whole(self, step: int, items: Iterable[str]) -> None:
-        """Reads, in process 0, all files of a checkpoint; raises if they are not as written."""
+        """Verifies all files of a checkpoint in process 0; raises if they differ from the saved."""
         if is_leader():
             folder = self._workdir / CHECKPOINTS / str(step)
             if not any(self.has_item(step, name) for name in ITEMS):
@@ -270,40 +269,40 @@ class Checkpoints:
                 checksums.check(folder / name)
 
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
-        """Shapes of the arrays of an item, by path."""
+        """The shapes of an item's arrays, by path."""
         folder = self._workdir / CHECKPOINTS / str(step) / name
         return _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds the metrics of its evaluation to a checkpoint, and deletes what is no longer kept.
+        """Adds evaluation metrics to a checkpoint, and deletes checkpoints that no rule keeps.
 
-        Does nothing where the checkpoint could not be saved.
+        Does nothing if the checkpoint could not be saved.
 
         Args:
-          step: of a checkpoint that was saved, or is being saved.
-          metrics: of the raw weights; "top1" ranks the checkpoint.
+          step: step of a checkpoint that was saved or is being saved.
+          metrics: metrics of the raw weights; "top1" ranks the checkpoint.
         """
 
         def write() -> None:
             handler = ocp.JsonCheckpointHandler(filename=METRICS)
             with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-                # Where Orbax itself looks for metrics when it opens the folder.
+                # Orbax looks for metrics here when it opens the folder.
                 folder = self._workdir / CHECKPOINTS / str(step) / METRICS
                 checkpointer.save(folder, args=ocp.args.JsonSave(dict(metrics)), force=True)
             self._manager.reload()
 
         self.settle()
         if step in self.steps:
-            if self._storage_holds(write):  # in all processes, which have listed the steps by then
+            if self._storage_holds(write):  # all processes have listed the steps by now
                 self._storage_holds(self._delete_unkept)
             self._clear_leftovers()
             self._manager.reload()
 
     def _delete_unkept(self) -> None:
-        """Deletes, in process 0, what no rule keeps; `_clear_leftovers` does the rest.
+        """Deletes, in process 0, what no rule keeps; `_clear_leftovers` completes it.
 
-        In a file system it is renamed first, which is whole or not at all. In a bucket a rename
-        would copy every object.
+        In a file system the folder is first renamed, which is atomic. In a bucket a rename would
+        copy every object.
         """
         for step in self._manager.unkept() if is_leader() else []:
             folder = self._workdir / CHECKPOINTS / str(step)
@@ -319,10 +318,10 @@ class Checkpoints:
         self._clear_leftovers()
 
     def _clear_leftovers(self) -> None:
-        """Removes deleted and half-written checkpoints, which take room; no save is in progress.
+        """Removes deleted and half-written checkpoints, to free space; no save is in progress.
 
-        Again and again, as a writer of a failed save may outlive it. Orbax would do it once, in a
-        thread beside the next save.
+        It runs repeatedly because the writer of a failed save may still be alive. Orbax would do it
+        once, in a thread at the same time as the next save.
         """
         if self._options.create and is_leader():
             with contextlib.suppress(OSError):
@@ -335,7 +334,7 @@ class Checkpoints:
         return _Manager(self._workdir / CHECKPOINTS, options=self._options, item_handlers=handlers)
 
     def _storage_holds(self, action: Callable[[], object]) -> bool:
-        """Acts; if any process cannot, all clear away what is half-written and go on."""
+        """Calls `action`; if it fails in a process, all remove half-written files and continue."""
         error = attempt(action)
         if error is None:
             return True
@@ -367,14 +366,14 @@ class Checkpoints:
 
 
 def reason(error: Exception) -> str:
-    """What the operating system says, which storage layers wrap in much else; or the first line."""
+    """The operating system's message inside the storage layers' error, or else its first line."""
     text = str(error) or repr(error)
     known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
     return next((reason for reason in known if reason in text), text.splitlines()[0])
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a checkpoint is at fault, and not the storage it lies on."""
+    """Whether the error shows that the checkpoint is damaged, rather than that storage failed."""
     return isinstance(error, checksums.Damaged | FileNotFoundError)
 
 
@@ -383,7 +382,7 @@ def _best_metric(metrics: Mapping[str, float]) -> float:
 
 
 def differences(old: Mapping[str, tuple], new: Mapping[str, tuple]) -> list[str]:
-    """Sentences on the arrays that only one side has or whose shapes differ; shapes by path."""
+    """Sentences about the arrays that one side lacks or whose shapes differ; shapes by path."""
     return [
         f"{path} is {old.get(path, 'missing')} there, {new.get(path, 'missing')} here"
         for path in sorted(old.keys() | new.keys())

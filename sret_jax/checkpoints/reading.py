@@ -1,4 +1,4 @@
-"""Weights read from a workdir or a converted checkpoint, changing nothing there."""
+"""Reads weights from a workdir or a converted checkpoint, without changing anything there."""
 
 import contextlib
 from typing import Any
@@ -8,24 +8,24 @@ from etils import epath
 from sret_jax.checkpoints.manager import CHECKPOINTS, Checkpoints, is_damage, reason
 from sret_jax.errors import UserError
 
-WEIGHTS = {"model": "eval", "ema": "eval_ema"}  # names of items on disk, and of weights here
+WEIGHTS = {"model": "eval", "ema": "eval_ema"}  # names of items on disk: names of weights here
 
 
 def read_weights(
     workdir: epath.Path, targets: Any, step: int | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Reads weights of a workdir or a converted checkpoint, changing nothing there.
+    """Reads weights from a workdir or a converted checkpoint, without changing anything there.
 
     Args:
-      workdir: holds checkpoints/.
+      workdir: folder that contains checkpoints/.
       targets: the tree {"params", "batch_stats"} of `jax.ShapeDtypeStruct` with shardings.
-      step: whose weights; default: the newest readable.
+      step: the step to read; default: the newest readable one.
 
     Returns:
-      (step, {"eval": raw weights, "eval_ema": average, where there is one}).
+      (step, {"eval": raw weights, "eval_ema": moving average, if there is one}).
 
     Raises:
-      UserError: no readable checkpoint, or one of another architecture.
+      UserError: there is no readable checkpoint, or it has another architecture.
     """
     with contextlib.closing(open_existing(workdir)) as checkpoints:
         for candidate in _candidates(checkpoints, step):
@@ -38,7 +38,7 @@ def read_weights(
 
 
 def best_step(workdir: epath.Path) -> int:
-    """The evaluated step of the highest raw top-1.
+    """The evaluated step with the highest raw top-1.
 
     Raises:
       UserError: no checkpoint was evaluated.
@@ -54,21 +54,21 @@ def best_step(workdir: epath.Path) -> int:
 
 
 def saved_shapes(workdir: epath.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
-    """Shapes of raw weights on disk, by path such as "params/head/bias".
+    """The shapes of raw weights on disk, by path such as "params/head/bias".
 
     Args:
-      workdir: holds checkpoints/.
-      step: whose weights; default: the newest readable.
+      workdir: folder that contains checkpoints/.
+      step: the step to read; default: the newest readable one.
 
     Raises:
-      UserError: no such checkpoint.
+      UserError: there is no such checkpoint.
     """
     with contextlib.closing(open_existing(workdir)) as checkpoints:
         for candidate in _candidates(checkpoints, step):
             if checkpoints.has_item(candidate, "model"):
                 try:
                     return checkpoints.shapes(candidate, "model")
-                except Exception as e:  # whatever a damaged one raises
+                except Exception as e:  # a damaged checkpoint may raise anything
                     if isinstance(e, OSError) and not is_damage(e):
                         raise UserError(
                             f"step {candidate} in {workdir} cannot be read ({reason(e)}); try "
@@ -89,13 +89,13 @@ def _none_readable(workdir: epath.Path, step: int | None, steps: list[int]) -> U
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
-    """Whether a run has saved a step there, readable or not."""
+    """Whether a run has saved a step in the workdir, readable or not."""
     folder = workdir / CHECKPOINTS
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def open_existing(workdir: epath.Path) -> Checkpoints:
-    """The checkpoints of a workdir, to read.
+    """Opens the checkpoints of a workdir for reading.
 
     Raises:
       UserError: there are none.

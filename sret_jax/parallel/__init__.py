@@ -1,1 +1,1 @@
-"""Meshes, shardings and the start-up of several processes."""
+"""Device meshes and shardings, and the processes of a run."""

@@ -1,4 +1,4 @@
-"""Which devices a run has, and whether the machine has one that JAX cannot use."""
+"""The devices of a run, and a warning if the machine has an accelerator that JAX cannot use."""
 
 import contextlib
 import importlib.util
@@ -15,18 +15,18 @@ from sret_jax.errors import UserError
 from sret_jax.parallel.distributed import say
 from sret_jax.parallel.freed_memory import keep_temporaries
 
-JAX_LOGGER = "jax._src.xla_bridge"  # warns of what does not start
+JAX_LOGGER = "jax._src.xla_bridge"  # logs a warning if a platform does not start
 LEAST_DRIVER_OF_CUDA_13 = 580
-GOOGLE = "0x1ae0"  # a vendor of PCI devices
+GOOGLE = "0x1ae0"  # Google's vendor number of PCI devices
 
 ROOT = pathlib.Path("/")
 
 
 def start_devices(*, keep_freed_memory: bool = False) -> None:
-    """Starts JAX's backend and prints what it found; to be called once the processes have joined.
+    """Starts JAX's backend and prints what it found. Call it after the processes have joined.
 
     Args:
-      keep_freed_memory: see `keep_temporaries`, for a process that does nothing but this run.
+      keep_freed_memory: see `keep_temporaries`; only for a process that does nothing but this run.
 
     Raises:
       UserError: JAX cannot start the platform that JAX_PLATFORMS names.
@@ -48,11 +48,11 @@ def start_devices(*, keep_freed_memory: bool = False) -> None:
 
 
 def unusable_accelerators(complaints: list[str], root: pathlib.Path = ROOT) -> list[str]:
-    """A sentence with its remedy on each kind of accelerator of this machine.
+    """One sentence, with a remedy, for each kind of accelerator that JAX cannot use here.
 
     Args:
-      complaints: what JAX logged as it started without them.
-      root: of the file system that is looked at.
+      complaints: what JAX logged when it started without them.
+      root: root of the file system to look at.
     """
     sentences = []
     if _has_nvidia_driver(root) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
@@ -86,7 +86,7 @@ def _has_nvidia_driver(root: pathlib.Path) -> bool:
     return (
         _has_nvidia_device(root)
         or (root / "proc/driver/nvidia/version").exists()
-        or (root / "usr/lib/wsl/lib/nvidia-smi").exists()  # Windows' Linux
+        or (root / "usr/lib/wsl/lib/nvidia-smi").exists()  # Linux on Windows (WSL)
     )
 
 
@@ -95,7 +95,7 @@ def _has_nvidia_device(root: pathlib.Path) -> bool:
 
 
 def _nvidia_model(root: pathlib.Path) -> str:
-    """The name of the first GPU in brackets, where the driver tells it."""
+    """The name of the first GPU, in brackets, if the driver reports it."""
     for file in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         if match := re.search(r"Model:\s*(.+)", _text(file)):
             return f" ({match[1].strip()})"
@@ -103,7 +103,7 @@ def _nvidia_model(root: pathlib.Path) -> str:
 
 
 def _cuda_extra(root: pathlib.Path) -> str:
-    """The build of JAX that the driver can run."""
+    """The build of JAX that the driver supports."""
     match = re.search(r"Kernel Module\D*(\d+)\.", _text(root / "proc/driver/nvidia/version"))
     return "cuda13" if match and int(match[1]) >= LEAST_DRIVER_OF_CUDA_13 else "cuda12"
 
@@ -125,12 +125,12 @@ def _text(file: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """The first lines of what JAX warns of meanwhile, also where libraries are quiet."""
+    """Collects the first line of each warning from JAX, even if libraries are silenced."""
     lines: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            with contextlib.suppress(Exception):  # JAX itself formats one of them wrongly
+            with contextlib.suppress(Exception):  # JAX formats one of its own messages wrongly
                 lines.append(record.getMessage().splitlines()[0])
 
     listener, logger = Listener(logging.WARNING), logging.getLogger(JAX_LOGGER)
@@ -149,7 +149,7 @@ def _complaints() -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def fits_memory(otherwise: str) -> Iterator[None]:
-    """Raises UserError(otherwise) where the enclosed code asks for more memory than there is."""
+    """Raises UserError(otherwise) if the enclosed code runs out of memory."""
     try:
         yield
     except MemoryError as e:

@@ -1,4 +1,4 @@
-"""Start-up of several processes, and how they agree to stop."""
+"""Starts the processes of a run, exchanges values between them, and stops all of them together."""
 
 import contextlib
 import os
@@ -18,21 +18,22 @@ from sret_jax import exit_status
 from sret_jax.errors import UserError
 
 START_TIMEOUT, PEER_TIMEOUT = 300, 100  # seconds
-WAIT_SECONDS = 3.0  # after which a process says whom it waits for
-GRACE_SECONDS = 60  # after start_timeout, until JAX itself would abort the process
-POD_INDEX = "JOB_COMPLETION_INDEX"  # a variable that pods of an indexed Kubernetes job have
+WAIT_SECONDS = 3.0  # after this time a waiting process prints which processes it waits for
+GRACE_SECONDS = 60  # JAX would abort the process this long after start_timeout
+POD_INDEX = "JOB_COMPLETION_INDEX"  # environment variable in pods of an indexed Kubernetes job
 
 
 class AgreedError(UserError):
-    """A UserError of some process that every process raises."""
+    """A UserError of one process that every process raises."""
 
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """Lets every process stop when the enclosed code finds bad input in any; also a barrier.
+    """If the enclosed code raises UserError in one process, every process raises; also a barrier.
 
     Raises:
-      AgreedError: in the process that met a UserError its sentence, elsewhere who met one.
+      AgreedError: some process met a UserError. In that process the message is the error's, in
+        the others it names the process.
     """
     error: UserError | None = None
     try:
@@ -53,20 +54,20 @@ def _other_stopped(process: int) -> AgreedError:
 
 
 def attempt(action: Callable[[], object]) -> Exception | None:
-    """Acts in every process; also a barrier.
+    """Calls `action` in every process; also a barrier.
 
     Returns:
-      What went wrong here or, in other words, elsewhere; None if nothing did.
+      The error of this process, or one that says that another process failed; None if none did.
 
     Raises:
-      AgreedError: in some process it was a UserError.
+      AgreedError: the error of some process was a UserError.
     """
     error: Exception | None = None
     try:
         action()
     except AgreedError:
         raise
-    except Exception as e:  # whatever libraries raise
+    except Exception as e:  # libraries may raise anything
         error = e
     outcomes = gather(0 if error is None else 2 if isinstance(error, UserError) else 1)
     if isinstance(error, UserError):
@@ -79,12 +80,12 @@ def attempt(action: Callable[[], object]) -> Exception | None:
 
 
 def gather(value: int) -> np.ndarray:
-    """The value of every process, (processes,); also a barrier."""
+    """Returns the values of all processes, (processes,); also a barrier."""
     return np.atleast_1d(multihost_utils.process_allgather(value))
 
 
 def gather_all(values: Sequence[int]) -> list[int]:
-    """The whole numbers of all processes, none of them negative, in one list; also a barrier."""
+    """Returns the non-negative whole numbers of all processes in one list; also a barrier."""
     longest = int(np.max(multihost_utils.process_allgather(len(values))))
     if not longest:
         return []
@@ -95,7 +96,7 @@ def gather_all(values: Sequence[int]) -> list[int]:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The text of every process; also a barrier."""
+    """Returns the texts of all processes; also a barrier."""
     content = np.frombuffer(text.encode(), np.uint8)
     sizes = gather(len(content))
     padded = np.zeros(max(sizes), np.uint8)
@@ -105,12 +106,12 @@ def gather_texts(text: str) -> list[str]:
 
 
 def is_leader() -> bool:
-    """Whether this process writes and speaks for all."""
+    """Whether this is the process that writes and prints for all."""
     return jax.process_index() == 0
 
 
 def say(sentence: str) -> None:
-    """Prints a sentence, unless it is empty, once for all processes."""
+    """Prints a sentence once for all processes; an empty one is not printed."""
     if sentence and is_leader():
         print(sentence, flush=True)
 
@@ -123,20 +124,20 @@ def initialize(
     start_timeout: int = START_TIMEOUT,
     peer_timeout: int = PEER_TIMEOUT,
 ) -> None:
-    """Joins the other processes of this run; does nothing where there are none.
+    """Joins the other processes of this run; does nothing if there are none.
 
-    With no arguments, JAX looks for a cluster it knows (TPU pod slice, SLURM, Open MPI,
-    Kubernetes). With processes=1 it looks for none. With all three, it joins `processes` processes
-    at `coordinator`. A process that waits says whom for, and ends with status 76 where they do not
-    come; one that finds later that another is gone is aborted by JAX itself.
+    Without arguments, JAX looks for a cluster that it knows (TPU pod slice, SLURM, Open MPI,
+    Kubernetes). With processes=1 it does not look. With all three arguments, this process joins
+    `processes` processes at `coordinator`. A process that waits for others says so, and ends with
+    status 76 if they do not come. JAX aborts a process whose peers are lost later.
 
     Args:
       coordinator: HOST:PORT of process 0.
-      processes: how many there are.
-      process_id: which one this is, from 0.
+      processes: number of processes.
+      process_id: number of this process, from 0.
       start_timeout: seconds to wait for the others to join.
-      peer_timeout: seconds without a heartbeat after which a process counts as dead, and as long
-        again to wait for the others at the end.
+      peer_timeout: seconds without a heartbeat after which a process counts as dead. At the end,
+        the processes wait as long again for each other.
 
     Raises:
       UserError: some but not all of the three are given, a number is out of range, or JAX cannot
@@ -187,7 +188,7 @@ def initialize(
 
 @contextlib.contextmanager
 def _within(start_timeout: int) -> Iterator[None]:
-    """Says whom the enclosed start waits for, and ends the process where it waits too long."""
+    """Prints whom the enclosed start waits for, and ends the process if it waits too long."""
     started = threading.Event()
 
     def watch() -> None:
@@ -205,7 +206,7 @@ def _within(start_timeout: int) -> Iterator[None]:
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(exit_status.HUNG)  # the main thread waits in C++
+            os._exit(exit_status.HUNG)  # the main thread is waiting in C++ code
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -215,7 +216,7 @@ def _within(start_timeout: int) -> Iterator[None]:
 
 
 def _who_waits_for_whom() -> tuple[str, str]:
-    """As far as JAX has found out."""
+    """Names for this process and for those it waits for, as far as JAX knows them."""
     state = jax_distributed.global_state
     if not state.coordinator_address or not state.num_processes:
         return "this process", "what names the other processes of this run"
@@ -229,13 +230,13 @@ def _alone() -> str:
 
 
 def _is_from_kubernetes(error: Exception) -> bool:
-    """Whether JAX raised it while it asked Kubernetes for the other processes."""
+    """Whether JAX raised the error while it asked Kubernetes for the other processes."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(f.f_globals.get("__name__") == k8s_cluster.__name__ for f in frames)
 
 
 def _run_alone_in_pod(error: Exception) -> None:
-    """Says that the run is one process; raises UserError in a job that may have several."""
+    """Prints that the run is one process; raises UserError if the job may have several pods."""
     index, reason = os.environ.get(POD_INDEX), " ".join(str(error).split())
     if index is not None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What the host, or the container on it, grants this process: cores, memory, shared memory."""
+"""What the host or container grants this process: cores, memory and shared memory."""
 
 import contextlib
 import functools
@@ -18,14 +18,14 @@ from sret_jax.parallel.distributed import gather
 ROOT = pathlib.Path("/")
 CGROUPS = "sys/fs/cgroup"
 SHARED_MEMORY = "dev/shm"
-CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # as a container sees its own
+CGROUP_LIMIT = pathlib.Path("/sys/fs/cgroup/memory.max")  # a container sees its own limit here
 
 
 def available_cores(root: pathlib.Path = ROOT) -> int:
-    """Cores this process may use: those of its affinity, or fewer by its cgroup's quota.
+    """The number of cores that this process may use, by its affinity and its cgroup's quota.
 
     Args:
-      root: of the file system in which the quota is looked up.
+      root: root of the file system that contains the quota.
     """
     if sys.platform != "linux":
         return os.cpu_count() or 1
@@ -33,10 +33,10 @@ def available_cores(root: pathlib.Path = ROOT) -> int:
 
 
 def machine_memory(limit: pathlib.Path = CGROUP_LIMIT) -> int:
-    """Bytes of the machine, or as many as its container may use.
+    """The memory of the machine in bytes, or the limit of its container.
 
     Args:
-      limit: the file that says how many; it may hold "max" or not be there.
+      limit: the file with the limit; it may contain "max" or be missing.
     """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError):
@@ -45,10 +45,10 @@ def machine_memory(limit: pathlib.Path = CGROUP_LIMIT) -> int:
 
 
 def shared_memory_left(root: pathlib.Path = ROOT) -> int | None:
-    """Bytes of shared memory that are free; None where no file system bounds them.
+    """The free shared memory in bytes; None if no file system limits it.
 
     Args:
-      root: of the file system in which it is looked up.
+      root: root of the file system.
     """
     if sys.platform != "linux":
         return None
@@ -61,7 +61,7 @@ def shared_memory_left(root: pathlib.Path = ROOT) -> int | None:
 
 @functools.cache
 def sharers_of_memory() -> int:
-    """How many processes of this run share this one's shared memory; at first also a barrier."""
+    """How many processes of this run use the same shared memory; the first call is a barrier."""
     if jax.process_count() == 1:
         return 1
     try:
@@ -73,14 +73,14 @@ def sharers_of_memory() -> int:
 
 
 def host_count() -> int:
-    """Machines that this run's processes are on; also a barrier."""
-    boot = ROOT / "proc/sys/kernel/random/boot_id"  # containers of one machine share it
+    """The number of machines that this run's processes are on; also a barrier."""
+    boot = ROOT / "proc/sys/kernel/random/boot_id"  # the same in all containers of a machine
     name = boot.read_text() if boot.exists() else socket.gethostname()
     return len(np.unique(gather(zlib.crc32(name.encode()) >> 1)))  # a positive int32
 
 
 def _quotas(root: pathlib.Path) -> Iterator[float]:
-    """Cores' worth of time, of each group that this process is in and that has a quota."""
+    """The quota, in cores, of each cgroup of this process that has one."""
     for group in _groups(root):
         for quota, period in (_quota_v2(group), _quota_v1(group)):
             if quota > 0 and period > 0:
@@ -88,10 +88,10 @@ def _quotas(root: pathlib.Path) -> Iterator[float]:
 
 
 def _groups(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The folders of this process's groups and of those around them.
+    """The folders of this process's cgroups and of their parents.
 
-    /proc/self/cgroup has lines HIERARCHY:CONTROLLERS:PATH, none of the controllers in version 2.
-    In a container the path may be the host's, of which only the mounted top is seen.
+    /proc/self/cgroup has lines HIERARCHY:CONTROLLERS:PATH, without controllers in version 2. In a
+    container the path may be the host's, of which only the top is mounted.
     """
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -108,7 +108,7 @@ def _groups(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _quota_v2(group: pathlib.Path) -> tuple[int, int]:
-    """Quota and period in microseconds; "max" of a quota is none, here 0."""
+    """Quota and period in microseconds; the quota is 0 where the file contains "max", no limit."""
     try:
         quota, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -119,6 +119,6 @@ def _quota_v2(group: pathlib.Path) -> tuple[int, int]:
 def _quota_v1(group: pathlib.Path) -> tuple[int, int]:
     try:
         quota = (group / "cpu.cfs_quota_us").read_text()
-        return int(quota), int((group / "cpu.cfs_period_us").read_text())  # -1: none
+        return int(quota), int((group / "cpu.cfs_period_us").read_text())  # -1: no quota
     except (OSError, ValueError):
         return 0, 0

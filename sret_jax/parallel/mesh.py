@@ -1,4 +1,4 @@
-"""The device mesh, (data, fsdp), and how batches and training state lie on it."""
+"""The device mesh, (data, fsdp), and the shardings of batches and training state."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,16 @@ from sret_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 1024
-SCANNED = ("nll",)  # parts of the parameters with an array for each loop, stacked
+SCANNED = ("nll",)  # parts of the parameters that stack one array per loop
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices with axes data x fsdp.
+    """Makes a mesh of all devices with axes data x fsdp.
 
     Args:
-      fsdp: devices over which parameters and optimizer state are split; data = devices / fsdp.
-      devices: others than all of this run, to compile for.
+      fsdp: number of devices that parameters and optimizer state are split over; data is the
+        number of devices divided by fsdp.
+      devices: devices to compile for; default: all devices of this run.
 
     Raises:
       UserError: fsdp does not divide the number of devices.
@@ -35,28 +36,29 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def process_count(mesh: Mesh) -> int:
-    """Processes that drive the mesh's devices."""
+    """The number of processes that drive the mesh's devices."""
     return len({device.process_index for device in mesh.devices.flat})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over every device of the mesh."""
+    """Splits the leading axis over all devices of the mesh."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Places the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
-    """Splits the largest axis that fsdp divides of every array worth it; replicates the rest.
+    """Shards each array of at least 1,024 elements along its largest axis divisible by fsdp.
 
-    The axis that a scan steps over is never split: each device would need all of it at every step.
+    All other arrays are replicated. The axis that a scan runs over is never split, because every
+    device would need all of it.
 
     Args:
-      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`; what lies below one of `SCANNED`
-        has a leading axis that is scanned.
+      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`. An array below one of `SCANNED`
+        has a leading axis that a scan runs over.
       mesh: from `make_mesh`.
 
     Returns:
@@ -65,7 +67,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     fsdp = mesh.shape["fsdp"]
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        first = any(getattr(part, "key", None) in SCANNED for part in path)  # 1 where scanned
+        first = any(getattr(part, "key", None) in SCANNED for part in path)  # 1: axis 0 is scanned
         axes = [i for i, n in enumerate(leaf.shape) if i >= first and n % fsdp == 0]
         if fsdp == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
             return replicated(mesh)
@@ -76,7 +78,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """Joins a tree of shapes and one of shardings: what to restore or compile for."""
+    """Joins a tree of shapes with a tree of shardings, as a target to restore or compile for."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         abstract,

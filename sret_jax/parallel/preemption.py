@@ -1,4 +1,4 @@
-"""Being asked to stop, by SIGTERM, as schedulers and machines about to be taken away do it."""
+"""Stops a run on SIGTERM, which schedulers send before they take a machine away."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and what it has done so far is safe; the message says so."""
+    """The run was asked to stop. Its work so far is safe; the message says so."""
 
 
 class Preemption(contextlib.AbstractContextManager):
-    """Tells every process, at the same point of their work, that one of them was asked to stop.
+    """Stops all processes at the same batch if one of them was asked to stop.
 
-    Where `jax.distributed` runs, JAX's own notifier takes SIGTERM, and a Python handler would
-    silence it. Elsewhere a handler takes SIGTERM and the first Ctrl-C until the context ends; a
-    second Ctrl-C ends the process at once.
+    If `jax.distributed` runs, JAX's own notifier takes SIGTERM; a Python handler would disable it.
+    Otherwise a handler takes SIGTERM and the first Ctrl-C until the context ends. A second Ctrl-C
+    ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Preemption(contextlib.AbstractContextManager):
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
-        # Python allows handlers in the main thread only.
+        # Python allows signal handlers in the main thread only.
         main = threading.current_thread() is threading.main_thread()
         if main and not jax.distributed.is_initialized():
             self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
@@ -44,12 +44,12 @@ class Preemption(contextlib.AbstractContextManager):
         self._handlers.clear()
 
     def check(self) -> None:
-        """To be called by every process after every batch, of training and evaluation alike.
+        """Every process must call this after every batch, in training and in evaluation.
 
         Raises:
-          Preempted: some process was asked to stop, and all are at this call.
+          Preempted: some process was asked to stop; all processes raise at the same call.
         """
-        self._polls += 1  # JAX agrees on one of these numbers
+        self._polls += 1  # the processes agree on one of these numbers
         if self._asked or multihost_utils.reached_preemption_sync_point(self._polls):
             raise Preempted("Stopped as asked.")
 
@@ -57,5 +57,5 @@ class Preemption(contextlib.AbstractContextManager):
         del frame
         self._asked = True
         signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
-        # print may be in the middle of a line of its own.
+        # Not print: the handler may interrupt a print in the middle of a line.
         os.write(1, f"\n{signal.Signals(number).name}: stopping after this batch.\n".encode())

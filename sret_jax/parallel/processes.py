@@ -1,4 +1,4 @@
-"""Processes that leave nothing behind when they, or the one that started them, are killed."""
+"""Child processes that leave nothing behind when they or their parents are killed."""
 
 import contextlib
 import ctypes
@@ -16,11 +16,11 @@ POLL_SECONDS = 0.05
 
 
 def die_with_parent(parent: int, patience: float = 0.0) -> None:
-    """Ends this process when its parent is gone; on Linux, else does nothing.
+    """Ends this process when its parent ends. Does nothing except on Linux.
 
     Args:
-      parent: its process id; it may be gone already.
-      patience: seconds to finish what it has begun; 0: the kernel kills it.
+      parent: process id of the parent, which may have ended already.
+      patience: seconds to finish current work; 0: the kernel kills this process at once.
     """
     if sys.platform == "linux":
         number = signal.SIGUSR2 if patience else signal.SIGKILL
@@ -33,9 +33,9 @@ def die_with_parent(parent: int, patience: float = 0.0) -> None:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of its descendants whose own parent has ended; on Linux.
+    """On Linux, makes this process the parent of descendants whose own parent has ended.
 
-    It can then see that they ended too, also where process 1 of a container never asks.
+    So it can observe that they end, even in a container whose process 1 does not wait for them.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -43,11 +43,11 @@ def adopt_orphans() -> None:
 
 @functools.cache
 def start_without_script(prefix: str) -> None:
-    """Keeps the main script out of spawned processes whose name begins so.
+    """Keeps the main script out of spawned processes whose name begins with `prefix`.
 
-    Python imports it into each of them, where a script that calls `fit` without
-    `if __name__ == "__main__"` would train again. What such a process is given must be pickled by
-    value, as cloudpickle does with what the script defines.
+    Python imports the main script into every spawned process. If that script calls `fit` without
+    `if __name__ == "__main__"`, the process would train again. What such a process receives must
+    be pickled by value, as cloudpickle does for objects that the script defines.
     """
     prepare = multiprocessing.spawn.get_preparation_data
 
@@ -62,14 +62,14 @@ def start_without_script(prefix: str) -> None:
 
 
 def end_group(group: int, patience: float) -> None:
-    """Waits until no process of a group is left, and kills those left after `patience` seconds.
+    """Waits until a process group is empty; after `patience` seconds it kills what is left.
 
-    The resource tracker of a killed Python process is one of them: it removes the shared memory,
-    for which a moment is enough.
+    A killed Python process leaves its resource tracker in the group, which needs a moment to
+    remove the shared memory.
 
     Args:
-      group: process group, the leader of which has been waited for.
-      patience: seconds.
+      group: the process group; its leader must have been waited for.
+      patience: seconds to wait.
     """
     deadline = time.monotonic() + patience
     while _runs(group):
@@ -80,7 +80,7 @@ def end_group(group: int, patience: float) -> None:
 
 
 def _runs(group: int) -> bool:
-    """Whether the group has processes, those apart that ended."""
+    """Whether the group has processes that have not ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass
