@@ -30,7 +30,7 @@ def keep_temporaries() -> None:
 
     Call it before JAX has started its backend; later calls do not affect the temporaries.
     """
-    # In other threads, which have arenas of their own, glibc always asks the kernel for large blocks.
+    # In threads with their own arenas glibc always asks the kernel for large blocks.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.default_backend() == "cpu":
         _set_malloc({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER})
