@@ -1,1 +1,1 @@
-"""What a run will need, before it runs."""
+"""Predicts what a run will need before it runs."""

@@ -1,4 +1,4 @@
-"""TPU chips as Google publishes them: memory, peak speed, and the slices that can be rented."""
+"""TPU chips as Google publishes them: memory, peak speed, and the slices on offer."""
 
 import dataclasses
 import re
@@ -13,22 +13,22 @@ BIG_CUBES = ("8x16x16", "16x16x16")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What is published of one chip.
+    """Published figures of one kind of chip.
 
     Sources: https://docs.cloud.google.com/tpu/docs/NAME for v3, v4, v5e, v5p, v6e and tpu7x; for
     v2, and the links of v2 and v3, Jouppi et al., "A Domain-Specific Supercomputer for Training
     Deep Neural Networks", CACM 2020; for the links of v4 (2,400 Gbit/s), Google's announcement of
-    v5p. Where only the bandwidth of both directions is published, this is the half of it.
+    v5p. If only the bandwidth of both directions together is published, half of it is used here.
 
     Attributes:
-      name: as in a topology's name.
-      hbm_bytes: memory.
+      name: the chip's name in a topology such as v5e:16x16.
+      hbm_bytes: memory in bytes.
       flops: peak FLOP/s in bfloat16.
-      hbm_bandwidth: bytes/s.
-      ici_bandwidth: bytes/s that it sends to other chips over all its links at once.
-      devices: as JAX counts them; each has its share of memory and speed.
-      shapes: of the slices on offer.
-      config: of libtpu's chip configurations, the one that Cloud TPU runs with; "" is its default.
+      hbm_bandwidth: memory bandwidth in bytes/s.
+      ici_bandwidth: bytes/s that the chip sends to other chips over all its links together.
+      devices: JAX devices per chip; each has an equal part of memory and speed.
+      shapes: shapes of the slices on offer.
+      config: the libtpu chip configuration that Cloud TPU uses; "" is libtpu's default.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Chip:
 
     @property
     def cores_named(self) -> bool:
-        """Whether the cloud's names of slices (v4-32) count cores, two a chip, and not chips."""
+        """Whether the cloud's slice names (v4-32) count cores, two per chip, rather than chips."""
         return self.name in ("v2", "v3", "v4", "v5p")
 
 
@@ -62,29 +62,29 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Chips that are rented together: v5e:16x16."""
+    """Chips that are rented together, such as v5e:16x16."""
 
     chip: Chip
     shape: str
 
     @property
     def name(self) -> str:
-        """As --topology takes it."""
+        """The slice's name, as --topology takes it."""
         return f"{self.chip.name}:{self.shape}"
 
     @property
     def chips(self) -> int:
-        """How many."""
+        """The number of chips."""
         return count(self.shape)
 
 
 def find_slice(name: str) -> Slice:
-    """The slice of a name such as v5e:16x16, or the cloud's own: v5e-256, v5litepod-256, v4-32.
+    """Finds a slice by a name such as v5e:16x16 or the cloud's v5e-256, v5litepod-256 or v4-32.
 
-    The cloud counts chips for v5e and v6e, and cores, two a chip, for v2, v3, v4 and v5p.
+    The cloud counts chips for v5e and v6e, and cores, two per chip, for v2, v3, v4 and v5p.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: no slice has that name.
     """
     text = name.strip().lower().replace("v5litepod", "v5e")
     match = re.fullmatch(r"(\w+)([:-])(.+)", text)
@@ -107,7 +107,7 @@ def find_slice(name: str) -> Slice:
 
 
 def count(shape: str) -> int:
-    """2x2x4 -> 16."""
+    """The number of chips in a shape: 2x2x4 -> 16."""
     total = 1
     for side in shape.split("x"):
         total *= int(side)
@@ -119,7 +119,7 @@ def _cloud_number(chip: Chip, shape: str) -> str:
 
 
 def _wanted(chip: Chip, text: str) -> int:
-    """How many chips a shape or number that is not on offer would have."""
+    """The number of chips in a shape or cloud name that is not on offer."""
     if re.fullmatch(r"\d{1,6}(x\d{1,6})+", text):
         return count(text)
     if re.fullmatch(r"\d{1,6}", text):

@@ -1,4 +1,4 @@
-"""Compiles a train step, for devices that need not be there, and counts what it takes."""
+"""Compiles a train step, for devices that need not exist here, and counts what it needs."""
 
 import dataclasses
 import math
@@ -21,12 +21,12 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device; a donated argument and its result are one.
+    """Bytes on one device. A donated argument shares its memory with the result, and counts once.
 
     Attributes:
       arguments: the state, the batch and the teacher.
-      results: that are no donated argument.
-      temporaries: activations and gradients, above all.
+      results: results that do not reuse a donated argument.
+      temporaries: mostly activations and gradients.
       code: the program itself.
     """
 
@@ -37,27 +37,28 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.arguments + self.results + self.temporaries + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """A compiled step, in figures; bytes are those of one device in one step.
+    """Figures of a compiled step. Bytes are per device and step.
 
     Attributes:
-      model_title: the model in words.
-      devices: it was compiled for.
-      batch_size: global.
-      seconds: it took to trace, lower and compile.
+      model_title: name of the model in words.
+      devices: number of devices that the step was compiled for.
+      batch_size: global batch size.
+      seconds: time to trace, lower and compile.
       macs: multiply-accumulates of the whole step on all devices, from the jaxpr.
-      model_macs: those of the model's forward pass for one image.
-      memory: on one device.
-      bytes_accessed: operands and results of every instruction, as XLA counts them but with loops
-        multiplied in; those that lie in on-chip memory count too.
-      hbm_bytes: those of them that lie in the device's main memory.
-      collectives: by kind and devices.
-      loops_counted_once: loops of unknown length; mixup's draw from the Beta distribution is one.
+      model_macs: multiply-accumulates of the model's forward pass for one image.
+      memory: memory on one device.
+      bytes_accessed: bytes of operands and results of every instruction, as XLA counts them, except
+        that loop bodies count once per iteration. On-chip memory is included.
+      hbm_bytes: the part of bytes_accessed in the device's main memory.
+      collectives: collectives by kind and number of devices.
+      loops_counted_once: number of loops of unknown length, such as mixup's draw from the Beta
+        distribution.
     """
 
     model_title: str
@@ -74,17 +75,17 @@ class Compilation:
 
     @property
     def images_per_device(self) -> float:
-        """Of one step."""
+        """Images per device in one step."""
         return self.batch_size / self.devices
 
     @property
     def forward_passes(self) -> float:
-        """What the step computes in units of the model's forward pass; plain training has three."""
+        """The step's multiply-accumulates divided by a forward pass's; plain training has three."""
         return self.macs / (self.batch_size * self.model_macs)
 
     @property
     def bytes_per_image(self) -> float:
-        """Accessed for each image."""
+        """Bytes accessed per image."""
         return self.bytes_accessed / self.images_per_device
 
 
@@ -92,8 +93,8 @@ class DoesNotFit(UserError):
     """The compiler found that the step needs more memory than a device has.
 
     Attributes:
-      needed: bytes on one device.
-      shortage: how much it lacks, in words.
+      needed: bytes needed on one device.
+      shortage: a sentence about the missing memory.
     """
 
     def __init__(self, needed: int, available: int, batch_size: int):
@@ -106,7 +107,7 @@ class DoesNotFit(UserError):
 
 
 def shortage(needed: int, available: int) -> str:
-    """How much memory a device lacks."""
+    """Describes how much memory a device lacks."""
     return (
         f"a device needs {gib(needed)}, {gib(needed - available)} more than the "
         f"{gib(available)} there are"
@@ -114,20 +115,20 @@ def shortage(needed: int, available: int) -> str:
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, or MiB below a hundredth of one."""
+    """Formats bytes in GiB, or in MiB below a hundredth of a GiB."""
     if abs(size) < GIB / 100:
         return f"{math.ceil(size / 2**20 * 100) / 100:,.2f} MiB"
     return f"{size / GIB:,.2f} GiB"
 
 
 def compile_step(computation: Computation) -> Compilation:
-    """Compiles the train step of a run exactly as the loop does, and counts.
+    """Compiles the train step of a run exactly as the train loop does, and counts.
 
     Args:
-      computation: an `Experiment`, or what `build_computation` makes for other devices.
+      computation: an `Experiment`, or the result of `build_computation` for other devices.
 
     Raises:
-      DoesNotFit: it does not fit into the memory of its devices.
+      DoesNotFit: the step does not fit in the memory of its devices.
     """
     start = time.perf_counter()
     traced = computation.trace_train_step()
@@ -154,16 +155,17 @@ def compile_step(computation: Computation) -> Compilation:
 
 
 def bytes_accessed(compiled: jax.stages.Compiled, program: Program) -> int:
-    """XLA's own figure for one device, and what it leaves out: the loops' other trips."""
+    """XLA's own figure for one device, plus the further iterations of loops, which it omits."""
     costs: Any = compiled.cost_analysis()
     return int(costs["bytes accessed"]) + program.repeated_bytes()
 
 
 def available_memory(device: jax.Device) -> int | None:
-    """Bytes of main memory that a program can use; None where neither it nor XLA tells.
+    """Bytes of main memory that a program can use; None if neither the device nor XLA reports it.
 
-    CPU devices share the machine's. Of a TPU's, what is published is a little more: XLA keeps some
-    for itself, and tells how much is left when asked to compile what cannot fit anywhere.
+    CPU devices divide the machine's memory. A TPU offers slightly less than its published memory,
+    because XLA reserves some; XLA reports the rest when it is asked to compile a program that is
+    too large for any device.
     """
     if device.platform == "cpu":
         return machine_memory() // jax.local_device_count("cpu")
@@ -180,7 +182,7 @@ def available_memory(device: jax.Device) -> int | None:
 
 
 def state_bytes(computation: Computation) -> int:
-    """What state and teacher take on one device, whatever the batch: the least a step needs."""
+    """Bytes of the state and the teacher on one device: what a step needs at least."""
     arrays = [with_shardings(computation.abstract_state, computation.shardings)]
     if computation.teacher:
         arrays.append(computation.teacher.abstract_variables)
@@ -201,7 +203,7 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def _explained(error: Exception, computation: Computation) -> Exception:
-    """DoesNotFit where that is what the compiler says, else the error itself."""
+    """Converts the error to DoesNotFit if the compiler reports too little memory."""
     found = _memory_of_error(str(error))
     if not found:
         return error
@@ -212,7 +214,7 @@ def _explained(error: Exception, computation: Computation) -> Exception:
 
 
 def _memory_of_error(text: str) -> tuple[int, int] | None:
-    """(needed, available) bytes where the compiler says that memory does not suffice."""
+    """(needed, available) bytes, if the compiler reports too little memory."""
     size = r"([\d.]+)([KMGTP]?)"
     for form in (rf"Used {size} of {size} hbm", rf"\({size}\) exceeds available HBM \({size}\)"):
         if match := re.search(form, text):

@@ -1,4 +1,4 @@
-"""The largest batch that fits, in few compilations."""
+"""Finds the largest batch that fits, in few compilations."""
 
 import math
 from collections.abc import Callable
@@ -9,24 +9,25 @@ MOST_COMPILATIONS = 8
 def largest_batch(
     needed: Callable[[int], int], available: int, *, unit: int, first: int, fixed: int
 ) -> tuple[int, int]:
-    """The largest multiple of `unit` that fits, or nearly.
+    """Finds the largest multiple of `unit` that fits, or nearly the largest.
 
     Memory is close to affine in the batch. So a line through the two known batches nearest to the
-    limit predicts the largest that fits, which is tried; until one is known to fit and the next
-    either known or predicted not to. Near the limit the compiler computes more of the forward pass
-    again, memory hardly grows, and the line points too far. So where a batch that it pointed to did
-    not fit, or where it points beyond one that did not, the range between what is known to fit and
-    what is known not to is halved.
+    limit predicts the largest batch that fits, and that one is compiled. The search ends when one
+    batch is known to fit and the next is known or predicted not to.
+
+    Near the limit the compiler recomputes more of the forward pass; memory then hardly grows and
+    the line predicts too much. So if a predicted batch did not fit, or the prediction lies beyond
+    one that did not, the search bisects the range between known fits and known misfits.
 
     Args:
-      needed: batch -> bytes on one device; it compiles.
-      available: bytes on one device.
-      unit: what a batch is a multiple of.
-      first: the batch to begin with.
-      fixed: bytes that are needed whatever the batch.
+      needed: maps a batch to the bytes needed on one device; it compiles.
+      available: bytes available on one device.
+      unit: every batch is a multiple of this.
+      first: the first batch to try.
+      fixed: bytes needed whatever the batch.
 
     Returns:
-      The batch, 0 where none fits, and the number of compilations.
+      The batch (0 if none fits) and the number of compilations.
     """
     known = {0: fixed}
     fits, too_large = 0, math.inf
@@ -52,8 +53,8 @@ def largest_batch(
 def _predict(known: dict[int, int], available: int) -> int:
     """The batch at which the line through the two batches nearest to the limit reaches it.
 
-    Of a larger batch the compiler may compute so much again that it needs hardly more memory, or
-    less. So the line is at least a quarter as steep as memory has grown so far.
+    For larger batches the compiler may recompute so much that memory hardly grows, or shrinks. So
+    the line is at least a quarter as steep as the growth of memory so far.
     """
     a, b = sorted(sorted(known, key=lambda batch: abs(known[batch] - available))[:2])
     grown = (known[b] - known[0]) / b

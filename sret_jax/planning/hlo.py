@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program: its computations, instructions, and arrays in memory."""
+"""Parses the text of a compiled program: its computations, instructions and arrays."""
 
 import dataclasses
 import functools
@@ -14,14 +14,14 @@ NAME = re.compile(r"%([^\s,()]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array as it lies in memory.
+    """An array and its layout in memory.
 
     Attributes:
-      dtype: as in "bf16".
-      shape: its dimensions.
-      minor_to_major: the axes, the one that varies fastest first.
-      tile: the last axes in memory are padded to multiples of these; () where they are not.
-      space: 0 is the device's main memory; others are on the chip.
+      dtype: element type, such as "bf16".
+      shape: sizes of the axes.
+      minor_to_major: the axes, from the one that varies fastest in memory to the slowest.
+      tile: the last axes are padded to multiples of these sizes; () for no padding.
+      space: memory space; 0 is the device's main memory, other numbers are on the chip.
     """
 
     dtype: str
@@ -32,12 +32,12 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """What it takes without padding."""
+        """Its size without padding, in bytes."""
         return math.prod(self.shape) * _bits(self.dtype) // 8
 
     @property
     def padded_bytes(self) -> int:
-        """What it takes with the padding of its tiles."""
+        """Its size with the padding of its tiles, in bytes."""
         physical = [self.shape[axis] for axis in reversed(self.minor_to_major)]
         physical = [1] * (len(self.tile) - len(physical)) + physical
         for i, size in enumerate(reversed(self.tile), 1):
@@ -50,12 +50,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: unique in the computation.
-      opcode: as in "all-reduce".
-      arrays: its result; several for a tuple.
-      operands: names of instructions.
+      name: unique name within the computation.
+      opcode: kind of instruction, such as "all-reduce".
+      arrays: the result; several arrays if it is a tuple.
+      operands: names of the instructions whose results it reads.
       attributes: the rest of the line.
-      literal: what stands between the parentheses.
+      literal: the text between the parentheses.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Instruction:
     literal: str
 
     def called(self, attribute: str) -> str:
-        """The computation that an attribute names."""
+        """The name of the computation that an attribute refers to."""
         match = re.search(rf"\b{attribute}=%?([^\s,}}]+)", self.attributes)
         if not match:
             raise ValueError(f"{self.opcode} {self.name} names no {attribute}")
@@ -74,7 +74,7 @@ class Instruction:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """The computations a conditional chooses from."""
+        """The names of the computations that a conditional chooses from."""
         several = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         if several:
             return tuple(NAME.findall(several[1]))
@@ -83,19 +83,19 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class HloComputation:
-    """Instructions by name, in order; the root is the result."""
+    """Instructions by name, in order. The root is the result."""
 
     instructions: dict[str, Instruction]
     root: Instruction
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """The parameters by number."""
         return {int(i.literal): i for i in self.instructions.values() if i.opcode == "parameter"}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """The instructions that read each one."""
+        """For each instruction, the instructions that read its result."""
         users: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for name in dict.fromkeys(instruction.operands):
@@ -104,7 +104,7 @@ class HloComputation:
 
 
 def read_program(text: str) -> tuple[dict[str, HloComputation], HloComputation]:
-    """All computations of a program by name, and the one it begins with.
+    """Parses a program: all its computations by name, and the entry computation.
 
     Args:
       text: from `jax.stages.Compiled.as_text()`.
@@ -176,7 +176,7 @@ def _parse_array(match: re.Match[str]) -> Array:
 
 
 def _bits(dtype: str) -> int:
-    """Bits of an element: BITS, or the number in the type's name, as in bf16 and f8e4m3."""
+    """The bits of an element: from BITS, or from the name of the type, such as bf16 or f8e4m3."""
     if dtype in BITS:
         return BITS[dtype]
     number = re.search(r"\d+", dtype)

@@ -1,4 +1,4 @@
-"""From a config and a topology to a plan: sizes, memory, traffic, and an estimate of the time."""
+"""Plans a run from a config and a topology: sizes, memory, traffic, and an estimate of the time."""
 
 import contextlib
 import copy
@@ -45,16 +45,16 @@ def plan(
     """Plans a run and prints the plan.
 
     Args:
-      config: as configs/common.py makes it.
-      topology: as `open_topology` takes it.
-      find_batch: plan for the largest batch that fits instead of the config's.
-      json_file: where to write the figures too.
+      config: from configs/common.py.
+      topology: a name that `open_topology` takes.
+      find_batch: plans for the largest batch that fits instead of the config's.
+      json_file: file that the figures are also written to.
 
     Returns:
-      The figures; "fits" says whether the run does, None where nobody knows.
+      The figures. "fits" is whether the run fits; None if that is unknown.
 
     Raises:
-      UserError: what training would refuse, an unknown topology, or no libtpu.
+      UserError: training would refuse the config, the topology is unknown, or libtpu is missing.
     """
     planner = Planner(config, open_topology(topology))
     report = planner.find_batch() if find_batch else planner.plan()
@@ -65,7 +65,7 @@ def plan(
 
 
 class Planner:
-    """Plans one config on one topology, for one batch size after another."""
+    """Plans one config on one topology, for any number of batch sizes."""
 
     def __init__(self, config: ConfigDict, topology: Topology):
         check_numbers(config)
@@ -78,7 +78,7 @@ class Planner:
         self._compilations: dict[int, Compilation | DoesNotFit] = {}
 
     def plan(self) -> dict[str, Any]:
-        """The plan for the config's batch, and the nearest that fits where that does not."""
+        """The plan for the config's batch, and the nearest batch that fits if it does not."""
         batch = self._config.batch_size
         report = self._report(batch)
         if report["fits"] is False:
@@ -89,7 +89,7 @@ class Planner:
         """The plan for the largest batch that fits.
 
         Raises:
-          UserError: nobody knows how much memory there is.
+          UserError: the memory of a device is unknown.
         """
         if self._available is None:
             raise UserError(
@@ -177,10 +177,10 @@ class Planner:
 
 
 def computation_for(config: ConfigDict, devices: Sequence[jax.Device]) -> Computation:
-    """What a run of the config would compute on those devices, without any data.
+    """The computation of the config's run on those devices; no data are opened.
 
     Raises:
-      UserError: what training would refuse.
+      UserError: training would refuse the config.
     """
     config = copy.deepcopy(config)
     config.data.synthetic = True
@@ -191,7 +191,7 @@ def computation_for(config: ConfigDict, devices: Sequence[jax.Device]) -> Comput
 
 
 def data_sizes(config: ConfigDict) -> dict[str, int]:
-    """How many images and classes: ImageNet's for its configs, else those of the data."""
+    """The number of images and classes: ImageNet's for its configs, otherwise those of the data."""
     if config.data.synthetic or config.data.name.startswith("imagenet2012"):
         classes = config.model.num_classes or IMAGENET_CLASSES
         return {"images": IMAGENET_IMAGES, "train_classes": classes, "classes": classes}
@@ -206,7 +206,7 @@ def data_sizes(config: ConfigDict) -> dict[str, int]:
 
 
 def counted(found: Compilation) -> dict[str, Any]:
-    """What the compiled step says of itself."""
+    """Figures counted in the compiled step."""
     return {
         "flops_per_step": 2 * found.macs,
         "memory": dataclasses.asdict(found.memory) | {"total": found.memory.total},
@@ -219,7 +219,7 @@ def counted(found: Compilation) -> dict[str, Any]:
 
 
 def estimated(found: Compilation, chip: Chip, steps: int) -> dict[str, Any]:
-    """What the published peaks of the chip make of it."""
+    """Figures estimated from the chip's published peak speeds."""
     line = roofline(found, chip)
     peaks = dataclasses.asdict(chip)
     return {
@@ -237,7 +237,7 @@ def estimated(found: Compilation, chip: Chip, steps: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Says what takes long, and every few seconds how long it has taken."""
+    """Prints what is being done if it takes long, and every few seconds the time it has taken."""
     done = threading.Event()
     live = sys.stderr.isatty()
     start = time.perf_counter()

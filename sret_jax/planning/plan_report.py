@@ -1,4 +1,4 @@
-"""A plan as people read it."""
+"""Prints a plan for people."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ MEMORY = ("arguments", "results", "temporaries", "code")
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Prints the figures of `planning.plan`, what they are and whether the run fits."""
+    """Prints the figures of `planning.plan`, what they mean and whether the run fits."""
     lines = [*_sizes(report)]
     if "memory" in report:
         lines += _traffic(report)
@@ -76,7 +76,7 @@ def _traffic(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _among(collective: dict[str, Any], report: dict[str, Any]) -> str:
-    """Of how many devices each is, where that is not all."""
+    """The number of devices that take part in each collective, unless it is all of them."""
     devices = collective["devices"] or report["devices"]
     return f", among {devices:,} each" if devices < report["devices"] else ""
 
@@ -125,7 +125,7 @@ def _verdict(report: dict[str, Any]) -> str:
 
 
 def _more_room(report: dict[str, Any]) -> str:
-    """What makes room for the state itself."""
+    """Advice for a state that does not fit by itself."""
     if report["mesh"]["fsdp"] < report["devices"]:
         return "raise --config.fsdp"
     return "give a larger --topology, or a smaller model"

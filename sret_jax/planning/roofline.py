@@ -5,7 +5,7 @@ import dataclasses
 from sret_jax.planning.chips import Chip
 from sret_jax.planning.compilation import Compilation
 
-# Times the bytes of a collective's larger side, what each of n devices sends in a ring.
+# Bytes that each of n devices sends in a ring, as a multiple of the collective's larger side.
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -24,13 +24,13 @@ FORMULA = (
 class Roofline:
     """Seconds of one step.
 
-    Compute and memory traffic overlap, communication is taken to overlap with neither: the
-    gradients are reduced once, when the last of them is there.
+    Computation and memory traffic are assumed to overlap. Communication is assumed to overlap with
+    neither, because gradients are reduced once, after the last one is computed.
 
     Attributes:
-      compute: all matrix products at the chip's peak in bfloat16.
-      memory: all traffic of the main memory at its peak.
-      communication: all collectives over all links at once.
+      compute: time of all matrix products at the chip's bfloat16 peak.
+      memory: time of all main-memory traffic at peak bandwidth.
+      communication: time of all collectives over all links together.
     """
 
     compute: float
@@ -39,12 +39,12 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """See FORMULA."""
+        """The time of the whole step, by FORMULA."""
         return max(self.compute, self.memory) + self.communication
 
     @property
     def bound(self) -> str:
-        """Which part is the largest."""
+        """The name of the largest part."""
         parts = dataclasses.asdict(self)
         return max(parts, key=lambda name: parts[name])
 

@@ -1,4 +1,4 @@
-"""The devices to plan for: those of a TPU slice that is not there, or of this machine."""
+"""The devices to plan for: those of a TPU slice that need not exist here, or of this machine."""
 
 import dataclasses
 import importlib.util
@@ -13,12 +13,12 @@ from sret_jax.errors import UserError
 from sret_jax.planning.chips import CHIPS, Chip, find_slice
 
 LOCAL = "local"
-# libtpu asks the cloud which TPU it is on, and fails elsewhere, unless it is told.
+# libtpu asks the cloud which TPU it is on, and fails elsewhere unless these variables are set.
 NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened, so several plans can be made at once
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is opened, so several plans can run at once
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
@@ -26,12 +26,12 @@ NO_TPU_HERE = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Devices, and what is known of their chips.
+    """Devices, and their chips' published figures.
 
     Attributes:
-      name: as in v5e:16x16, or local.
-      devices: to make a mesh of and compile for.
-      chip: None where its published numbers are unknown.
+      name: name of the topology, such as v5e:16x16 or local.
+      devices: devices to build a mesh of and to compile for.
+      chip: the published figures; None if they are unknown.
     """
 
     name: str
@@ -40,22 +40,22 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """A chip of v2, v3 or tpu7x is two devices."""
+        """The number of chips; a chip of v2, v3 or tpu7x is two devices."""
         return len(self.devices) // self.chip.devices if self.chip else len(self.devices)
 
     @property
     def hosts(self) -> int:
-        """How many processes drive the devices."""
+        """The number of processes that drive the devices."""
         return len({device.process_index for device in self.devices})
 
 
 def open_topology(name: str) -> Topology:
-    """The devices of "local", or of a slice, see `find_slice`, which need not be there.
+    """The devices of "local", or of a slice (see `find_slice`) that need not exist here.
 
-    The devices of a slice can be compiled for, but run nothing.
+    Programs can be compiled for the devices of such a slice, but not run.
 
     Raises:
-      UserError: an unknown name, or no libtpu.
+      UserError: the name is unknown, or libtpu is missing.
     """
     if name.strip().lower() == LOCAL:
         return Topology(LOCAL, jax.devices(), _chip_of(jax.devices()[0]))
@@ -79,7 +79,7 @@ def open_topology(name: str) -> Topology:
 
 
 def _chip_of(device: jax.Device) -> Chip | None:
-    """What JAX calls "TPU v5 lite" is a v5e."""
+    """The chip of a device, which JAX may name differently: "TPU v5 lite" is a v5e."""
     kinds = {"TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
     name = kinds.get(device.device_kind, device.device_kind.removeprefix("TPU "))
     return CHIPS.get(name)

@@ -1,8 +1,8 @@
-"""Counts what a compiled program moves in memory, and what its devices say to each other.
+"""Counts the memory traffic of a compiled program, and the communication between its devices.
 
-XLA's cost analysis counts the body of a while loop once, however often it runs. So what it calls
-"bytes accessed" is short by (trips - 1) times the bytes of every body, which only the program's
-text tells; and it does not tell collectives apart at all.
+XLA's cost analysis counts the body of a while loop once, however often it runs. So its "bytes
+accessed" lacks (trips - 1) times the bytes of every loop body; these are read from the program's
+text. It does not list collectives at all.
 """
 
 import dataclasses
@@ -30,13 +30,15 @@ NO_TRAFFIC = {
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind, each among as many devices, in one run of a program.
+    """All collectives of one kind among the same number of devices, in one run of a program.
 
     Attributes:
-      kind: as in "all-reduce".
-      devices: that take part in each; None: all there are, or it goes from one to another.
-      count: how many, those in loops as often as they run.
-      bytes: of their results on one device, without padding; for a reduce-scatter, of its operands.
+      kind: such as "all-reduce".
+      devices: number of devices in each collective; None: all devices, or a transfer from one to
+        another.
+      count: number of collectives; those in loops count once per iteration.
+      bytes: bytes of their results on one device, without padding; for a reduce-scatter, bytes of
+        its operands.
     """
 
     kind: str
@@ -59,9 +61,9 @@ class Program:
         self.computations, self.entry = read_program(text)
 
     def repeated_bytes(self) -> int:
-        """What XLA's "bytes accessed" leaves out: (trips - 1) * bytes of every loop body.
+        """The bytes that XLA's "bytes accessed" omits: (trips - 1) * bytes of every loop body.
 
-        Padding to tiles counts, as it does there.
+        Like XLA's figure, this includes the padding to tiles.
         """
         return sum(
             (times - 1) * sum(size for size, _ in self._accesses(instruction, where))
@@ -69,7 +71,7 @@ class Program:
         )
 
     def main_memory_bytes(self) -> int:
-        """What one run reads from and writes to the device's main memory, padding included."""
+        """Bytes that one run reads from and writes to the device's main memory, with padding."""
         return sum(
             times * size
             for instruction, where, times in self._runs(self.entry, 1)
@@ -78,7 +80,7 @@ class Program:
         )
 
     def collectives(self) -> list[Collective]:
-        """The collectives of one run, by kind and devices."""
+        """The collectives of one run, by kind and number of devices."""
         found: dict[tuple[str, int | None], list[int]] = {}
         channels: set[str] = set()
         for instruction, computation, times in self._runs(self.entry, 1):
@@ -93,11 +95,11 @@ class Program:
     def _messages(
         self, instruction: Instruction, where: HloComputation
     ) -> Iterator[tuple[str | None, str, int | None, int]]:
-        """(channel, kind, devices, bytes) of a collective, or of those in a fusion.
+        """(channel, kind, devices, bytes) of a collective, or of those inside a fusion.
 
-        XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce, and an
-        asynchronous collective once in each fusion that starts it, goes on with it or ends it, all
-        of which name one channel.
+        XLA:TPU writes a reduce-scatter as a fusion that keeps a slice of an all-reduce. An
+        asynchronous collective appears in each fusion that starts, continues or ends it; all of
+        them name the same channel.
         """
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
@@ -114,10 +116,10 @@ class Program:
                     yield number, "reduce-scatter" if scatters else name, devices, size
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often the body of a while loop runs; None where the program does not tell.
+        """How often the body of a while loop runs; None if the program does not contain it.
 
-        XLA notes it for some backends; else it is told of a scan, which compares a counter with a
-        constant.
+        For some backends XLA writes the number. Otherwise it is found for scans, whose condition
+        compares a counter with a constant.
         """
         noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if noted:
@@ -126,14 +128,14 @@ class Program:
         return self._compared_constant(condition.root, condition)
 
     def loops_counted_once(self) -> int:
-        """Loops whose trips depend on data, such as rejection sampling; they count as one trip."""
+        """The number of loops whose trip count depends on data, such as rejection sampling."""
         return sum(
             instruction.opcode == "while" and self.trips(instruction) is None
             for instruction, _, _ in self._runs(self.entry, 1)
         )
 
     def _compared_constant(self, compare: Instruction, computation: HloComputation) -> int | None:
-        """N of `counter < N`, which may be inside a fusion."""
+        """N in `counter < N`; the comparison may be inside a fusion."""
         direction = compare
         if compare.opcode == "fusion":
             direction = self.computations[compare.called("calls")].root
@@ -150,7 +152,7 @@ class Program:
     def _runs(
         self, computation: HloComputation, times: int
     ) -> Iterator[tuple[Instruction, HloComputation, int]]:
-        """All instructions that run outside fusions, and how often."""
+        """Yields all instructions that run outside fusions, with the number of their runs."""
         for instruction in computation.instructions.values():
             yield instruction, computation, times
             if instruction.opcode == "while":
@@ -173,9 +175,9 @@ class Program:
     def _accesses(
         self, instruction: Instruction, where: HloComputation
     ) -> Iterator[tuple[int, int]]:
-        """(bytes, memory space) of what one instruction reads and writes, as XLA counts.
+        """Yields (bytes, memory space) that one instruction reads and writes, as XLA counts them.
 
-        Padding counts; of an array that is only sliced or updated in place, the slice counts.
+        Padding counts. Where an array is only sliced or updated in place, only the slice counts.
         """
         opcode = instruction.opcode
         if opcode in NO_TRAFFIC or (opcode.endswith("-done") and opcode != "copy-done"):
@@ -194,14 +196,14 @@ class Program:
             (update,) = operands[-1 if opcode == "scatter" else 1].arrays
             yield update.padded_bytes, update.space
             yield update.padded_bytes, instruction.arrays[0].space
-        elif opcode == "slice-start":  # a prefetch of a part, which XLA counts once
+        elif opcode == "slice-start":  # prefetches a part of an array; XLA counts it once
             source, part = instruction.arrays[:2]
             yield part.padded_bytes, min(source.space, part.space)
         elif opcode == "copy-start":
             for array in instruction.arrays[:2]:
                 yield array.padded_bytes, array.space
         elif opcode == "copy-done":
-            for array in instruction.arrays:  # XLA counts such a copy twice; on the chip it is one
+            for array in instruction.arrays:  # XLA counts the copy again; it is no further traffic
                 yield 2 * array.padded_bytes, -1
         else:
             for array in instruction.arrays:
@@ -213,7 +215,7 @@ class Program:
     def _kernel_accesses(
         self, estimate: int, sources: Sequence[Instruction]
     ) -> Iterator[tuple[int, int]]:
-        """A Pallas kernel's own cost estimate; what XLA gives it on the chip is read there."""
+        """Yields a Pallas kernel's own estimate; operands that XLA put on the chip count there."""
         arrays = [array for source in sources for array in source.arrays]
         on_chip = min(estimate, _size([array for array in arrays if array.space != 0]))
         yield on_chip, -1
@@ -268,7 +270,7 @@ def _size(arrays: Sequence[Array]) -> int:
 
 
 def _constant(instruction: Instruction, computation: HloComputation) -> int | None:
-    """Its value, where it is a whole number, copied or not."""
+    """The value of an instruction that is a whole-number constant or a copy of one."""
     while instruction.opcode in ("copy", "bitcast"):
         instruction = computation.instructions[instruction.operands[0]]
     if instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.literal):
@@ -277,10 +279,10 @@ def _constant(instruction: Instruction, computation: HloComputation) -> int | No
 
 
 def _group_size(attributes: str) -> int | None:
-    """Devices of one group; None where the text names no groups.
+    """The number of devices in one group; None if the text contains no groups.
 
-    XLA lists them, {{0,1},{2,3}}, or gives their number and size, [2,2]<=[4], or names the axes of
-    a mesh that a group spans, mesh['a'=2,'b'=2] {'b'}, perhaps a part of one, {'a':(1)2}.
+    XLA lists groups, {{0,1},{2,3}}, or gives their number and size, [2,2]<=[4], or names the mesh
+    axes that a group spans, mesh['a'=2,'b'=2] {'b'}; an axis may be split, {'a':(1)2}.
     """
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
@@ -294,13 +296,13 @@ def _group_size(attributes: str) -> int | None:
 
 
 def _collective_bytes(kind: str, instruction: Instruction, computation: HloComputation) -> int:
-    """Of the larger side, what comes out or, for a reduce-scatter, what goes in."""
+    """Bytes of the larger side: the result, or for a reduce-scatter the operands."""
     operands = [computation.instructions[name] for name in instruction.operands]
     into = sum(array.bytes for operand in operands for array in operand.arrays)
     out = sum(array.bytes for array in instruction.arrays)
     if kind == "reduce-scatter":
         return into
-    # An async start's result is (operands, results, context...); most keep the operands' sizes.
+    # The result of an async start is (operands, results, context...); most kinds keep the sizes.
     if instruction.opcode.endswith("-start") and kind != "all-reduce":
         return out - into
     return out
