@@ -12,7 +12,7 @@ from sret_jax.data.sources.imagenet import assumed_ids
 from sret_jax.distillation.soft_targets import soft_labels
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.apply import Variables
+from sret_jax.models.apply import Variables, evaluation_logits
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.weights.adaptation import reorder_classes
@@ -53,8 +53,7 @@ class Teacher:
         """
         size = self.model.image_size
         images = jax.image.resize(images, (len(images), size, size, 3), "bicubic")
-        rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
-        logits: Any = self.model.apply(variables, images, train=False, rngs=rngs)
+        logits = evaluation_logits(self.model, variables, images)
         return jax.lax.stop_gradient(soft_labels(logits, self.temperature))
 
 

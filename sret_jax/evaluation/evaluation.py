@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 import flax
 import jax
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from sret_jax.data.loader import eval_batch_size, eval_loader, steps_per_pass
 from sret_jax.data.sources.source import Source
 from sret_jax.evaluation.confusion import MOST_CLASSES, Confusion, count
-from sret_jax.models.apply import Variables, normalise
+from sret_jax.models.apply import Variables, evaluation_logits, normalise
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.devices import fits_memory
 from sret_jax.parallel.mesh import batch_sharding, replicated
@@ -176,8 +175,7 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
     model = model.clone(mesh=mesh)
 
     def eval_step(variables: Variables, batch: Batch, so_far: Totals) -> tuple[Totals, jax.Array]:
-        rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
-        logits: Any = model.apply(variables, normalise(batch["image"]), train=False, rngs=rngs)
+        logits = evaluation_logits(model, variables, normalise(batch["image"]))
         labels, real = batch["label"], batch["real"]
         readable = real & ~batch["bad"]
         new = EvalMetrics.single_from_model_output(

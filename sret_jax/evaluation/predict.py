@@ -15,7 +15,7 @@ from PIL import Image
 
 from sret_jax.data.views.images import BadImage, EvalTransform, upright_rgb
 from sret_jax.errors import UserError
-from sret_jax.models.apply import normalise
+from sret_jax.models.apply import evaluation_logits, normalise
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.host import available_cores
 
@@ -89,13 +89,6 @@ def predict_each(
                 yield view if isinstance(view, UnreadableImage) else next(rows)
 
 
-def logits_of(model: SReT, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    """(B, S, S, 3) uint8 RGB -> (B, classes) float32."""
-    rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
-    logits: Any = model.apply(variables, normalise(images), train=False, rngs=rngs)
-    return logits
-
-
 def _probabilities(
     model: SReT, variables: dict[str, Any], views: list[np.ndarray]
 ) -> Iterable[np.ndarray]:
@@ -106,7 +99,7 @@ def _probabilities(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _softmax(model: SReT, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(logits_of(model, variables, images))
+    return jax.nn.softmax(evaluation_logits(model, variables, normalise(images)))
 
 
 def _seen(view: EvalTransform, numbered: tuple[int, Picture]) -> np.ndarray | UnreadableImage:

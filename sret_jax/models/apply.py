@@ -1,7 +1,8 @@
-"""The call of a model: from stored images to logits."""
+"""From images to logits: no other file calls `model.apply`."""
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -20,3 +21,39 @@ def normalise(images: jax.Array) -> jax.Array:
     mean = jnp.asarray(IMAGENET_MEAN).reshape(1, 1, 1, 3)
     std = jnp.asarray(IMAGENET_STD).reshape(1, 1, 1, 3)
     return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def evaluation_logits(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
+    """The logits in evaluation, which draws nothing at random.
+
+    Shapes: normalised images (B, S, S, 3) -> (B, classes).
+    """
+    rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
+    found: Any = model.apply(variables, images, train=False, rngs=rngs)
+    return found
+
+
+def training_logits(
+    model: nn.Module, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
+) -> tuple[jax.Array, Any]:
+    """The logits in training, with drop paths and permutations drawn by `key`.
+
+    Args:
+      model: from `create_model`.
+      variables: its weights, and the arrays that its gradient is probed with, if any.
+      images: normalised, (B, S, S, 3).
+      key: of the batch.
+      train: False computes as in evaluation.
+
+    Returns:
+      The logits (B, classes) and the updated BatchNorm statistics.
+    """
+    drop_path, permutation = jax.random.split(key)
+    found, updates = model.apply(
+        variables,
+        images,
+        train=train,
+        rngs={"drop_path": drop_path, "permutation": permutation},
+        mutable=["batch_stats"],
+    )
+    return found, updates["batch_stats"]

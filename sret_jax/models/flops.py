@@ -1,13 +1,14 @@
 """Counts multiply-accumulates in a traced program; loop bodies count once per iteration."""
 
+import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 from jax.extend import core
 
+from sret_jax.models.apply import evaluation_logits
 from sret_jax.models.families.sret import SReT, abstract_variables
 
 
@@ -30,8 +31,7 @@ def count_macs(fn: Callable, *args: Any) -> int:
 def model_macs(model: SReT) -> int:
     """Multiply-accumulates of one image's forward pass, including Q K^T and A V."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
-    rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
-    return count_macs(partial(model.apply, rngs=rngs), abstract_variables(model), image)
+    return count_macs(functools.partial(evaluation_logits, model), abstract_variables(model), image)
 
 
 def jaxpr_macs(jaxpr: core.Jaxpr) -> int:

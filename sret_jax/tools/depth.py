@@ -16,7 +16,7 @@ from sret_jax.checkpoints.reading import read_weights
 from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
-from sret_jax.models.apply import normalise
+from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.families.sret import SReT, abstract_variables
 from sret_jax.models.inspection import block_names, residual_coefficients
 from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
@@ -98,13 +98,9 @@ def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) ->
 
     def loss_fn(probes: jax.Array) -> jax.Array:
         collection = {name: {"gradient_norm": probes[i]} for i, name in enumerate(names)}
-        logits, _ = model.apply(
-            {**variables, "probes": collection},
-            normalise(batch["image"]),
-            train=True,
-            rngs={"drop_path": jax.random.key(0), "permutation": jax.random.key(1)},
-            mutable=["batch_stats"],
-        )
+        probed = {**variables, "probes": collection}
+        images = normalise(batch["image"])
+        logits, _ = training_logits(model, probed, images, jax.random.key(0))
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean()
 

@@ -20,9 +20,8 @@ from jax import export
 from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
-from sret_jax.evaluation.predict import logits_of
 from sret_jax.files import absolute, write_json, write_text
-from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
+from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD, evaluation_logits, normalise
 from sret_jax.models.families.sret import title
 from sret_jax.tools import exported
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
@@ -103,7 +102,7 @@ def export_model(model: Any, variables: dict[str, Any]) -> export.Exported:
     model = model.clone(attention="xla", mlp="xla")
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.uint8)
-    function = jax.jit(lambda images: logits_of(model, variables, images))
+    function = jax.jit(lambda images: evaluation_logits(model, variables, normalise(images)))
     return export.export(function, platforms=PLATFORMS)(images)
 
 

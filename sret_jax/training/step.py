@@ -1,5 +1,6 @@
 """One training step: the batch's loss and gradient, the update, the moving average."""
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sret_jax.data.views.mixing import Mixing, Targets, row_keys
 from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.distillation.teacher import Teacher
-from sret_jax.models.apply import Variables, normalise
+from sret_jax.models.apply import Variables, normalise, training_logits
 from sret_jax.models.families.sret import SReT
 from sret_jax.models.loops import with_loops
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
@@ -95,21 +96,13 @@ def make_train_step(
             targets["soft"] = teacher.probabilities(teacher_variables, images)
         return images, targets
 
-    def forward(model: SReT, variables: Variables, images: jax.Array, key: jax.Array):
-        drop_path, permutation = jax.random.split(key)
-        return model.apply(
-            variables,
-            images,
-            train=not head_only,
-            rngs={"drop_path": drop_path, "permutation": permutation},
-            mutable=["batch_stats"],
-        )
+    forward = functools.partial(training_logits, train=not head_only)
 
     def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
         if head_only:
             params = {**jax.lax.stop_gradient(params), "head": params["head"]}
         variables = {"params": params, "batch_stats": batch_stats}
-        logits, updates = forward(model, variables, images, key)
+        logits, batch_stats = forward(model, variables, images, key)
         loss = label_loss(logits, targets)
         if mixed_depth.loops:
             shallow = with_loops(model, variables, mixed_depth.loops)
@@ -119,7 +112,7 @@ def make_train_step(
         metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}
         if "soft" in targets:
             metrics["teacher_top1"] = in_top_k(targets["soft"], main_class, 1).mean()
-        return loss, (updates["batch_stats"], metrics)
+        return loss, (batch_stats, metrics)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 

@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_image
 
 import sret_jax
 from sret_jax.data.views.images import EvalTransform
-from sret_jax.evaluation.predict import logits_of
+from sret_jax.models.apply import evaluation_logits, normalise
 from sret_jax.tools import export
 from sret_jax.tools.trained import Trained
 from tests.conftest import refusal
@@ -63,7 +63,7 @@ def test_another_process_without_this_package_gets_the_same_logits(exported, sav
     (tmp_path / "stranger.py").write_text(STRANGER)
     platforms = isolated(tmp_path, tmp_path / "stranger.py", *files)
     assert platforms.strip() == "('cpu', 'cuda', 'tpu')"
-    expected = logits_of(*sret_jax.load(saved_run), images)
+    expected = evaluation_logits(*sret_jax.load(saved_run), normalise(images))
     with np.load(tmp_path / "logits.npz") as logits:
         for batch in (1, 3):
             np.testing.assert_allclose(logits[str(batch)], expected[:batch], atol=1e-4)
