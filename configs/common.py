@@ -1,7 +1,7 @@
-"""The ImageNet recipe of SReT, and the settings every experiment has.
+"""The ImageNet recipe of SReT, and the settings that every experiment has.
 
-An experiment config calls `get_config` and changes the few values that make it what it is.
-Numbers are from SReT section 4.1, which follows DeiT.
+An experiment's config calls `get_config` and changes the few values in which it differs. The
+numbers are from SReT section 4.1, which follows DeiT.
 """
 
 import re
@@ -24,18 +24,18 @@ DEIT_AUGMENT = dict(
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "deit": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment=DEIT_AUGMENT),
     "sret_long_warmup": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=30.0), augment=DEIT_AUGMENT),
-    # Stored labels are true of crops and flips alone; FKD trains SReT-LT at 0.002 for 1,024 images.
+    # Stored labels hold for crops and flips only. FKD trains SReT-LT at 0.002 for batches of 1,024.
     "fkd": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=5.0), augment={}),
     "none": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment={}),
 }
-FKD_CROPS = 4  # of an image in one batch
+FKD_CROPS = 4  # crops per image in a batch
 
 
 def parse_arg(arg: str, **defaults: Any) -> ml_collections.FrozenConfigDict:
-    """Reads "unsliced,res=384" into the given settings; a bare word switches one on.
+    """Reads arguments such as "unsliced,res=384" into `defaults`; a bare word means True.
 
     Raises:
-      ValueError: a name that is not among `defaults`, or a value of another kind.
+      ValueError: a name is not among `defaults`, or a value has another type.
     """
     settings = dict(defaults)
     for part in filter(None, arg.split(",")):
@@ -54,10 +54,10 @@ def parse_arg(arg: str, **defaults: Any) -> ml_collections.FrozenConfigDict:
 
 
 def parse_depth(arg: str, depths: Iterable[str]) -> tuple[str, str]:
-    """Splits "1000,res=384" into one of the depths and the other arguments.
+    """Splits "1000,res=384" into a depth, one of `depths`, and the other arguments.
 
     Raises:
-      ValueError: another depth, or none.
+      ValueError: the first argument is missing or is none of the depths.
     """
     depth, _, rest = arg.partition(",")
     if depth not in depths:
@@ -66,13 +66,14 @@ def parse_depth(arg: str, depths: Iterable[str]) -> tuple[str, str]:
 
 
 def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
-    """The recipe for a published variant.
+    """The config of a published variant on ImageNet.
 
     Args:
-      name: of the model.
-      arg: any of "unsliced", "distill" (with soft labels alone; needs config.teacher), "fkd"
-        (with stored ones; needs config.data.soft_labels), "res=N" (image size), "groups=16-14-1"
-        (the first loop's groups by stage, the other loops plain), "recipe=NAME".
+      name: name of the model.
+      arg: any of "unsliced", "distill" (trains on soft labels only; needs config.teacher), "fkd"
+        (trains on stored soft labels; needs config.data.soft_labels), "res=N" (image size),
+        "groups=16-14-1" (groups per stage in the first loop; other loops are not sliced),
+        "recipe=NAME".
     """
     args = parse_arg(arg, unsliced=False, distill=False, fkd=False, res=224, groups="", recipe="")
     if args.fkd and (args.distill or args.recipe):
@@ -97,8 +98,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     """The settings of a 300-epoch ImageNet run.
 
     Args:
-      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; "fkd", of stored
-        soft labels; or "none". The last two leave only random crops and flips of the augmentation.
+      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; "fkd", for stored
+        soft labels; or "none". With the last two, random crops and flips are the only augmentation.
     """
     if recipe not in RECIPES:
         raise ValueError(did_you_mean("recipe", recipe, RECIPES))
@@ -107,21 +108,21 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.epochs = 300.0
     config.batch_size = 1024
     config.eval_batch_size = config_dict.placeholder(int)  # default: batch_size / grad_accum
-    config.grad_accum = 1  # BatchNorm then sees micro-batches
-    config.stop_at_step = config_dict.placeholder(int)  # ends early, on the full run's schedule
-    config.fsdp = 1  # devices that share one copy of the parameters
+    config.grad_accum = 1  # micro-batches per step; BatchNorm normalises each by itself
+    config.stop_at_step = config_dict.placeholder(int)  # ends early; the schedule stays the same
+    config.fsdp = 1  # number of devices that share one copy of the parameters
     config.ema_decay = 0.99996
     config.ema_warmup = True  # decay min(ema_decay, (1 + t) / (10 + t)) at step t; timm: False
     # Trained weights to start from: a run, one of its steps, a converted checkpoint, or a file.
     config.init_from = ""
-    config.init_ema = False  # takes that run's averaged weights
+    config.init_ema = False  # starts from the moving average of those weights
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "sret_s"
     config.model.image_size = 224
-    config.model.dtype = "bfloat16"  # of matrix products; parameters are float32
-    config.model.num_classes = config_dict.placeholder(int)  # default: those of the data
-    # The rest default to the variant's own values.
+    config.model.dtype = "bfloat16"  # dtype of matrix products; parameters are float32
+    config.model.num_classes = config_dict.placeholder(int)  # default: the classes of the data
+    # The defaults of the others are the variant's own values.
     config.model.blocks = config_dict.placeholder(tuple)
     config.model.loops = config_dict.placeholder(int)
     config.model.groups = config_dict.placeholder(tuple)
@@ -145,54 +146,54 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.optim.clip_norm = 0.0  # 0: no clipping
     # For fine-tuning:
     config.optim.layer_decay = 1.0  # factor on the learning rate per block, from the head down
-    config.optim.backbone_lr = 1.0  # factor on the learning rate of all but the head
-    config.optim.freeze_backbone = False  # trains the head alone
+    config.optim.backbone_lr = 1.0  # factor on the learning rate of everything but the head
+    config.optim.freeze_backbone = False  # trains the classification head alone
 
     config.mixed_depth = ml_collections.ConfigDict()
-    config.mixed_depth.loops = 0  # of a shallow path trained along; 0: none
+    config.mixed_depth.loops = 0  # loops of a shallow path that is trained as well; 0: none
     config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
 
     config.data = ml_collections.ConfigDict()
-    # Of TFDS, or the path of a folder SPLIT/CLASS/IMAGE.jpg or CLASS/IMAGE.jpg.
+    # A TFDS data set, or the path of a folder SPLIT/CLASS/IMAGE.jpg or CLASS/IMAGE.jpg.
     config.data.name = "imagenet2012"
-    config.data.data_dir = ""  # of TFDS; "": TFDS_DATA_DIR, else TFDS's own default
+    config.data.data_dir = ""  # folder of TFDS data; "": TFDS_DATA_DIR, else TFDS's default
     config.data.train_split = "train"
     config.data.eval_split = "validation"
-    # What a slice takes of a folder: "stratified": its share of every class; "listed": a part of
-    # the sorted list, which cuts off whole classes.
+    # How a slice of a folder is taken. "stratified": the same fraction of every class; "listed": a
+    # part of the sorted list, which cuts off whole classes.
     config.data.folder_slices = "stratified"
     config.data.test_crop = 0.875
-    config.data.workers = -1  # processes at most; -1: one per core, 0: threads only
-    # Global batches read ahead, those in the making included; bounds the workers too. Training
-    # and evaluation have as many each.
+    config.data.workers = -1  # most worker processes; -1: one per core, 0: threads only
+    # Number of global batches kept in flight by each loader (training has one, evaluation another),
+    # including those being built. A small value also limits how many workers can be used.
     config.data.prefetch = 2
-    config.data.max_bad_fraction = 0.001  # of the images; more that are unreadable end the run
+    config.data.max_bad_fraction = 0.001  # more unreadable images than this fraction end the run
     config.data.soft_labels = ""  # folder of stored soft labels (sret_jax.tools.soft_labels)
-    config.data.crops_per_image = 1  # of stored soft labels, in one batch
-    config.data.synthetic = False  # noise that is already on the devices: the speed without data
+    config.data.crops_per_image = 1  # crops of an image per batch, with stored soft labels
+    config.data.synthetic = False  # noise that is already on the devices: measures speed
 
-    config.augment = ml_collections.ConfigDict()  # what is 0 or "" is off
-    config.augment.crop_scale = (0.08, 1.0)  # share of the image's area
+    config.augment = ml_collections.ConfigDict()  # 0 or "" means off
+    config.augment.crop_scale = (0.08, 1.0)  # fraction of the image's area
     config.augment.crop_ratio = (3 / 4, 4 / 3)  # width / height
     config.augment.flip = 0.5
-    config.augment.policy = ""  # RandAugment as timm writes it, or "three" for Three-Augment
+    config.augment.policy = ""  # RandAugment in timm's notation, or "three" for Three-Augment
     config.augment.color_jitter = 0.0
     config.augment.erasing = 0.0  # probability
     config.augment.mixup = 0.0  # alpha
     config.augment.cutmix = 0.0  # alpha
-    config.augment.mix_switch = 0.5  # probability of cutmix where both are on
-    config.augment.mix_prob = 1.0  # that a pair of images is mixed at all
-    config.augment.repeats = 1  # times each image is shown in a row of shuffled images
+    config.augment.mix_switch = 0.5  # probability of cutmix, rather than mixup, if both are on
+    config.augment.mix_prob = 1.0  # probability that a pair of images is mixed at all
+    config.augment.repeats = 1  # how often each image is shown per pass, nearby but not adjacent
     config.augment.label_smoothing = 0.0
     config.augment.update(RECIPES[recipe]["augment"])
 
-    config.teacher = ""  # what sret_jax.load reads: its class probabilities are the labels
+    config.teacher = ""  # path for sret_jax.load; its class probabilities are the labels
     config.distill = ml_collections.ConfigDict()
-    config.distill.required = False  # whether a run without a teacher is a mistake
-    config.distill.temperature = 1.0  # of teacher and student
+    config.distill.required = False  # refuses to run without a teacher or stored labels
+    config.distill.temperature = 1.0  # temperature of teacher and student
     config.distill.hard_weight = 0.0  # w: loss = (1 - w) soft + w hard
-    config.distill.teacher_ema = False  # the averaged weights of a run
-    config.distill.teacher_groups = config_dict.placeholder(tuple)  # many files do not say them
+    config.distill.teacher_ema = False  # uses the moving average of the teacher's weights
+    config.distill.teacher_groups = config_dict.placeholder(tuple)  # for files that lack them
 
     config.log_every_steps = 50
     config.eval_every_epochs = 1.0
@@ -200,13 +201,13 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.checkpoint.every_epochs = 1.0
     config.checkpoint.keep_latest = 2
     config.checkpoint.keep_best = 1
-    config.checkpoint.keep_every_epochs = 50.0  # 0: keep none for good
+    config.checkpoint.keep_every_epochs = 50.0  # these are never deleted; 0: none
     config.rollback = ml_collections.ConfigDict()
-    config.rollback.bad_steps = 10  # in a row not finite: back to the last good checkpoint
-    config.rollback.most = 3  # times, then the run ends
+    config.rollback.bad_steps = 10  # after so many non-finite steps in a row: back to a checkpoint
+    config.rollback.most = 3  # rollbacks; then the run ends
     config.watchdog = ml_collections.ConfigDict()
-    config.watchdog.factor = 20.0  # no step for so many median steps: all stacks are printed
-    config.watchdog.least_seconds = 120.0  # but not before
-    config.watchdog.stop_seconds = 1800.0  # the process ends; its peers then do, too
+    config.watchdog.factor = 20.0  # no step for so many median steps: prints the threads' stacks
+    config.watchdog.least_seconds = 120.0  # never earlier than this
+    config.watchdog.stop_seconds = 1800.0  # ends the process, upon which its peers end too
     config.profile = ()  # (first, last): steps to write a profiler trace of
     return config

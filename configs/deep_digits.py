@@ -7,9 +7,9 @@ Costs: 0.3M parameters and 5 MMACs per 16-pixel image at 110 applications (:100)
 1,010 (:1000). 20 epochs took 20 minutes at 1,010 on 2 cores that did much else.
 Should reach: 98% top-1 or more on the 359 held-out scans (98.6% and 98.3% when last tried).
 
-It shows that the depth of configs/sret_deep.py trains, on few tokens (4) and in narrow blocks (32
-channels): every application has its own NLL, residual branches start at 1/sqrt(applications), and
-the gradient is clipped, as there.
+It shows that the architecture of configs/sret_deep.py trains at this depth, on few tokens (4) and
+in narrow blocks (32 channels). As there, every application has its own NLL, residual branches start
+at 1/sqrt(applications), and the gradient is clipped.
 """
 
 import ml_collections

@@ -12,8 +12,9 @@ Costs: 0.08M parameters and 1.3 MMACs per image, and the teacher's 5 with :soft;
 Should reach: 89.5% with the labels of the data, 96.2% with the teacher's (means of three seeds; see
 docs/distillation.md).
 
-The teacher has seen all 1,438 digits, the student sees 144 of them, mixed by mixup and CutMix as in
-DeiT's recipe; stored labels are of images as they are. All else is equal.
+The teacher has seen all 1,438 digits; the student sees 144 of them. These are mixed by mixup and
+CutMix as in DeiT's recipe, except with :stored, whose labels belong to unmixed images. All else is
+equal.
 """
 
 import ml_collections
@@ -22,7 +23,7 @@ from sret_jax.configs import common, quickstart
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """Argument: hard, for the labels of the data; soft or stored, for the teacher's alone."""
+    """Argument: hard trains on the data's labels; soft and stored on the teacher's alone."""
     args = common.parse_arg(arg, hard=False, soft=False, stored=False)
     if args.hard + args.soft + args.stored != 1:
         raise ValueError(f"the config argument {arg!r} must be hard, soft or stored")

@@ -15,7 +15,7 @@ from sret_jax.configs import common, quickstart
 
 
 def get_config(arg: str = "64") -> ml_collections.ConfigDict:
-    """Argument: 64 trains from scratch, 96 fine-tunes; each at so many pixels."""
+    """Argument: 64 trains from scratch at 64 pixels, 96 fine-tunes at 96."""
     size, rest = common.parse_depth(arg, ("64", "96"))
     common.parse_arg(rest)
     config = quickstart.get_config()

@@ -1,1 +1,1 @@
-"""The config that a run keeps, and the model that it describes."""
+"""The config that a run stores, and the model that it describes."""

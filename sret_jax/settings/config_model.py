@@ -1,4 +1,4 @@
-"""The model that a config describes."""
+"""Builds the model that a config describes."""
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -10,10 +10,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 def build_model(config: ConfigDict, classes: int) -> SReT:
-    """The model of config.model, with as many classes as it says or else as the data have.
+    """Builds the model of config.model; the number of classes is the config's, or else the data's.
 
     Raises:
-      UserError: sizes that do not fit, or labels beyond num_classes.
+      UserError: sizes do not fit each other, or labels exceed num_classes.
     """
     given = config.model.num_classes
     if given is not None and given < classes:
@@ -25,10 +25,10 @@ def build_model(config: ConfigDict, classes: int) -> SReT:
 
 
 def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
-    """The model of config.model, with that many classes.
+    """Builds the model of config.model with that many classes.
 
     Raises:
-      UserError: an unknown name or sizes that do not fit.
+      UserError: the name is unknown, or sizes do not fit each other.
     """
     settings = {k: v for k, v in config.model.to_dict().items() if v is not None}
     name, dtype = settings.pop("name"), settings.pop("dtype", "float32")

@@ -1,4 +1,4 @@
-"""What a run keeps of itself in its workdir: its config, how it was started, its classes."""
+"""What a run stores about itself in its workdir: its config, its command line, its classes."""
 
 import copy
 import dataclasses
@@ -13,10 +13,10 @@ from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import write_json
 
 CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "start.json"
-CONVERTED = "converted_from"  # in the config.json of a converted checkpoint alone
+CONVERTED = "converted_from"  # only the config.json of a converted checkpoint has this setting
 
-# What a run did before a setting existed. A new setting is added here too, with the value that
-# means what was done until then, so that every earlier workdir is still read.
+# What runs did before a setting existed. Whoever adds a setting adds it here too, with the value
+# that means the old behaviour, so that every earlier workdir can still be read.
 BEFORE: dict[str, Any] = {
     "ema_warmup": False,
     "init_from": "",
@@ -44,11 +44,11 @@ BEFORE: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What the command line said of the config when a workdir was started, and since.
+    """The config given on the command line when a workdir was started, and all changes since.
 
     Attributes:
-      config: the name or the file of a config, and its arguments after a colon.
-      overrides: the values of --config.NAME=VALUE by name.
+      config: name or file of the config, with its arguments after a colon.
+      overrides: values of --config.NAME=VALUE, by name.
     """
 
     config: str
@@ -56,10 +56,10 @@ class Start:
 
     @classmethod
     def read(cls, workdir: epath.Path) -> "Start | None":
-        """That of a workdir; None if it has no start.json.
+        """Reads start.json from a workdir; None if there is none.
 
         Raises:
-          UserError: a damaged start.json.
+          UserError: start.json is damaged.
         """
         path = workdir / START_FILE
         if not path.exists():
@@ -74,18 +74,18 @@ class Start:
             ) from e
 
     def is_of(self, config: str) -> bool:
-        """Whether `config` has the same name and arguments; "s:x" is the same as "here/s.py:x"."""
+        """Whether `config` has this name and arguments; "s:x" equals "here/s.py:x"."""
         return _name_and_arguments(self.config) == _name_and_arguments(config)
 
     def with_overrides(self, overrides: dict[str, Any]) -> "Start":
-        """This one, with more overrides."""
+        """Returns a copy with more overrides."""
         return Start(self.config, {**self.overrides, **overrides})
 
 
 def save_description(
     config: ConfigDict, class_names: list[str], start: Start | None, workdir: epath.Path
 ) -> None:
-    """Writes config.json, class_names.json and, for a command line, start.json to the workdir."""
+    """Writes config.json, class_names.json and, after a command line, start.json to the workdir."""
     write_json(workdir / CONFIG_FILE, config.to_dict())
     write_json(workdir / CLASSES_FILE, class_names)
     if start:
@@ -95,9 +95,9 @@ def save_description(
 
 
 def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, tuple[Any, Any]]:
-    """What this config changes of the one saved in the workdir: {name: (old, new)}.
+    """The settings that differ from the config saved in the workdir: {name: (old, new)}.
 
-    Of a converted checkpoint the settings are compared that both name.
+    For a converted checkpoint, only settings that both configs contain are compared.
     """
     saved = load_config(workdir)
     if saved is None:
@@ -114,18 +114,17 @@ def changed_settings(config: ConfigDict, workdir: epath.Path) -> dict[str, tuple
 
 
 def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDict | None:
-    """The config saved in a workdir, if there is one.
+    """Reads the config saved in a workdir, if there is one.
 
-    A setting that did not exist when it was saved has its value of `BEFORE`. That of a converted
-    checkpoint says what its weights are, and no more: the rest is as in `like`.
+    A setting that did not exist when the config was saved gets its value in `BEFORE`. The config of
+    a converted checkpoint describes its weights only; all other settings are taken from `like`.
 
     Args:
-      workdir: of a run.
-      like: a config with all the settings there are; without it any are taken.
+      workdir: folder of a run.
+      like: a config with all settings that exist; without it any settings are accepted.
 
     Raises:
-      UserError: config.json is damaged, or has not the settings of `like`, or values of another
-        kind.
+      UserError: config.json is damaged, lacks settings of `like`, or has values of another type.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
@@ -158,12 +157,12 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
 
 
 def is_converted(saved: ConfigDict) -> bool:
-    """Whether this is the config.json of a converted checkpoint, not of a run."""
+    """Whether this is the config.json of a converted checkpoint rather than of a run."""
     return CONVERTED in saved
 
 
 def add_missing(settings: dict[str, Any], *, of_run: bool) -> None:
-    """Adds the settings of `BEFORE`; only those of the model where there is no more of a run."""
+    """Adds missing settings from `BEFORE`; for converted weights only those of the model."""
     for name, value in BEFORE.items():
         *sections, last = name.split(".")
         if not of_run and sections != ["model"]:

@@ -1,1 +1,1 @@
-"""One training step and everything it needs."""
+"""The training step and everything it needs."""

@@ -1,4 +1,4 @@
-"""The batches that a config trains on."""
+"""Makes the batches that a config trains on."""
 
 from typing import Any
 
@@ -21,18 +21,18 @@ def train_loader(
     *,
     start_step: int,
 ) -> Loader | SyntheticLoader:
-    """Endless augmented training batches, starting with that of `start_step`.
+    """Yields augmented training batches endlessly, starting with that of `start_step`.
 
     Args:
       source: the training split.
-      config: of the experiment; its seed and its sections data and augment are used.
-      image_size: side of the images, in pixels.
-      batch_size: of the global batch.
-      sharding: of the batch axis over the devices.
-      start_step: the step whose batch comes first; costs no reading of what came before.
+      config: config of the experiment; its seed and its sections data and augment are used.
+      image_size: side of the images in pixels.
+      batch_size: size of the global batch.
+      sharding: how the batch axis is split over the devices.
+      start_step: the step whose batch comes first; earlier batches are not read.
 
     Raises:
-      UserError: a batch that the devices do not divide, or a bad data setting.
+      UserError: the batch cannot be split over the devices, or a data setting is invalid.
     """
     check_batch_size(
         "batch_size", batch_size, sharding.num_devices, crops=config.data.crops_per_image
@@ -50,7 +50,7 @@ def train_loader(
 
 
 def train_samples(source: Source, config: Any, image_size: int) -> order.Positions:
-    """What stands at each position of the training stream; args are those of `train_loader`."""
+    """The samples at each position of the training stream; arguments as in `train_loader`."""
     stream = order.shuffled(source, config.seed)
     if config.data.soft_labels:
         labels = open_soft_labels(absolute(config.data.soft_labels))

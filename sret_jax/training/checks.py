@@ -1,4 +1,4 @@
-"""What a config or a workdir can get wrong whatever the data are: numbers, storage."""
+"""Checks of a config and a workdir that do not depend on the data: numbers and storage."""
 
 import math
 import secrets
@@ -14,11 +14,11 @@ from sret_jax.files import is_remote
 from sret_jax.parallel.distributed import agreed, gather, is_leader
 from sret_jax.training.state import TrainState
 
-LARGEST_SEED = 2**32 - 1  # JAX drops the bits above
+LARGEST_SEED = 2**32 - 1  # JAX drops higher bits
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Raises UserError for a number out of range."""
+    """Raises UserError if a number is out of range."""
     positive = (
         "epochs",
         "batch_size",
@@ -75,14 +75,14 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def check_writable(workdir: epath.Path) -> None:
-    """Makes the workdir.
+    """Creates the workdir and checks it.
 
     Raises:
-      UserError: a process cannot write it, or the processes do not share it.
+      UserError: a process cannot write to it, or the processes do not share it.
     """
     with agreed():
-        pass  # learns of a process that failed before this
-    name = int(gather(secrets.randbelow(2**31))[0])  # of process 0: other runs may check as well
+        pass  # raises if another process has failed before
+    name = int(gather(secrets.randbelow(2**31))[0])  # chosen by process 0; other runs may check too
     probe = workdir / f".probe-{name:08x}"
     with agreed():
         try:
@@ -104,7 +104,7 @@ def check_writable(workdir: epath.Path) -> None:
 
 
 def check_room(workdir: epath.Path, abstract_state: TrainState) -> None:
-    """Raises UserError where a local disk has no room for one checkpoint."""
+    """Raises UserError if the workdir is on a local disk without room for one checkpoint."""
     if is_remote(workdir):
         return
     checkpoint = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state))

@@ -1,6 +1,6 @@
-"""From a config to checked parts: data, model, mesh, schedule.
+"""Builds the checked parts of a run from its config: data, model, mesh, schedule.
 
-What a config can get wrong is found here, before anything compiles.
+Errors in a config are found here, before anything compiles.
 """
 
 import dataclasses
@@ -41,21 +41,21 @@ CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """What a training run computes, on given devices; it knows neither data nor workdir.
+    """What a training run computes on given devices, independently of data and workdir.
 
     Attributes:
-      config: as given.
-      model: with as many classes as the config or the data say.
+      config: the config of the run.
+      model: the model; its number of classes is the config's, or else the data's.
       mixing: the augmentation on the device.
-      label_loss: what is minimised.
-      teacher: of a student; None without config.teacher.
-      soft_labels: a teacher's, stored; None without config.data.soft_labels.
-      mesh: of all devices.
+      label_loss: the loss that is minimised.
+      teacher: the teacher in distillation; None without config.teacher.
+      soft_labels: a teacher's stored labels; None without config.data.soft_labels.
+      mesh: mesh of all devices.
       steps_per_epoch: N / B, not rounded.
       total_steps: round(epochs * N / B).
       hyperparameters: the numbers that the step takes as arguments.
-      optimizer: AdamW, the rate left out.
-      abstract_state, shardings: shapes of the state, and how it lies on the mesh.
+      optimizer: AdamW without the learning rate.
+      abstract_state, shardings: shapes of the state, and its shardings over the mesh.
     """
 
     config: ConfigDict
@@ -74,17 +74,17 @@ class Computation:
 
     @property
     def last_step(self) -> int:
-        """Where this run ends: at total_steps, or earlier at config.stop_at_step."""
+        """The step at which this run ends: total_steps, or config.stop_at_step if it is earlier."""
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
 
     @property
     def model_title(self) -> str:
-        """The model in words: a published name only where it is that model."""
+        """A name for the model in words; a published name only for the published model."""
         return title(self.model, self.config.model.name)
 
     @property
     def kernel_uses(self) -> list[Use]:
-        """What computes each part of the model, and of its teacher, on these devices."""
+        """What computes each part of the model and of its teacher on these devices."""
         device = self.mesh.devices.flat[0]
         uses = kernel_uses(self.model, device)
         return uses + (
@@ -92,7 +92,7 @@ class Computation:
         )
 
     def make_train_step(self) -> jax.stages.Wrapped:
-        """The jitted step: (state, batch, hyperparameters) and perhaps the teacher -> ..."""
+        """The jitted step: (state, batch, hyperparameters) and, if any, the teacher -> ..."""
         return make_train_step(
             self.model,
             self.optimizer,
@@ -107,7 +107,7 @@ class Computation:
         )
 
     def trace_train_step(self) -> jax.stages.Traced:
-        """The step for the shapes of this run, to be counted, or lowered and compiled."""
+        """Traces the step for the shapes of this run, to be counted, or lowered and compiled."""
         labels = self.soft_labels.manifest.row_labels if self.soft_labels else {}
         batch = abstract_batch(self.config.batch_size, self.model.image_size, labels)
         teacher = (self.teacher.abstract_variables,) if self.teacher else ()
@@ -115,14 +115,14 @@ class Computation:
         return self.make_train_step().trace(*arguments)
 
     def compile_train_step(self) -> CompiledStep:
-        """The compiled step (state, batch) -> (state, metrics), its constants on the devices."""
+        """The compiled step (state, batch) -> (state, metrics); it holds all other arguments."""
         compiled = self.trace_train_step().lower().compile()
         hyperparameters = jax.device_put(self.hyperparameters, replicated(self.mesh))
         teacher = (self.teacher.place(),) if self.teacher else ()
         return lambda state, batch: compiled(state, batch, hyperparameters, *teacher)
 
     def init_state(self) -> TrainState:
-        """The fresh state, made in place on its devices."""
+        """A fresh state, created directly on its devices."""
         init = jax.jit(
             lambda seed: init_state(self.model, self.optimizer, seed), out_shardings=self.shardings
         )
@@ -131,11 +131,11 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Computation):
-    """A training run, checked but not yet started.
+    """A training run that is checked but not yet started.
 
     Attributes:
-      workdir: where everything is written.
-      train_source, eval_source: the data.
+      workdir: folder that everything is written to.
+      train_source, eval_source: the training and evaluation data.
     """
 
     workdir: epath.Path
@@ -144,17 +144,17 @@ class Experiment(Computation):
 
     @property
     def eval_every(self) -> int:
-        """Steps between evaluations."""
+        """The number of steps between evaluations."""
         return self._steps(self.config.eval_every_epochs)
 
     @property
     def save_every(self) -> int:
-        """Steps between checkpoints."""
+        """The number of steps between checkpoints."""
         return self._steps(self.config.checkpoint.every_epochs)
 
     @property
     def keep_every(self) -> int:
-        """Steps between the checkpoints kept for good, a multiple of save_every; 0 for none."""
+        """Steps between checkpoints that are kept for good, a multiple of save_every; 0: none."""
         checkpoint = self.config.checkpoint
         if not checkpoint.keep_every_epochs:
             return 0
@@ -167,15 +167,15 @@ class Experiment(Computation):
 
 
 def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
-    """Checks a config and opens what it names.
+    """Checks a config and opens the data that it names.
 
     Raises:
-      UserError: one sentence on the first thing that is wrong.
+      UserError: a sentence about the first error found.
     """
     check_numbers(config)
     check_writable(workdir)
     mesh = make_mesh(config.fsdp)
-    check_settings(config, mesh)  # mistakes show before data is opened
+    check_settings(config, mesh)  # so errors appear before data are opened
     train_source = _open_training_split(config, workdir)
     classes = train_source.class_names
     eval_source = open_split(config, workdir, config.data.eval_split, classes)
@@ -198,7 +198,7 @@ def open_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
 
 
 def _open_training_split(config: ConfigDict, workdir: epath.Path) -> Source:
-    """The training split, its labels those of the run in the workdir, if one has begun there."""
+    """Opens the training split; labels are numbered as in the run that the workdir may contain."""
     source = open_split(config, workdir, config.data.train_split)
     kept = class_names(workdir) if has_checkpoints(workdir) else None
     if kept is None or kept == source.class_names:
@@ -214,7 +214,7 @@ def _open_training_split(config: ConfigDict, workdir: epath.Path) -> Source:
 
 
 def small_data(experiment: Experiment) -> list[str]:
-    """The sentence on a batch that is larger than the data; none where it is not."""
+    """A sentence if the batch is larger than the data; otherwise nothing."""
     images, batch_size = len(experiment.train_source), experiment.config.batch_size
     if batch_size <= images:
         return []
@@ -227,7 +227,7 @@ def small_data(experiment: Experiment) -> list[str]:
 
 
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for what is wrong whatever the data: batches, model, augmentation."""
+    """Raises UserError for errors that do not depend on the data: batches, model, augmentation."""
     mixing, processes = make_mixing(config), process_count(mesh)
     check_batch_size(
         "batch_size",
@@ -259,11 +259,11 @@ def build_computation(
     """Builds what a run of a checked config computes.
 
     Args:
-      config: as configs/common.py makes it.
-      mesh: from `make_mesh`; its devices need not be there.
-      images: in the training split.
-      train_classes: that have images in the training split, at least two.
-      classes: of the training split, which the model has where the config does not say.
+      config: from configs/common.py.
+      mesh: from `make_mesh`; its devices need not exist here.
+      images: number of images in the training split.
+      train_classes: number of classes with images in the training split, at least two.
+      classes: number of classes of the training split; used if the config does not give a number.
 
     Raises:
       UserError: the config does not fit the data, or its teacher or stored labels cannot be read
@@ -299,7 +299,7 @@ def build_computation(
 
 
 def total_steps(epochs: float, steps_per_epoch: float) -> int:
-    """Steps of a run, at least one."""
+    """The number of steps of a run, at least one."""
     return max(1, round(epochs * steps_per_epoch))
 
 

@@ -1,6 +1,6 @@
 """The numbers of a run that its compiled step takes as arguments.
 
-Runs that differ in these numbers alone share one compiled program.
+Runs that differ only in these numbers share one compiled program.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from flax import struct
 from ml_collections import ConfigDict
 
-Scalar = Any  # a NumPy scalar, and once it is on the devices a jax.Array
+Scalar = Any  # a NumPy scalar; on the devices, a jax.Array
 
 
 class Schedule(struct.PyTreeNode):
@@ -22,13 +22,13 @@ class Schedule(struct.PyTreeNode):
         lr(t) = peak - rise (1 - t / W)                                     for t < W,
         lr(t) = peak ((1 - f) (1 + cos(pi (t - W) / D)) / 2 + f)            up to W + D,
 
-    and f peak from there on.
+    and lr(t) = f peak afterwards.
 
     Attributes:
-      peak: the learning rate at the end of the warm-up.
-      rise: the peak less the learning rate of step 0.
+      peak: learning rate at the end of the warm-up.
+      rise: peak minus the learning rate of step 0.
       final_share: f, the last learning rate divided by the peak.
-      warmup_steps: W, 0 for no warm-up.
+      warmup_steps: W; 0 for no warm-up.
       decay_steps: D, at least 1.
     """
 
@@ -39,9 +39,9 @@ class Schedule(struct.PyTreeNode):
     decay_steps: Scalar
 
     def __call__(self, step: Scalar) -> jax.Array:
-        """The learning rate of a step, float32."""
-        # The products with 1 / W and 1 / D round as in optax.warmup_cosine_decay_schedule, whose
-        # divisions by constants XLA compiles to them.
+        """The learning rate at a step, float32."""
+        # Multiplying by 1 / W and 1 / D rounds as in optax.warmup_cosine_decay_schedule, whose
+        # divisions by constants XLA compiles to such products.
         left = 1 - jnp.minimum(step, self.warmup_steps) * (1 / jnp.maximum(self.warmup_steps, 1))
         warmup = self.peak - self.rise * left
         decayed = jnp.minimum(jnp.asarray(step - self.warmup_steps, jnp.float32), self.decay_steps)
@@ -54,12 +54,12 @@ class Hyperparameters(struct.PyTreeNode):
     """Scalars that the step takes as arguments.
 
     Attributes:
-      seed: of augmentation, drop path and permutations.
-      schedule: of the learning rate.
-      weight_decay: of the kernels.
-      ema_rate: 1 - d, with d the decay of the moving average. Near d = 1, float32 holds 1 - d far
-        more precisely than d.
-      ema_warmup: whether d rises to its value in the first steps.
+      seed: seed of augmentation, drop path and permutations.
+      schedule: schedule of the learning rate.
+      weight_decay: weight decay of the kernels.
+      ema_rate: 1 - d, where d is the decay of the moving average. Near d = 1, float32 represents
+        1 - d far more precisely than d.
+      ema_warmup: whether d rises to its value during the first steps.
     """
 
     seed: Scalar
@@ -69,10 +69,10 @@ class Hyperparameters(struct.PyTreeNode):
     ema_warmup: Scalar
 
     def ema_rate_at(self, step: Scalar) -> jax.Array:
-        """1 - d(t) of the average after step t: ema <- d(t) ema + (1 - d(t)) variables.
+        """1 - d(t) of the moving average after step t: ema <- d(t) ema + (1 - d(t)) variables.
 
-        d(t) = min(d, (1 + t) / (10 + t)) with warm-up, so that the average soon forgets the initial
-        weights; else d.
+        With warm-up d(t) = min(d, (1 + t) / (10 + t)), so that the average soon forgets the initial
+        weights; otherwise d(t) = d.
         """
         return jnp.where(
             self.ema_warmup, jnp.maximum(self.ema_rate, 9 / (10 + step)), self.ema_rate
@@ -82,13 +82,13 @@ class Hyperparameters(struct.PyTreeNode):
 def make_schedule(
     optim: Any, batch_size: int, steps_per_epoch: float, total_steps: int
 ) -> Schedule:
-    """The schedule of a run: its peak is lr_per_512 * B / 512, its last rate min_lr.
+    """The schedule of a run: its peak is lr_per_512 * B / 512, its last learning rate min_lr.
 
     Args:
       optim: the section config.optim.
       batch_size: B, images per step.
       steps_per_epoch: N / B, not rounded.
-      total_steps: of the whole run.
+      total_steps: number of steps of the whole run.
     """
     peak = optim.lr_per_512 * batch_size / 512
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), total_steps)
@@ -104,7 +104,7 @@ def make_schedule(
 def make_hyperparameters(
     config: ConfigDict, steps_per_epoch: float, total_steps: int
 ) -> Hyperparameters:
-    """Those of a config, as NumPy scalars."""
+    """The hyperparameters of a config, as NumPy scalars."""
     return Hyperparameters(
         seed=np.uint32(config.seed),
         schedule=make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps),

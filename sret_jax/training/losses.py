@@ -13,14 +13,14 @@ from sret_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class LabelLoss:
-    """The loss of a batch: of its hard labels y, or of its soft labels p where there are any.
+    """The loss of a batch with hard labels y and, optionally, soft labels p.
 
-    L = (1 - w) soft(s, p, T) + w hard(s, y), and L = hard(s, y) without soft labels; s are the
-    student's logits. SReT distils with w = 0 and T = 1: soft labels only (section 4.1).
+    With soft labels L = (1 - w) soft(s, p, T) + w hard(s, y), without L = hard(s, y), where s are
+    the student's logits. SReT distils with w = 0 and T = 1: soft labels only (section 4.1).
 
     Attributes:
-      temperature: T of student and teacher, above 0.
-      hard_weight: w in [0, 1].
+      temperature: T, the temperature of student and teacher; above 0.
+      hard_weight: w, the weight of the hard loss, in [0, 1].
     """
 
     temperature: float = 1.0
@@ -33,7 +33,7 @@ class LabelLoss:
             raise UserError(f"config.distill.hard_weight={self.hard_weight} must be in [0, 1]")
 
     def __call__(self, logits: jax.Array, targets: Targets) -> jax.Array:
-        """Shapes: logits (B, K), {"hard": (B, K) and perhaps "soft": (B, K)} -> (), in nats."""
+        """Shapes: logits (B, K), {"hard": (B, K), optionally "soft": (B, K)} -> (), in nats."""
         hard = hard_label_loss(logits, targets["hard"])
         if "soft" not in targets:
             return hard
@@ -44,9 +44,9 @@ class LabelLoss:
 def soft_label_loss(
     logits: jax.Array, probabilities: jax.Array, temperature: float = 1.0
 ) -> jax.Array:
-    """-mean_i sum_k p_ik log softmax(s_i / T)_k, with p_i = softmax(t_i / T) of a teacher.
+    """-mean_i sum_k p_ik log softmax(s_i / T)_k, where p_i = softmax(t_i / T) for teacher logits t.
 
-    There is neither a one-hot term nor a factor T^2.
+    The loss has neither a one-hot term nor a factor T^2.
 
     Shapes: logits s (B, K), probabilities p (B, K) -> (), in nats.
     """
@@ -54,7 +54,7 @@ def soft_label_loss(
 
 
 def hard_label_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-mean_i sum_k y_ik log softmax(s_i)_k; y are one-hot labels, perhaps smoothed and mixed.
+    """-mean_i sum_k y_ik log softmax(s_i)_k for one-hot labels y, which may be smoothed and mixed.
 
     Shapes: logits s (B, K), targets y (B, K) -> (), in nats.
     """
@@ -62,7 +62,7 @@ def hard_label_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def in_top_k(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Whether the label is among the k largest logits (all, if there are fewer than k).
+    """Whether the label is among the k largest logits, or among all if there are fewer than k.
 
     Shapes: logits (B, K), labels (B,) -> (B,) bool.
     """

@@ -1,14 +1,14 @@
-"""Mixed-depth training: a shallow and the deep path of one model, trained together.
+"""Mixed-depth training: a shallow and a deep path of one model, trained together.
 
-The SReT paper speaks of mixed-depth training, and there is no code for it. We read it so: the deep
-path is the model, the shallow path the same model with fewer loops, whose weights are the deep
-one's by `with_loops` (the shared blocks, and of every block the first NLLs), and
+The SReT paper mentions mixed-depth training but publishes no code for it. This is our reading. The
+deep path is the model. The shallow path is the same model with fewer loops; `with_loops` takes its
+weights from the deep path (the shared blocks, and the first NLLs of every block). The loss is
 
     loss = L(deep path) + weight * L(shallow path),
 
-with L the loss of the run on the same images and labels. BatchNorm is in the stem alone, before
-any loop, so both paths have the same batch statistics; the deep path's are kept. Each path drops
-paths and permutes tokens by keys of its own.
+where L is the loss of the run, on the same images and labels. Both paths have the same batch
+statistics, because only the stem has BatchNorm; those of the deep path are kept. Drop path and
+permutations are drawn independently for each path.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ class MixedDepth:
     """The section config.mixed_depth.
 
     Attributes:
-      loops: of the shallow path; 0: there is none.
-      weight: of its loss.
+      loops: loops of the shallow path; 0: there is no shallow path.
+      weight: weight of the shallow path's loss.
     """
 
     loops: int = 0
     weight: float = 1.0
 
     def check(self, model: SReT) -> None:
-        """Raises UserError for loops or a weight that make no second path of this model."""
+        """Raises UserError if loops and weight define no shallow path of this model."""
         if not isinstance(self.loops, int) or not 0 <= self.loops < model.loops:
             raise UserError(
                 f"config.mixed_depth.loops={self.loops} must be a whole number below the "

@@ -1,4 +1,4 @@
-"""AdamW, which parameters decay, and which learn how fast."""
+"""AdamW, with weight decay on kernels only and a learning rate that may differ by layer."""
 
 import functools
 import re
@@ -11,14 +11,16 @@ import optax
 
 
 def make_optimizer(optim: Any) -> optax.GradientTransformationExtraArgs:
-    """AdamW's direction d, of which the train step takes params <- params - lr(step) * d.
+    """Computes AdamW's direction d; the train step then sets params <- params - lr(step) * d.
 
-    Its update takes weight_decay as an argument: update(gradient, state, params, weight_decay=w).
+    The update takes the weight decay w as an argument: update(gradient, state, params,
+    weight_decay=w).
 
-    d = f * (m / (sqrt(v) + eps) + w * params), the decay on kernels only (Loshchilov
-    and Hutter, equation 12); m and v are the bias-corrected moments of the gradient, clipped before
-    by its global norm if clip_norm is not 0; f is `layer_factor`, 1 but for fine-tuning. With
-    freeze_backbone, d is 0 for all but the head, and Adam keeps the head's moments alone.
+    d = f * (m / (sqrt(v) + eps) + w * params), with the decay on kernels only (Loshchilov and
+    Hutter, equation 12). m and v are the bias-corrected moments of the gradient. If clip_norm is
+    not 0, the gradient is first clipped by its global norm. f is `layer_factor`, which is 1 except
+    in fine-tuning. With freeze_backbone, d is 0 for everything but the head, and Adam stores
+    moments for the head only.
 
     Args:
       optim: the section config.optim.
@@ -37,15 +39,16 @@ def make_optimizer(optim: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the kernels: no norm, bias, position or residual coefficient decays.
+    """True for kernels; norms, biases, positions and residual coefficients do not decay.
 
-    It goes by name, for the NLLs' biases and scales are 2-D, stacked over loops.
+    Kernels are recognised by name, because the NLLs' biases and scales are 2-D: they are stacked
+    over loops.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _add_decayed_weights() -> optax.GradientTransformationExtraArgs:
-    """`optax.add_decayed_weights` with the rate as an argument of the update."""
+    """`optax.add_decayed_weights`, but the update takes the rate as an argument."""
 
     def update(direction: Any, state: Any, params: Any, *, weight_decay: Any, **_: Any) -> Any:
         return optax.add_decayed_weights(weight_decay).update(direction, state, params)
@@ -58,14 +61,14 @@ def layer_factor(
 ) -> float:
     """The factor f on the learning rate of one part of the model.
 
-    f = layer_decay^k, with k the layers between the part and the head, as in BEiT (Bao et al.,
-    2022), times backbone_lr for all but the head. A unique block with its NLLs is a layer, a
-    pooling is in the layer of the block after it, the stem and the position array are the lowest
-    layer, and the last norm is in the layer of the head.
+    f = layer_decay^k, where k is the number of layers between the part and the head, as in BEiT
+    (Bao et al., 2022), times backbone_lr for everything but the head. A unique block and its NLLs
+    form a layer. A pooling belongs to the layer of the block after it. Stem and position array form
+    the lowest layer. The last norm belongs to the layer of the head.
 
     Args:
-      part: its name, e.g. "stage0_block1".
-      parts: the names of all parts of the model.
+      part: name of the part, e.g. "stage0_block1".
+      parts: names of all parts of the model.
       layer_decay: in (0, 1].
       backbone_lr: in (0, 1].
     """
@@ -75,7 +78,7 @@ def layer_factor(
 
 
 def _layer(part: str) -> tuple[int, int]:
-    """A part's place in the order of layers: stage1_block2 -> (1, 2), pool1 -> (1, 0)."""
+    """The position of a part in the order of layers: stage1_block2 -> (1, 2), pool1 -> (1, 0)."""
     if part in ("norm", "head"):
         return (sys.maxsize, 0)
     match = re.match(r"(?:stage|pool)(\d+)(?:_block(\d+))?", part)

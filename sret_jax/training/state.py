@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from sret_jax.models.families.sret import SReT
 
 
 class TrainState(struct.PyTreeNode):
-    """The whole state of a run: with the config, `step` alone tells which batch comes next.
+    """The whole state of a run. Given the config, `step` determines which batch comes next.
 
     Attributes:
-      step: steps taken, int32; those that updated nothing count too.
-      bad_streak: how many of the last steps, in a row, were not finite and updated nothing, int32.
+      step: number of steps taken, int32, including steps that updated nothing.
+      bad_streak: number of non-finite steps, which updated nothing, since the last good one; int32.
       variables: {"params", "batch_stats"}, the raw weights.
       ema: exponential moving average of `variables`.
-      opt_state: of the optimizer.
+      opt_state: state of the optimizer.
     """
 
     step: jax.Array
@@ -30,21 +30,21 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
-    """A fresh state, its average equal to its weights; a pure function of the seed."""
+    """A fresh state whose moving average equals its weights; a pure function of the seed."""
     image = jnp.zeros((1, model.image_size, model.image_size, 3))
     variables: Variables = dict(model.init(jax.random.key(seed), image))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         bad_streak=jnp.zeros((), jnp.int32),
         variables=variables,
-        # A copy, for donation may not meet one buffer twice.
+        # A copy, because one buffer cannot be donated twice.
         ema=jax.tree.map(jnp.copy, variables),
         opt_state=optimizer.init(variables["params"]),
     )
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds of a state: {"model": weights, "ema": average, "train": the rest}."""
+    """Splits a state into checkpoint items: {"model": weights, "ema": average, "train": rest}."""
     train = {"step": state.step, "bad_streak": state.bad_streak, "opt_state": state.opt_state}
     return {"model": state.variables, "ema": state.ema, "train": train}
 

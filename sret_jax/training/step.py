@@ -1,4 +1,4 @@
-"""One training step: the batch's loss and gradient, the update, the moving average."""
+"""One training step: loss and gradient of a batch, update, moving average."""
 
 import functools
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from sret_jax.training.losses import LabelLoss, in_top_k
 from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.state import TrainState
 
-MODEL_STREAM = 0  # mixing.AUGMENT_STREAM is the other
-SHALLOW_PATH = 1  # folded into the key of mixed depth's second path
+MODEL_STREAM = 0  # the other stream is mixing.AUGMENT_STREAM
+SHALLOW_PATH = 1  # folded into the key of mixed depth's shallow path
 Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 
@@ -44,48 +44,50 @@ def make_train_step(
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch, hyperparameters) -> (state, metrics).
 
-    The batch is sharded over both mesh axes, the state as `shardings` says; its buffers are
-    donated. Loss and BatchNorm statistics are those of the global batch. All randomness is a
-    function of seed and step, that of the augmentation of seed and position in the stream.
+    The batch is sharded over both mesh axes, the state by `shardings`; the state's buffers are
+    donated. Loss and BatchNorm statistics are computed over the global batch. Model randomness
+    depends on seed and step alone, augmentation on seed and position in the stream.
 
-    With a teacher, its variables are the step's fourth argument, and it labels the very images that
-    the student sees. A batch may hold soft labels of its own, "soft" (B, K), or (B, k) of the
-    "soft_classes" (B, k), which are mixed as the images are. With neither, labels are hard.
+    With a teacher, the step takes the teacher's variables as fourth argument, and the teacher
+    labels the same augmented images that the student sees. A batch may instead contain soft labels:
+    "soft" (B, K), or (B, k) for the classes in "soft_classes" (B, k); they are mixed like the
+    images. With neither, labels are hard.
 
-    With `grad_accum` A > 1, gradients are averaged over A micro-batches, the a-th made of the
-    a-th share of every device's rows, so no row moves; BatchNorm then normalises by, and
-    averages over, micro-batches.
+    With `grad_accum` A > 1, gradients are averaged over A micro-batches. Micro-batch a consists of
+    the a-th part of every device's rows, so no row moves between devices. BatchNorm normalises
+    each micro-batch by itself, and its running statistics average over micro-batches.
 
     A step whose loss or gradient is not finite updates nothing but the counters.
 
     Args:
       model: from `create_model`.
-      optimizer: makes the gradient a direction d; params <- params - lr * d, with lr a function of
-        the step, so that steps that update nothing do not delay the schedule.
+      optimizer: turns the gradient into a direction d; then params <- params - lr * d. lr is a
+        function of the step, so steps that update nothing do not delay the schedule.
       mesh: from `make_mesh`.
-      shardings: of the state, from `state_shardings`.
+      shardings: shardings of the state, from `state_shardings`.
       mixing: erasing, mixup, cutmix and label smoothing, applied to the normalised images.
-      grad_accum: micro-batches per step; it must divide each device's rows.
-      label_loss: of the student's logits and their targets.
+      grad_accum: micro-batches per step; must divide the number of rows per device.
+      label_loss: loss of the student's logits and their targets.
       teacher: from `open_teacher`.
       mixed_depth: adds the loss of a path with fewer loops, whose drop paths and permutations are
         drawn independently.
-      head_only: all but the head is a constant and, as in evaluation, drops no paths, permutes
-        alike and normalises by BatchNorm's running statistics, which stay.
+      head_only: trains the classification head alone. The backbone is frozen and runs in evaluation
+        mode: no drop path, fixed permutations, BatchNorm's running statistics, which are not
+        updated.
 
     Returns:
-      The step; its metrics are scalars: loss (nats), top1 (share of the batch whose best class is
-      that of the larger part of the image), with soft labels teacher_top1 (likewise of their best
-      class), grad_norm, lr, bad_images (how many of the batch could not be read), and bad_streak
-      (as in the state: 0 where the step updated it).
+      The step. Its metrics are scalars: loss (nats); top1 (fraction of the batch whose predicted
+      class is that of the larger part of the image); with soft labels teacher_top1 (fraction whose
+      most probable soft label is that class); grad_norm; lr; bad_images (images of the batch that
+      could not be read); and bad_streak (as in the state; 0 if this step updated it).
     """
     model = model.clone(mesh=mesh)
     optimizer = optax.with_extra_args_support(optimizer)
-    # XLA:CPU would draw the noise of all images, and again wherever an image is used.
+    # XLA:CPU would draw noise for all images, and again at every use of an image.
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
     def examples(batch: Batch, teacher_variables: Any) -> tuple[jax.Array, Targets]:
-        """What the student sees, and what it should say: {"hard": y, perhaps "soft": p}."""
+        """The images the student sees, and its targets {"hard": y, optionally "soft": p}."""
         targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
         if "soft" in batch:
             stored = batch["soft"], batch.get("soft_classes")
@@ -194,7 +196,7 @@ def make_train_step(
 def abstract_batch(
     batch_size: int, image_size: int, labels: Mapping[str, np.dtype] = MappingProxyType({})
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch, for compiling ahead of the data; of a row's stored labels the types."""
+    """The shapes of a batch, to compile before data exist; `labels` are dtypes of stored labels."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((batch_size, image_size, image_size, 3), jnp.uint8),
         "label": ((batch_size,), jnp.int32),
@@ -206,7 +208,7 @@ def abstract_batch(
 
 
 def micro_batches(batch: Batch, parts: int, mesh: Mesh) -> Batch:
-    """Splits a batch in `parts`, each holding an equal share of every device's rows.
+    """Splits a batch into `parts`; each contains an equal number of every device's rows.
 
     Shapes: (B, ...) -> (parts, B / parts, ...), the second axis sharded over the mesh.
     """
