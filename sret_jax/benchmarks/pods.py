@@ -1,4 +1,4 @@
-"""Makes the table of docs/pods.md: the published models on the slices people rent.
+"""Makes the table of docs/planning.md: the published models on the slices people rent.
 
 python -m sret_jax.benchmarks.pods --folder=DIR
 
