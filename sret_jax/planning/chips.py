@@ -1,6 +1,7 @@
 """TPU chips as Google publishes them: memory, peak speed, and the slices on offer."""
 
 import dataclasses
+import difflib
 import re
 
 from sret_jax.errors import UserError, did_you_mean
@@ -91,8 +92,8 @@ def find_slice(name: str) -> Slice:
     chip = CHIPS.get(match[1]) if match else None
     if not match or not chip:
         raise UserError(
-            f"{did_you_mean('topology', name, _all_names())} It is local, or CHIP:SHAPE such as "
-            f"v5e:16x16 with a chip of {', '.join(CHIPS)}"
+            f"{_unknown(name)} Plans are for TPUs and this machine: give local, or CHIP:SHAPE such "
+            f"as v5e:16x16 with a chip of {', '.join(CHIPS)}"
         )
     names = {shape: shape for shape in chip.shapes}
     if match[2] == "-":
@@ -125,6 +126,14 @@ def _wanted(chip: Chip, text: str) -> int:
     if re.fullmatch(r"\d{1,6}", text):
         return int(text) // (2 if chip.cores_named else 1)
     return 1
+
+
+def _unknown(name: str) -> str:
+    """The start of the sentence on an unknown name, with the nearest one if it is near."""
+    known = _all_names()
+    if difflib.get_close_matches(name, known, 1):
+        return did_you_mean("topology", name, known)
+    return f"unknown topology {name!r}."
 
 
 def _all_names() -> list[str]:

@@ -2,24 +2,32 @@
 
 python -m sret_jax.tools.anytime RUN... --loops=1,2,3 --json=FILE.json --picture=FILE.png
 
-Runs whose names differ in a last number only (mixed-0, mixed-1) share a row for each number of
+Runs called NAME-0, NAME-1, ... that differ in their seed alone share a row for each number of
 loops: their mean and standard deviation.
 """
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.evaluation.checkpoint_evaluation import evaluate_weights
 from sret_jax.files import absolute, write_json
 from sret_jax.models.flops import model_macs
-from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
+from sret_jax.settings.saved_config import (
+    CONFIG_FILE,
+    changed_settings,
+    is_converted,
+    load_config,
+)
 
+NUMBER = re.compile(r"(?<=.)[-_.]\d+$")  # at the end of a run's name
 Row = dict[str, Any]
 
 
@@ -61,13 +69,12 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
     Raises:
       UserError: no trained run, or loops that its model cannot have.
     """
+    configs = {workdir: _config_of(workdir) for workdir in workdirs}
+    groups = group_names(configs)
     rows: dict[tuple[str, int], Row] = {}
     said: set[str] = set()
-    for workdir in workdirs:
-        group = re.sub(r"[-_.]?\d+$", "", workdir.name) or workdir.name
-        config = load_config(workdir)
-        if config is None or is_converted(config):
-            raise UserError(f"{workdir} holds no {CONFIG_FILE} of a run; give the workdir of one")
+    for workdir, config in configs.items():
+        group = groups[workdir]
         for number in loops:
             config.model.loops = number
             found = evaluate_weights(config, workdir)
@@ -80,6 +87,39 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
             results = found.results.get("eval_ema", found.results["eval"])
             rows.setdefault((group, number), row)["top1"].append(results["top1"])
     return list(rows.values())
+
+
+def group_names(configs: dict[epath.Path, ConfigDict]) -> dict[epath.Path, str]:
+    """The name of the rows of each run: its own, or that which runs with other seeds share.
+
+    Runs of one folder share NAME if they are called NAME-0, NAME-1, ... and their configs differ
+    in the seed alone; where these differ in more, a printed sentence says in what.
+    """
+    named: dict[epath.Path, list[epath.Path]] = {}
+    for workdir in configs:
+        named.setdefault(workdir.with_name(NUMBER.sub("", workdir.name)), []).append(workdir)
+    groups: dict[epath.Path, epath.Path] = {}
+    for name, (first, *others) in named.items():
+        changed = set().union(*(changed_settings(configs[other], first) for other in others))
+        if changed - {"seed"}:
+            print(
+                f"{', '.join(run.name for run in [first, *others])} differ in "
+                f"{', '.join(sorted(changed - {'seed'}))}, so that each has its own rows."
+            )
+        alone = not others or changed - {"seed"}
+        groups |= {run: run if alone else name for run in [first, *others]}
+    times_used = Counter(group.name for group in set(groups.values()))
+    return {
+        run: group.name if times_used[group.name] == 1 else str(group)
+        for run, group in groups.items()
+    }
+
+
+def _config_of(workdir: epath.Path) -> ConfigDict:
+    config = load_config(workdir)
+    if config is None or is_converted(config):
+        raise UserError(f"{workdir} holds no {CONFIG_FILE} of a run; give the workdir of one")
+    return config
 
 
 def table(rows: Sequence[Row]) -> str:

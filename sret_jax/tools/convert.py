@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
         if not split_step(args.source)[0].exists():
-            raise UserError(f"there is no {args.source}; correct the path")
+            raise UserError(f"there is no file or folder {args.source}; correct the path")
         to_file = args.target.suffix in SUFFIXES
         if not to_file and not args.source.is_file():
             raise UserError(

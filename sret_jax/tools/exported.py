@@ -1,8 +1,12 @@
-"""Runs an exported model: python run.py IMAGE... (requirements.txt lists what it needs).
+"""Runs an exported model: prints the five likeliest classes of each image.
+
+pip install -r requirements.txt
+python run.py IMAGE...
 
 logits = load()(images)  # (B, S, S, 3) uint8 RGB -> (B, classes) float32, any B
 """
 
+import argparse
 import json
 import pathlib
 import sys
@@ -85,14 +89,19 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def main() -> None:
-    """Prints the five likeliest classes of each image."""
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image file")
+    args = parser.parse_args()
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     labels = json.loads((HERE / "labels.json").read_text(encoding="utf-8"))
     try:
         model = load()
     except RuntimeError as e:
         sys.exit(f"Error: {e}")
-    for path in sys.argv[1:]:
+    for path in args.images:
         try:
             with Image.open(path, formats=FORMATS) as image:
                 pixels = preprocess(image)

@@ -31,7 +31,7 @@ from sret_jax.data.sources.reencode import (
     shard_paths,
     write_shard,
 )
-from sret_jax.data.sources.source import find_builder
+from sret_jax.data.sources.source import find_builder, is_folder
 from sret_jax.errors import UserError, few
 
 ARCHIVES = {  # name: published size in bytes
@@ -58,29 +58,48 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     with clear_errors():
         shrinking = _shrinking(args)
+        check_is_no_folder(args.name)
         builder = find_builder(args.name, args.data_dir)
-        if args.convert:
-            convert(builder)
-        elif shrinking:
+        ready = builder.is_prepared() and ARRAY_RECORD in builder.info.available_file_formats()
+        if shrinking:
             builder = reencode(builder, args.copy_to, shrinking)
-        else:
+        elif args.convert and not ready:
+            convert(builder)
+        elif not ready:
             prepare(builder, args.archives)
-        print(f"Ready: {builder.info.full_name} in {builder.data_dir}", flush=True)
+        state = "Already there" if ready and not shrinking else "Ready"
+        splits = builder.info.splits.values()
+        counts = ", ".join(f"{split.num_examples:,} in {split.name}" for split in splits)
+        print(f"{state}: {builder.info.full_name} in {builder.data_dir}; examples: {counts}")
+
+
+def check_is_no_folder(name: str) -> None:
+    """Checks that a data set is no folder of images, which training reads as it is.
+
+    Raises:
+      UserError: it is one.
+    """
+    known = name in tfds.list_builders(with_community_datasets=False)
+    if is_folder(name) or (not known and epath.Path(name).is_dir()):
+        path = name if is_folder(name) else f"./{name}"
+        raise UserError(
+            f"{name} is a folder, and folders need no preparing; train on it with "
+            f"--config.data.name={path}"
+        )
 
 
 def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> None:
-    """Downloads or reads archives, and writes ArrayRecord; nothing to do if that is done.
+    """Downloads or reads archives, and writes ArrayRecord.
 
     Raises:
-      UserError: archives that are missing or not what they should be, or a failed download.
+      UserError: archives that are missing or not what they should be, a failed download, or a
+        preparation in another format.
     """
     if builder.is_prepared():
-        if ARRAY_RECORD not in builder.info.available_file_formats():
-            raise UserError(
-                f"{builder.name} is prepared in {builder.data_dir} as "
-                f"{builder.info.file_format.value}, which has no random access; add --convert"
-            )
-        return
+        raise UserError(
+            f"{builder.name} is prepared in {builder.data_dir} as "
+            f"{builder.info.file_format.value}, which has no random access; add --convert"
+        )
     if builder.name == "imagenet2012":
         check_imagenet_archives(archives)
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS and archives is None:
@@ -155,8 +174,6 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
             f"{builder.name} is not prepared in {builder.data_dir}, so there is nothing to "
             "convert; leave out --convert"
         )
-    if ARRAY_RECORD in builder.info.available_file_formats():
-        return
     check_tensorflow(f"reading {builder.info.file_format.value}")
     shards = [
         (split, old, new)

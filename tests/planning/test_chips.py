@@ -32,6 +32,7 @@ def test_a_slice_is_found_by_its_shape_and_by_the_clouds_name(name, found, chips
         ("tpu7x-8", "tpu7x comes as 2x2x1"),
         ("v9:2x2", "with a chip of v2, v3, v4, v5e, v5p, v6e, tpu7x$"),
         ("locl", "did you mean 'local'"),
+        ("h100", "^unknown topology 'h100'. Plans are for TPUs and this machine: give local, or"),
         ("", "unknown topology ''"),
     ],
 )

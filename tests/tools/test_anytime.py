@@ -36,6 +36,31 @@ def test_each_number_of_loops_is_a_row_of_its_cost_and_accuracy(tiny_config, tmp
     assert f"{100 * top1:.2f}% +- 0.00" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("runs", "rows", "remark"),
+    [
+        ({"w-0": {}, "w-1": {"seed": 1}, "x": {}}, ["w", "w", "x"], ""),
+        ({"w80": {"epochs": 80}, "w32": {}}, ["w80", "w32"], ""),
+        ({"w-80": {"epochs": 80}, "w-32": {}}, ["w-80", "w-32"], "w-80, w-32 differ in epochs"),
+        ({"a/w": {}, "b/w": {}}, ["{}/a/w", "{}/b/w"], ""),
+        ({"w-5": {}, "-1": {}}, ["w-5", "-1"], ""),
+    ],
+)
+def test_only_runs_that_differ_in_their_seed_share_a_row(
+    runs, rows, remark, tiny_config, tmp_path, capsys
+):
+    configs = {}
+    for name, changes in runs.items():
+        config = configs[epath.Path(tmp_path / name)] = tiny_config.copy_and_resolve_references()
+        config.update(changes)
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps(config.to_dict()))
+    names = list(anytime.group_names(configs).values())
+    assert names == [row.format(tmp_path) for row in rows]
+    said = capsys.readouterr().out
+    assert remark in said and bool(remark) == bool(said)
+
+
 @pytest.mark.parametrize("loops", ["", "0", "1,,2", "two"])
 def test_loops_that_do_not_read_are_refused(loops, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -276,5 +276,6 @@ def test_what_does_not_fit_is_said(state_dict, tmp_path, capsys):
     assert "neither a torch file nor safetensors" in fails(
         capsys, tmp_path / "broken.safetensors", tmp_path / "a", "--model=sret_t"
     )
-    assert "there is no" in fails(capsys, tmp_path / "none.pth", tmp_path / "a")
+    missing = tmp_path / "none.pth"
+    assert f"there is no file or folder {missing};" in fails(capsys, missing, tmp_path / "a")
     assert "holds no checkpoints/" in fails(capsys, tmp_path / "there", tmp_path / "o.safetensors")

@@ -141,6 +141,14 @@ def test_the_script_sees_every_kind_of_image_as_evaluation_does(exported):
         assert expected.std() > 10, kind  # no white or black square
 
 
+def test_the_script_without_images_says_how_it_is_used(exported, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(exported).main()
+    assert stop.value.code == 2
+    assert "usage: run.py [-h] IMAGE [IMAGE ...]" in capsys.readouterr().err
+
+
 def test_a_model_that_jax_cannot_read_is_a_sentence_with_both_versions(exported, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(exported, folder)

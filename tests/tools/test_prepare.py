@@ -213,7 +213,7 @@ def test_tfrecord_data_is_refused_with_the_command_that_converts_it(tmp_path, ca
     assert {after[i]["image"]: after[i]["label"] for i in range(len(after))} == before
     capsys.readouterr()
     prepare.main(command.split())  # a second call finds nothing to do
-    assert "Converting" not in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("Already there: imagenet2012/")
 
 
 def test_nothing_prepared_is_nothing_to_convert(tmp_path, capsys):
@@ -255,3 +255,33 @@ def test_without_tensorflow_what_needs_it_says_so_and_the_digits_are_prepared(tm
     assert "preparing cifar10 needs TensorFlow" in done.stderr
     assert "pip install -r requirements-prepare.txt" in done.stderr
     assert "Ready: digits/1.0.0" in run_python(*prepare, "digits").stdout
+
+
+def test_what_is_prepared_already_is_said_with_its_counts(digits_dir, capsys):
+    prepare.main(["digits", f"--data_dir={digits_dir}"])
+    assert capsys.readouterr().out == (
+        f"Already there: digits/1.0.0 in {digits_dir}/digits/1.0.0; "
+        "examples: 1,438 in train, 359 in test\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("cifarr10", "unknown data set 'cifarr10'; did you mean 'cifar10'?"),
+        ("imagenet", "unknown data set 'imagenet'; did you mean 'imagenet2012'?"),
+        ("ImageNet-1k", "unknown data set 'ImageNet-1k'; did you mean 'imagenet2012'?"),
+        ("{}/photos", "folders need no preparing; train on it with --config.data.name={}/photos"),
+        (
+            "photos/cats",
+            "folders need no preparing; train on it with --config.data.name=./photos/cats",
+        ),
+    ],
+)
+def test_names_that_tfds_does_not_have_are_answered_with_what_was_meant(
+    name, sentence, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # nor the network
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert sentence.format(tmp_path) in fails(capsys, name.format(tmp_path))

@@ -20,6 +20,7 @@ from sret_jax.files import check_storage, is_remote
 RANDOM_ACCESS = "array_record"
 PREPARE = "python -m sret_jax.tools.prepare"
 LARGEST_FILE = 2 << 30  # bytes; any image small enough to be decoded is smaller
+IMAGENET_NICKNAMES = ("imagenet", "imagenet1k", "imagenet_1k", "imagenet-1k", "ilsvrc2012")
 
 
 class Record(TypedDict):
@@ -264,13 +265,15 @@ def find_builder(name: str, data_dir: epath.Path | None) -> tfds.core.DatasetBui
     """
     from sret_jax.data.sources import digits  # noqa: F401, registers the built-in data set
 
+    if name.lower() in IMAGENET_NICKNAMES:  # nearest by letters would be imagenette
+        raise UserError(f"unknown data set {name!r}; did you mean 'imagenet2012'?")
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.is_prepared():
             # Only here: TFDS raises if a format is forced on data prepared in another format.
             builder = tfds.builder(name, data_dir=data_dir, file_format=RANDOM_ACCESS)
     except tfds.core.DatasetNotFoundError as e:
-        sentence = did_you_mean("data set", name, tfds.list_builders())
+        sentence = did_you_mean("data set", name, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"{sentence} (a folder of images is named by its path, as ./{name})") from e
     except (ValueError, AssertionError) as e:
         reason = str(e).strip().splitlines()[0]
