@@ -1,1 +1,1 @@
-"""Accuracy, predictions and confusion."""
+"""Accuracy, predictions and confusion matrices."""

@@ -1,4 +1,4 @@
-"""Images that cannot be read: named once, and too many of them end the run."""
+"""Unreadable images: each is reported once, and too many of them end the run."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,14 @@ class TooManyBadImages(AgreedError):
 
 
 class BadImages:
-    """Keeps count of the distinct unreadable images of one source, over all processes."""
+    """Counts the distinct unreadable images of one source, over all processes."""
 
     def __init__(self, source: Source, max_fraction: float, say: Callable[[str], None]):
-        """Starts with none.
+        """Starts with a count of zero.
 
         Args:
-          source: names the records.
-          max_fraction: share of the source's images that may be unreadable, rounded up.
+          source: gives the records' names.
+          max_fraction: fraction of the source's images that may be unreadable, rounded up.
           say: prints a message.
         """
         self._source = source
@@ -30,10 +30,12 @@ class BadImages:
         self._names: dict[int, str] = {}
 
     def check(self, loader: Loader | SyntheticLoader) -> None:
-        """Names what the loader met since the last call; every process calls it at the same step.
+        """Reports the images that the loader could not read since the last call.
+
+        Every process calls it at the same step.
 
         Raises:
-          TooManyBadImages: there are more than allowed.
+          TooManyBadImages: more images are unreadable than allowed.
         """
         records = gather_all(loader.bad_records)
         loader.bad_records.clear()

@@ -1,4 +1,4 @@
-"""Evaluation of a saved checkpoint: python main.py --mode=eval."""
+"""Evaluates a saved checkpoint: python main.py --mode=eval."""
 
 import contextlib
 import dataclasses
@@ -36,16 +36,16 @@ EVAL_FILE = "eval.json"
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation of saved weights found.
+    """The results of evaluating saved weights.
 
     Attributes:
-      model: as evaluated.
+      model: the evaluated model.
       source: the images.
-      step: of the weights.
-      results: by name of the weights.
-      confusions: likewise; empty for very many classes.
-      present: classes that have images, as far as is known.
-      remarks: sentences on how the labels were numbered, and on classes without images.
+      step: step of the weights.
+      results: metrics by name of the weights.
+      confusions: confusion counts by name of the weights; empty for very many classes.
+      present: number of classes that have images, as far as known.
+      remarks: sentences about how labels were numbered, and about classes without images.
     """
 
     model: SReT
@@ -60,22 +60,22 @@ class Evaluation:
 def evaluate_checkpoint(
     config: ConfigDict, workdir: epath.Path, step: int | None = None
 ) -> dict[str, Any]:
-    """Evaluates weights of a workdir or converted checkpoint; prints a table.
+    """Evaluates weights of a workdir or converted checkpoint, and prints a table.
 
     Args:
-      config: of the model and the data.
-      workdir: holds checkpoints/; eval.json and per_class.json are written there, and, of up to
-        200 classes, confusion.png.
-      step: of the weights; default: the newest readable.
+      config: config of the model and the data.
+      workdir: folder that contains checkpoints/. eval.json and per_class.json are written there,
+        and confusion.png for up to 200 classes.
+      step: step of the weights; default: the newest readable one.
 
     Returns:
-      What eval.json holds: {"step", "overrides": the settings that are not those of the workdir's
+      The contents of eval.json: {"step", "overrides": the settings that differ from the workdir's
       config.json, "classes": {"model", "present"}, "eval": {"top1", "top5", "loss"}, "eval_ema":
-      {...}}; where not all classes of the model are present also "top1_among_present", over the
-      logits of those alone; and the "remarks" of `Evaluation`.
+      {...}}, and the "remarks" of `Evaluation`. If some classes of the model have no images, there
+      is also "top1_among_present", the top-1 over the logits of the classes that have some.
 
     Raises:
-      UserError: whatever the user can fix; before any compilation.
+      UserError: anything the user can fix; raised before compilation.
       Preempted: SIGTERM or Ctrl-C came.
     """
     overrides = {name: new for name, (_, new) in changed_settings(config, workdir).items()}
@@ -111,8 +111,8 @@ def evaluate_weights(
 ) -> Evaluation:
     """Evaluates weights of a workdir or converted checkpoint, and writes nothing.
 
-    Weights that were trained with other loops or another image size are fitted to the config's by
-    `with_loops` and `with_image_size`. Raises as `evaluate_checkpoint` does.
+    Weights that were trained with other loops or another image size are adapted to the config by
+    `with_loops` and `with_image_size`. Raises the same errors as `evaluate_checkpoint`.
     """
     with agreed():
         model, source, mesh, remark = _open(config, workdir, step)
@@ -153,7 +153,7 @@ def evaluate_weights(
 
 
 def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> np.ndarray:
-    """Which classes have images, or of very many classes which the data name; (K,) bool."""
+    """Which classes have images, or with very many classes, which the data name; (K,) bool."""
     for confusion in confusions.values():
         return confusion.images > 0
     named = np.isin(source.class_names, source.classes_here)
@@ -166,7 +166,7 @@ def _open(
     check_numbers(config)
     mesh = make_mesh(config.fsdp)
     check_batch_size("eval_batch_size", eval_batch_size(config, mesh.size), mesh.size)
-    create_from_config(config, num_classes=1)  # mistakes in the model show before data is opened
+    create_from_config(config, num_classes=1)  # so its errors appear before data are opened
     EvalTransform(config.model.image_size, config.data.test_crop)
     open_existing(workdir).close()
     check_writable(workdir)

@@ -1,4 +1,4 @@
-"""What is taken for what: accuracy by class, and the confusion matrix as a picture."""
+"""Which classes are confused: accuracy by class, and a picture of the confusion matrix."""
 
 import dataclasses
 from typing import Any
@@ -12,10 +12,10 @@ from sret_jax.data.sources.imagenet import display_names
 from sret_jax.files import write_json, written_whole
 
 PER_CLASS_FILE, CONFUSION_FILE = "per_class.json", "confusion.png"
-MOST_CLASSES = 2000  # more make counts that cost
-MOST_DRAWN = 200  # more make no picture to read
-MOST_NUMBERS = 20  # classes up to which the picture shows counts
-WORST = 3  # classes named in a line
+MOST_CLASSES = 2000  # counting more would cost noticeable time and memory
+MOST_DRAWN = 200  # a picture of more classes would be unreadable
+MOST_NUMBERS = 20  # the picture contains counts for up to so many classes
+WORST = 3  # number of classes named in one line
 
 
 def count(logits: jax.Array, labels: jax.Array, real: jax.Array, readable: jax.Array) -> jax.Array:
@@ -31,11 +31,11 @@ def count(logits: jax.Array, labels: jax.Array, real: jax.Array, readable: jax.A
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """The counts of one evaluation.
+    """The confusion counts of one evaluation.
 
     Attributes:
-      counts: (K, K + 1), as `count` makes them.
-      class_names: K names, of ImageNet's classes their WordNet ids.
+      counts: (K, K + 1), from `count`.
+      class_names: K names; ImageNet's classes have their WordNet ids.
     """
 
     counts: np.ndarray
@@ -43,7 +43,7 @@ class Confusion:
 
     @property
     def names(self) -> list[str]:
-        """What a person calls the classes; K names."""
+        """The K class names to show to people."""
         return display_names(self.class_names)
 
     @property
@@ -53,17 +53,17 @@ class Confusion:
 
     @property
     def images(self) -> np.ndarray:
-        """Images by class; (K,)."""
+        """The number of images of each class; (K,)."""
         return self.counts.sum(-1)
 
     @property
     def accuracy(self) -> np.ndarray:
-        """Share of each class's images that are recognised, nan of a class without any; (K,)."""
+        """The fraction of each class's images that are recognised, nan without images; (K,)."""
         with np.errstate(invalid="ignore"):
             return np.diagonal(self.counts) / self.images
 
     def worst(self) -> str:
-        """One line on the classes recognised least."""
+        """One line about the classes with the lowest accuracy."""
         accuracy = self.accuracy
         order = [k for k in np.argsort(accuracy, kind="stable") if accuracy[k] < 1]
         if not order:
@@ -81,10 +81,10 @@ class Confusion:
         return f"{words} ({others[taken]:,} taken for {names[taken]!r})"
 
     def to_json(self) -> dict[str, Any]:
-        """What per_class.json holds of it: accuracy by class, null of a class without images.
+        """The contents for per_class.json: accuracy by class, null for a class without images.
 
-        ImageNet's classes are there by their WordNet ids and have a name too; of few classes there
-        are also the counts.
+        ImageNet's classes are listed by WordNet id and have a name too. For few classes the counts
+        are included.
         """
         columns = (self.class_names, self.names, self.images.tolist(), self.accuracy.tolist())
         per_class = {
@@ -98,7 +98,7 @@ class Confusion:
         return {"per_class": per_class} | ({"confusion": self.counts.tolist()} if self.few else {})
 
     def draw(self, path: epath.Path, step: int) -> None:
-        """Draws the shares of each true class (a row) that are taken for each class (a column)."""
+        """Draws the fraction of each true class (row) that is predicted as each class (column)."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
@@ -109,7 +109,7 @@ class Confusion:
         figure = Figure(figsize=(side + 1, side), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # errors are few
+        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # shows rare errors
         figure.colorbar(image, label="share of the true class", shrink=0.8)
         names = [name if len(name) <= 16 else name[:15] + "…" for name in self.names]
         size = min(9.0, 600 / max(classes, 1))
@@ -129,12 +129,12 @@ class Confusion:
 
 
 def write_confusions(workdir: epath.Path, step: int, confusions: dict[str, Confusion]) -> None:
-    """Writes per_class.json, and where classes are few confusion.png of the raw weights.
+    """Writes per_class.json and, for few classes, confusion.png of the raw weights.
 
     Args:
-      workdir: where to.
-      step: of the weights.
-      confusions: by name of the weights, "eval" (raw) among them.
+      workdir: folder to write to.
+      step: step of the weights.
+      confusions: confusion counts by name of the weights, including "eval" (raw weights).
     """
     content = {name: confusion.to_json() for name, confusion in confusions.items()}
     write_json(workdir / PER_CLASS_FILE, {"step": step, **content})

@@ -1,4 +1,4 @@
-"""Evaluation that counts every example exactly once."""
+"""Evaluates weights on a split, counting every example exactly once."""
 
 import contextlib
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Results = dict[str, dict[str, float]]
 
 @flax.struct.dataclass
 class EvalMetrics(metrics.Collection):
-    """Shares of all examples (top1, top5) and the mean loss in nats over the readable ones."""
+    """Fractions of all examples (top1, top5), and the mean loss in nats over readable ones."""
 
     top1: metrics.Average.from_output("top1")  # type: ignore[valid-type]
     top5: metrics.Average.from_output("top5")  # type: ignore[valid-type]
@@ -39,14 +39,14 @@ class EvalMetrics(metrics.Collection):
 
 @flax.struct.dataclass
 class Totals:
-    """What a pass has added up: metrics, and counts (K, K + 1) where classes are few."""
+    """Sums over a pass: metrics, and confusion counts (K, K + 1) if classes are few."""
 
     metrics: EvalMetrics
     counts: jax.Array | None
 
 
 def empty_totals(classes: int) -> Totals:
-    """Those before the first batch."""
+    """The totals before the first batch."""
     few = classes <= MOST_CLASSES
     return Totals(
         EvalMetrics.empty(), jnp.zeros((classes, classes + 1), jnp.int32) if few else None
@@ -57,8 +57,8 @@ class Evaluator:
     """Evaluates weights of one model on the whole of one source.
 
     Attributes:
-      loader: the batches; its `bad_records` tell what could not be read.
-      confusions: what the last pass took for what, by the name of the weights; empty for more than
+      loader: yields the batches; its `bad_records` lists images that could not be read.
+      confusions: confusion counts of the last pass, by name of the weights; empty for more than
         MOST_CLASSES classes.
     """
 
@@ -69,10 +69,10 @@ class Evaluator:
 
         Args:
           model: from `create_model`.
-          config: of the experiment; its data section and eval_batch_size are used.
+          config: config of the experiment; its data section and eval_batch_size are used.
           source: the split to evaluate on.
           mesh: from `make_mesh`.
-          shardings: of the weights.
+          shardings: shardings of the weights.
         """
         self._images = len(source)
         self._batch_size = eval_batch_size(config, mesh.size)
@@ -93,7 +93,7 @@ class Evaluator:
         """Compiles the step and runs it once, on padding.
 
         Raises:
-          UserError: a batch does not fit the memory.
+          UserError: a batch does not fit in memory.
         """
         with self._fits_memory():
             shapes = abstract_batch(self._batch_size, self._image_size)
@@ -107,13 +107,13 @@ class Evaluator:
 
         Args:
           weights: variables by name, e.g. {"eval": raw, "eval_ema": average}.
-          between_batches: called after each batch; what it raises ends the pass.
+          between_batches: called after each batch; an exception that it raises ends the pass.
 
         Returns:
-          {name: {"top1", "top5" (shares), "loss" (nats)}}.
+          {name: {"top1", "top5" (fractions), "loss" (nats)}}.
 
         Raises:
-          UserError: a batch does not fit the memory.
+          UserError: a batch does not fit in memory.
         """
         totals = dict.fromkeys(weights, self._empty)
         better: dict[str, list[np.ndarray]] = {name: [] for name in weights}
@@ -138,10 +138,10 @@ class Evaluator:
         }
 
     def top1_among(self, classes: np.ndarray) -> dict[str, float]:
-        """Top-1 of the last pass with the logits of some classes alone, by name of the weights.
+        """Top-1 of the last pass over the logits of some classes only, by name of the weights.
 
         Args:
-          classes: which ones, (K,) bool; those of all images are among them.
+          classes: the classes, (K,) bool; they must include the class of every image.
         """
         chosen = np.packbits(classes)
         return {
@@ -159,7 +159,7 @@ class Evaluator:
 
 
 def zeros(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Zeros, each process making the rows of its own devices."""
+    """An array of zeros; each process creates the rows of its own devices."""
     return jax.make_array_from_callback(
         shape.shape, sharding, lambda rows: np.zeros(shape.shape, shape.dtype)[rows]
     )
@@ -168,9 +168,9 @@ def zeros(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.A
 def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:
     """Builds the jitted step (variables, batch, totals so far) -> (totals, better logits).
 
-    Padding is masked. An unreadable image counts as wrong and has no loss. The second says which
-    logits of an image exceed that of its label, as bits (B, ceil(K / 8)): all of an unreadable
-    image, none of padding.
+    Padding is masked. An unreadable image counts as wrong and has no loss. The second result marks
+    the logits of each image that exceed the logit of its label, as bits (B, ceil(K / 8)): all
+    logits of an unreadable image, none of padding.
     """
     model = model.clone(mesh=mesh)
 
@@ -189,7 +189,7 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
         if counts is not None:
             counts += count(logits, labels, real, readable)
         own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        first = labels[:, None] <= jnp.arange(logits.shape[-1])[None]  # goes first among equals
+        first = labels[:, None] <= jnp.arange(logits.shape[-1])[None]  # wins a tie
         worse = (logits < own) | ((logits == own) & first)  # (B, K)
         better = ~(worse & readable[:, None]) & real[:, None]
         return Totals(so_far.metrics.merge(new), counts), jnp.packbits(better, axis=-1)
@@ -202,12 +202,12 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
 
 
 def percent(share: float) -> str:
-    """0.98123 -> '98.12%'."""
+    """Formats a fraction: 0.98123 -> '98.12%'."""
     return f"{100 * share:.2f}%"
 
 
 def table(results: Results) -> str:
-    """The results as a small aligned table."""
+    """Formats the results as a small aligned table."""
     columns = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
     if any("top1_among_present" in r for r in results.values()):
         columns["top1_among_present"] = "top-1 among"

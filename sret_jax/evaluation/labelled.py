@@ -1,4 +1,4 @@
-"""The evaluation split, labelled as trained weights number their classes: by name."""
+"""Opens the evaluation split with the labels of trained weights, matching classes by name."""
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -19,14 +19,14 @@ def open_labelled(config: ConfigDict, workdir: epath.Path, logits: int) -> tuple
 
     Args:
       config: names the data.
-      workdir: of the weights, with class_names.json if they keep names.
-      logits: how many the weights give.
+      workdir: folder of the weights, with class_names.json if they have class names.
+      logits: number of logits of the weights.
 
     Returns:
-      The data; and a sentence where names were assumed or not compared, else "".
+      The data, and a sentence if names were assumed or not compared, otherwise "".
 
     Raises:
-      UserError: a class of the data is none of the weights', or their numbers do not agree.
+      UserError: the weights lack a class of the data, or the numbers of classes differ.
     """
     source = open_split(config, workdir, config.data.eval_split)
     names, remark = _names_of_logits(config.data.name, source.class_names, workdir, logits)
@@ -39,13 +39,13 @@ def open_labelled(config: ConfigDict, workdir: epath.Path, logits: int) -> tuple
 def _names_of_logits(
     data: str, own: list[str], workdir: epath.Path, logits: int
 ) -> tuple[list[str], str]:
-    """The names that the weights keep, or those that are taken for theirs and a sentence on it.
+    """The class names stored with the weights, or assumed names and a sentence that says so.
 
     Args:
-      data: the data set's name.
-      own: its class names.
-      workdir: of the weights.
-      logits: how many they give.
+      data: name of the data set.
+      own: class names of the data set.
+      workdir: folder of the weights.
+      logits: number of logits of the weights.
     """
     kept = class_names(workdir)
     if kept and len(kept) > logits:

@@ -1,4 +1,4 @@
-"""Class probabilities of images, whatever their size and however they are given."""
+"""Class probabilities of images of any size, given as files, bytes or arrays."""
 
 import functools
 import io
@@ -25,7 +25,7 @@ Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | jax.Array
 
 
 class UnreadableImage(UserError):
-    """An image that cannot be read; `reason` says why."""
+    """An image cannot be read; `reason` says why."""
 
     def __init__(self, image: Picture, number: int, reason: str):
         name = image if isinstance(image, str | os.PathLike) else f"number {number}"
@@ -43,19 +43,19 @@ def predict(
     *,
     test_crop: float = 0.875,
 ) -> np.ndarray:
-    """softmax(model(x)) of every image x, seen as in evaluation.
+    """softmax(model(x)) of every image x, preprocessed as in evaluation.
 
     Args:
       model: from `load` or `create_model`.
-      variables: its weights, {"params", "batch_stats"}.
+      variables: the model's weights, {"params", "batch_stats"}.
       images: paths, encoded bytes, PIL images, or uint8 RGB arrays (H, W, 3), of any sizes.
-      test_crop: share of the shorter side that is seen: `test_crop(path)` of a run.
+      test_crop: fraction of the shorter side that the model sees; `test_crop(path)` for a run.
 
     Returns:
       Probabilities (images, classes), float32.
 
     Raises:
-      UserError: an image that cannot be read, or a test_crop out of range.
+      UserError: an image cannot be read, or test_crop is out of range.
     """
     if isinstance(images, str | os.PathLike | bytes | Image.Image):
         raise UserError("images is one image, not several; give a list: predict(..., [image])")
@@ -74,10 +74,10 @@ def predict_each(
     *,
     test_crop: float,
 ) -> Iterator[np.ndarray | UnreadableImage]:
-    """As `predict`, one image after another, of which BATCH are held at most.
+    """Like `predict`, but yields one image after another; at most BATCH images are in memory.
 
     Yields:
-      Probabilities (classes,), or what is wrong with the image, in the order of the images.
+      Probabilities (classes,), or the error of an unreadable image, in the order of the images.
     """
     see = functools.partial(_seen, EvalTransform(model.image_size, test_crop))
     numbered = iter(enumerate(images))
@@ -93,7 +93,7 @@ def _probabilities(
     model: SReT, variables: dict[str, Any], views: list[np.ndarray]
 ) -> Iterable[np.ndarray]:
     padding = [(0, BATCH - len(views)), (0, 0), (0, 0), (0, 0)]
-    whole = np.pad(np.stack(views), padding)  # one shape, compiled once
+    whole = np.pad(np.stack(views), padding)  # always the same shape, so it compiles once
     return np.asarray(_softmax(model, variables, whole))[: len(views)]
 
 
@@ -111,7 +111,7 @@ def _seen(view: EvalTransform, numbered: tuple[int, Picture]) -> np.ndarray | Un
 
 
 def _encoded(image: Picture) -> bytes:
-    """The bytes of an image file; what is in memory is written as PNG, which loses nothing."""
+    """The bytes of an image file; an image in memory is encoded as PNG, which is lossless."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray | jax.Array):
