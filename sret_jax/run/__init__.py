@@ -1,1 +1,1 @@
-"""A run, from its first line to its last."""
+"""Runs training from start to end."""

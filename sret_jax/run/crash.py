@@ -1,4 +1,4 @@
-"""What a person needs after a crash: WORKDIR/crash/step-N.process-I.json."""
+"""Reports a crash in WORKDIR/crash/step-N.process-I.json."""
 
 import importlib.metadata
 import platform
@@ -25,15 +25,15 @@ PACKAGES = (
 
 
 def write_crash_report(workdir: epath.Path, error: Exception, facts: dict[str, Any]) -> epath.Path:
-    """Writes error and traceback, `facts`, versions and devices of this process.
+    """Writes error, traceback, `facts`, versions and devices of this process.
 
     Args:
-      workdir: of the run.
-      error: what ended it.
-      facts: {"step", "losses": of the last steps, "batches": ids of the last samples, "config"}.
+      workdir: folder of the run.
+      error: the error that ended the run.
+      facts: {"step", "losses" of the last steps, "batches": ids of the last samples, "config"}.
 
     Returns:
-      The file.
+      The path of the file.
     """
     folder = workdir / CRASH_DIR
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A picture of a run: loss, accuracy and learning rate over its steps."""
+"""Draws loss, accuracy and learning rate of a run over its steps."""
 
 from etils import epath
 

@@ -1,4 +1,4 @@
-"""data.json: what a run keeps of its images, to say at the next start what has changed."""
+"""data.json: a description of a run's images, which shows at the next start if they changed."""
 
 import json
 from typing import Any
@@ -16,13 +16,13 @@ def record_images(train: Source, test: Source, workdir: epath.Path, *, resumes: 
     """Writes data.json: {"train": {"images", "digest"}, "eval": {...}}.
 
     Args:
-      train: the training data of this start.
-      test: the test data.
-      workdir: of the run.
+      train: training data of this start.
+      test: test data of this start.
+      workdir: folder of the run.
       resumes: whether the run has taken steps before.
 
     Returns:
-      The sentences of `changed_images` for a run that resumes.
+      For a run that resumes, the sentences of `changed_images`.
     """
     now = {
         name: {"images": len(source), "digest": digest(source)}
@@ -34,7 +34,7 @@ def record_images(train: Source, test: Source, workdir: epath.Path, *, resumes: 
 
 
 def load_record(workdir: epath.Path) -> dict[str, Any] | None:
-    """What a workdir's data.json holds; None where there is none that can be read."""
+    """The contents of a workdir's data.json; None if it is missing or unreadable."""
     try:
         record = json.loads((workdir / DATA_FILE).read_text(encoding="utf-8"))
         return {
@@ -45,7 +45,7 @@ def load_record(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def changed_images(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
-    """Sentences on what has changed of the images between two starts, and what follows."""
+    """Sentences about changes of the images between two starts, and their consequences."""
     if then is None:
         return [
             f"There is no {DATA_FILE} of an earlier start, so whether the images are the same as "

@@ -1,4 +1,4 @@
-"""Event files, which TensorBoard shows; written without TensorFlow."""
+"""Writes event files, which TensorBoard reads, without TensorFlow."""
 
 import itertools
 import os
@@ -34,11 +34,11 @@ class EventWriter:
             self._write(Event(step=step, summary=scalar_pb(name, np.float32(value))))
 
     def flush(self) -> None:
-        """Puts everything on disk; see `GrowingFile.flush`."""
+        """Writes everything to disk; see `GrowingFile.flush`."""
         self._file.flush()
 
     def close(self) -> None:
-        """Puts everything on disk and waits until it is there."""
+        """Writes everything to disk and waits until it is there."""
         self._file.close()
 
     def _write(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Training from Python: what `python main.py` does, in one call."""
+"""Trains from Python: `fit` does what `python main.py` does."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,24 +18,25 @@ from sret_jax.run.report import Callback
 def fit(
     config: ConfigDict, workdir: epath.PathLike, callbacks: Sequence[Callback] = ()
 ) -> dict[str, Any]:
-    """Trains as the config says, resuming what is in the workdir; see `train`.
+    """Trains as the config specifies, resuming the run in the workdir if there is one; see `train`.
 
     Args:
-      config: of a file in configs/, e.g. `quickstart.get_config()`.
-      workdir: where everything is written.
+      config: from a file in configs/, e.g. `quickstart.get_config()`.
+      workdir: folder that everything is written to.
       callbacks: each is called as callback(step, figures) whenever figures are reported: every
         config.log_every_steps with "loss", "top1", "lr", ..., and after evaluations with
-        "eval/top1", "eval_ema/top1", .... On a disk, the figures are in metrics.jsonl by
-        then, so that `draw_curves(workdir)` draws them. What they raise ends the run; what is
-        saved stays.
+        "eval/top1", "eval_ema/top1", .... On a local disk metrics.jsonl contains the figures by
+        then, so `draw_curves(workdir)` draws them. An exception in a callback ends the run; saved
+        checkpoints stay.
 
     Returns:
-      What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...}, ...}.
+      The contents of result.json: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
+      ...}.
 
     Raises:
-      Preempted: the run was interrupted (in a notebook: its stop button), and is saved; the same
-        call again resumes it.
-      UserError: whatever the user can fix, in one sentence.
+      Preempted: the run was interrupted (in a notebook by the stop button) and is saved; the same
+        call resumes it.
+      UserError: anything the user can fix, in one sentence.
     """
     workdir = absolute(workdir)
     keep_compiled(workdir)
@@ -46,7 +47,7 @@ def fit(
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Silences what the libraries log in the enclosed code; what they raise says it too."""
+    """Silences the logs of libraries in the enclosed code; their errors contain the same."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)
     try:

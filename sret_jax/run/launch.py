@@ -1,4 +1,4 @@
-"""From the command line of main.py to one call of training or evaluation."""
+"""Turns the command line of main.py into one call of training or evaluation."""
 
 import contextlib
 import os
@@ -28,12 +28,12 @@ from sret_jax.weights.pretrained import split_step
 
 
 def launch(values: flags.FlagValues) -> None:
-    """Joins the other processes, then trains or evaluates as the flags say.
+    """Joins the other processes, then trains or evaluates as the flags specify.
 
-    Asked to stop, it exits with status 75.
+    If asked to stop, the process exits with status 75.
 
     Raises:
-      UserError: whatever the user can fix.
+      UserError: anything the user can fix.
     """
     distributed.initialize(
         values.coordinator,
@@ -72,19 +72,19 @@ def _run(values: flags.FlagValues) -> None:
 
 
 def chosen_config(config_flag: Any, workdir: epath.Path) -> tuple[ConfigDict, Start | None]:
-    """The config of this start, and the command line to keep in the workdir.
+    """The config of this start, and the command line to store in the workdir.
 
-    What a workdir was started with is what it goes on with, unless a setting is given now. Without
-    --config it is the config in the workdir, if there is one; with the same --config as before, the
-    file and all settings that were given on earlier command lines; with another --config, that
-    alone. Settings on this command line hold in any case.
+    A run keeps the settings it was started with, unless a setting is given now. Without --config,
+    the config stored in the workdir is used, if there is one. With the same --config as before, the
+    config file and all settings given on earlier command lines are used; with another --config,
+    that config alone. Settings on this command line always win.
 
     Args:
-      config_flag: --config, and its overrides.
-      workdir: of the run.
+      config_flag: --config and its overrides.
+      workdir: folder of the run.
 
     Raises:
-      UserError: what the workdir holds is damaged, or has no such settings.
+      UserError: files in the workdir are damaged or do not have such settings.
     """
     given, typed = config_flag.value, dict(config_flag.override_values)
     start, earlier = Start(config_flag.config_filename, typed), Start.read(workdir)
@@ -114,7 +114,7 @@ def chosen_config(config_flag: Any, workdir: epath.Path) -> tuple[ConfigDict, St
 
 @contextlib.contextmanager
 def _no_peer_waits() -> Iterator[None]:
-    """Ends a process that fails alone at once; else it and the others wait for each other."""
+    """Ends a process that fails alone at once; otherwise it and its peers would wait forever."""
     try:
         yield
     except (AgreedError, Preempted):
@@ -132,7 +132,7 @@ def _no_peer_waits() -> Iterator[None]:
 
 
 def default_workdir(config_file: str) -> str:
-    """configs/sret_lt.py:unsliced,res=384 -> runs/sret_lt-unsliced-res384."""
+    """The folder of a config: configs/sret_lt.py:unsliced,res=384 -> runs/sret_lt-unsliced-res384."""
     file, _, args = config_file.partition(":")
     words = [epath.Path(file).stem, *re.findall(r"[\w.]+", args.replace("=", ""))]
     return "runs/" + "-".join(words)

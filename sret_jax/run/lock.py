@@ -1,4 +1,4 @@
-"""One run a workdir: a second one is refused, and a killed one never stands in the way."""
+"""Allows one run per workdir: a second run is refused, a killed run does not block the next."""
 
 import contextlib
 import fcntl
@@ -22,23 +22,23 @@ SILENT_SECONDS = 40.0
 
 
 class Lock:
-    """The right to write a workdir."""
+    """The right to write to a workdir."""
 
     def check(self) -> None:
-        """Raises UserError if another run has taken the workdir over."""
+        """Raises UserError if another run has taken over the workdir."""
 
 
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[Lock]:
-    """Keeps other runs out of a workdir while the context lasts.
+    """Keeps other runs out of a workdir within the context.
 
-    On a file system, `flock` on WORKDIR/.lock, which the kernel releases however this process
-    ends; WORKDIR/owner.json says whose it is. In a bucket, and where the file system has no locks,
-    owner.json alone, renewed every 10 s; one that stays the same for 40 s is of a dead run and is
-    taken over.
+    On a file system, the lock is `flock` on WORKDIR/.lock, which the kernel releases however this
+    process ends; WORKDIR/owner.json names the owner. In buckets, and on file systems without locks,
+    owner.json is the lock. Its owner renews it every 10 s; if it does not change for 40 s, its run
+    is dead and is taken over.
 
     Raises:
-      UserError: another run holds it; the sentence names its host, process and start.
+      UserError: another run holds the lock; the message names its host, process and start.
     """
     if is_remote(workdir):
         with Note(workdir) as note:
@@ -49,7 +49,7 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
             with Note(workdir) as note:
                 yield note
             return
-        with contextlib.suppress(UserError):  # a full disk; the lock holds without a name, too
+        with contextlib.suppress(UserError):  # e.g. a full disk; the lock holds without owner.json
             write_json(workdir / OWNER_FILE, _owner())
         try:
             yield Lock()
@@ -59,7 +59,7 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
 
 
 class Note(contextlib.AbstractContextManager, Lock):
-    """A note of the owner that is renewed as long as its process lives."""
+    """A lock by owner.json alone, which is renewed while its process lives."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Note(contextlib.AbstractContextManager, Lock):
         self._wait_for_silence()
         self._write()
         time.sleep(self._beat_seconds / 10)
-        self._look()  # of two that start at once, the later writer wins
+        self._look()  # if two start at once, the later writer wins
         self.check()
         self._thread.start()
         return self
@@ -86,7 +86,7 @@ class Note(contextlib.AbstractContextManager, Lock):
     def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(Exception):  # the run's own error, if any, says more
+        with contextlib.suppress(Exception):  # an error of the run itself is more important
             self._look()
             if self._usurper is None:
                 (self._workdir / OWNER_FILE).unlink(missing_ok=True)
@@ -96,7 +96,7 @@ class Note(contextlib.AbstractContextManager, Lock):
             raise _in_use(self._workdir, self._usurper)
 
     def _wait_for_silence(self) -> None:
-        """Returns once the note there is has not changed for as long as dead runs take."""
+        """Returns once the existing owner.json has not changed for `silent_seconds`."""
         first = _read_owner(self._workdir)
         if not first or _is_dead_here(first):
             return
@@ -117,7 +117,7 @@ class Note(contextlib.AbstractContextManager, Lock):
 
     def _keep(self) -> None:
         while not self._ended.wait(self._beat_seconds):
-            # A bucket out of reach for a moment is no reason to end the run.
+            # A bucket that is briefly unreachable must not end the run.
             with contextlib.suppress(Exception):
                 self._look()
                 if self._usurper is not None:
@@ -134,7 +134,7 @@ class Note(contextlib.AbstractContextManager, Lock):
 
 
 def _flock(file: IO[Any], workdir: epath.Path) -> bool:
-    """Locks a file; false where the file system, of a network or FUSE, has no locks."""
+    """Locks a file; False if the file system (network or FUSE) has no locks."""
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -150,7 +150,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _read_owner(workdir: epath.Path) -> dict[str, Any]:
-    """What owner.json says; nothing where there is none, or one that was cut off."""
+    """The contents of owner.json; empty if it is missing or was cut off."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         owner = json.loads((workdir / OWNER_FILE).read_text())
         if isinstance(owner, dict):
@@ -159,7 +159,7 @@ def _read_owner(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _is_dead_here(owner: dict[str, Any]) -> bool:
-    """Whether it was a process of this host that is no more."""
+    """Whether the owner was a process of this host that has ended."""
     process = owner.get("process")
     if owner.get("host") != socket.gethostname() or not isinstance(process, int):
         return False

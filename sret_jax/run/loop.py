@@ -1,4 +1,4 @@
-"""The train loop: resume, step, report, save, evaluate; roll back, or stop when asked to."""
+"""The train loop: resume, step, report, save, evaluate, roll back, and stop on request."""
 
 import contextlib
 import math
@@ -52,25 +52,25 @@ def train(
     """Trains to the end, resuming from the newest checkpoint in `workdir`.
 
     Writes checkpoints, config.json, start.json, class_names.json, data.json, metrics.jsonl,
-    tensorboard/, curves.png, result.json, per_class.json and of up to 200 classes confusion.png
-    there; rollbacks.json where losses were not finite, and crash/ after a crash.
+    tensorboard/, curves.png, result.json, per_class.json and, for up to 200 classes, confusion.png
+    there; also rollbacks.json if losses were not finite, and crash/ after a crash.
 
     Args:
-      config: as configs/common.py makes it.
+      config: from configs/common.py.
       workdir: local or remote folder.
       callbacks: called as callback(step, figures) in process 0 whenever figures are reported.
-      start: the command line that the config is from, to be kept in the workdir.
+      start: the command line that the config comes from, which the workdir stores.
 
     Returns:
-      What result.json holds: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
+      The contents of result.json: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
       "best": {"step", "top1"}, "train_seconds", "images_per_second"}.
 
     Raises:
       Preempted: SIGTERM or Ctrl-C came; a checkpoint of the last step is saved.
-      UserError: a bad config, data set or checkpoint, or another run in the workdir, before any
-        compilation; later, a label outside the classes, a hundred unreadable images in a row,
-        losses that are not finite after config.rollback.most rollbacks, or a last checkpoint that
-        cannot be written.
+      UserError: before compilation: a bad config, data set or checkpoint, or another run in the
+        workdir. Later: a label outside the classes, a hundred successive unreadable images, losses
+        that are not finite after config.rollback.most rollbacks, or a last checkpoint that cannot
+        be written.
     """
     with contextlib.ExitStack() as resources:
         preemption = resources.enter_context(Preemption())
@@ -92,7 +92,7 @@ def train(
 
 
 class Run:
-    """A started training run: its state, its data and where it reports."""
+    """A started training run: its state, its data and its reporter."""
 
     def __init__(
         self,
@@ -148,11 +148,11 @@ class Run:
         self._losses: deque[tuple[int, jax.Array]] = deque(maxlen=REMEMBERED_LOSSES)
 
     def train(self) -> None:
-        """Takes the steps that are left.
+        """Takes the remaining steps.
 
         Raises:
-          Preempted: once a checkpoint of the last step is on disk.
-          TooManyBadImages: likewise.
+          Preempted: the run was asked to stop; a checkpoint of the last step is on disk.
+          TooManyBadImages: too many images are unreadable; a checkpoint is on disk, too.
         """
         if self.step >= self.experiment.last_step and self._checkpoints.is_evaluated(self.step):
             self._say_warnings()
@@ -163,7 +163,7 @@ class Run:
         try:
             train_step = self._compile_step()
         finally:
-            self._say_warnings()  # the next start will not know of what has changed until now
+            self._say_warnings()  # the next start cannot know what changed before this one
         try:
             while not self._results or self.step < self.experiment.last_step:
                 try:
@@ -182,7 +182,7 @@ class Run:
             ) from None
 
     def finish(self) -> dict[str, Any]:
-        """Evaluates if the last step was not yet, and writes and prints the result.
+        """Evaluates the last step if necessary; writes and prints the result.
 
         Raises:
           UserError: the last checkpoint cannot be written.
@@ -198,11 +198,11 @@ class Run:
         return self._reporter.result(self.step, self._results, self._checkpoints.best())
 
     def close(self) -> None:
-        """Waits for the last checkpoint and ends the loader's workers."""
+        """Waits for the last checkpoint and stops the loader's workers."""
         self._resources.close()
 
     def report_crash(self, error: Exception) -> None:
-        """Writes crash/ for an error that is not of the user's making."""
+        """Writes crash/ for an error that the user did not cause."""
         if isinstance(error, UserError | Preempted) and not isinstance(error, Diverged):
             return
         batches = self._loader.recent_records if self._loader else []
@@ -215,22 +215,22 @@ class Run:
                 "config": self.experiment.config.to_dict(),
             }
             path = write_crash_report(self.experiment.workdir, error, facts)
-        except Exception as e:  # the crash itself is what matters
+        except Exception as e:  # the crash itself is more important
             print(f"No crash report could be written: {e}", flush=True)
         else:
             print(f"What is known of the crash is in {path}.", flush=True)
 
     def _take_steps(self, train_step: CompiledStep) -> None:
-        """Steps to the end from where the state is.
+        """Steps from the current state to the end.
 
         Raises:
-          Diverged: at the last of too many steps in a row that were not finite.
-          Preempted: after the current step.
+          Diverged: too many successive steps were not finite.
+          Preempted: the run was asked to stop during the last step.
         """
         experiment, config = self.experiment, self.experiment.config
         self._check_streak(self.step, {"bad_streak": self.state.bad_streak})
         if self._is_due(self.step) and not self._checkpoints.is_evaluated(self.step):
-            self._save_and_evaluate()  # what a preemption, or a rollback to here, left out
+            self._save_and_evaluate()  # a preemption or a rollback may have skipped it
         with contextlib.ExitStack() as resources:
             self._loader = train_loader(
                 experiment.train_source,
@@ -243,7 +243,7 @@ class Run:
             resources.callback(self._loader.close)
             profiler = Profiler(config.profile, experiment.workdir)
             resources.callback(profiler.close)
-            gather(True)  # on CPUs, processes must begin the first step within 30 s of each other
+            gather(True)  # on CPUs all processes must begin the first step within 30 s
             window = self._reporter.window
             window.restart()
             while self.step < experiment.last_step:
@@ -271,18 +271,18 @@ class Run:
                 self._preemption.check()
 
     def _is_due(self, step: int) -> bool:
-        """Whether an evaluation, and perhaps a checkpoint, follows that step."""
+        """Whether an evaluation, and possibly a checkpoint, follows that step."""
         return step > 0 and (self._is_save_due(step) or step % self.experiment.eval_every == 0)
 
     def _is_save_due(self, step: int) -> bool:
         return step >= self.experiment.last_step or step % self.experiment.save_every == 0
 
     def _save_and_evaluate(self) -> None:
-        """Saves if that is due, then evaluates: an evaluation that fails loses no step."""
+        """Saves if due, then evaluates; so a failing evaluation loses no step."""
         if self._is_save_due(self.step):
             self._save()
         if not self._results:
-            self._checkpoints.settle()  # for the first evaluation may even kill the process
+            self._checkpoints.settle()  # the first evaluation might kill the process
         self._watchdog.beat()
         results = self._evaluator.evaluate(
             {"eval": self.state.variables, "eval_ema": self.state.ema}, self._between_batches
@@ -297,7 +297,7 @@ class Run:
         self._watchdog.beat()
 
     def _check_images(self, split: str, loader: Loader | SyntheticLoader) -> None:
-        """Names unreadable images; too many end the run, unless its last step is done."""
+        """Reports unreadable images. Too many end the run, unless its last step is done."""
         try:
             self._bad_images[split].check(loader)
         except TooManyBadImages as error:
@@ -310,14 +310,14 @@ class Run:
         self._preemption.check()
 
     def _save(self) -> None:
-        """Starts to save the current step, if it is not saved."""
+        """Starts saving the current step, unless it is saved already."""
         with agreed():
             self._lock.check()
         if self.step not in self._checkpoints.steps:
             self._checkpoints.save(self.step, to_items(self.state))
 
     def _save_before_stopping(self) -> int:
-        """Saves the current step if it is not, and returns it once it is on disk."""
+        """Saves the current step if necessary; returns it once it is on disk."""
         step, checkpoints = self.step, self._checkpoints
         if step:
             self._save()
@@ -330,7 +330,7 @@ class Run:
         return step
 
     def _check_streak(self, step: int, metrics: Metrics | None) -> None:
-        """Raises Diverged once as many steps in a row as config says were not finite."""
+        """Raises Diverged after config.rollback.bad_steps successive steps that were not finite."""
         streak = int(metrics["bad_streak"]) if metrics else 0
         if streak >= self.experiment.config.rollback.bad_steps:
             raise Diverged(
@@ -340,14 +340,14 @@ class Run:
             )
 
     def _roll_back(self, diverged: Diverged) -> None:
-        """Goes back to the last good checkpoint, and past the steps since then.
+        """Goes back to the last good checkpoint, and skips the steps taken since.
 
-        A good one was evaluated, before the first step that was not finite; where there is none,
-        the fresh state is taken. Newer ones move aside before the window is on disk, so that a run
-        killed in between comes here again.
+        A good checkpoint was evaluated before the first step that was not finite; if there is none,
+        training restarts from the fresh state. Newer checkpoints are moved aside before the window
+        is written, so a run that is killed in between repeats this rollback.
 
         Raises:
-          Diverged: this happened too often already.
+          Diverged: the run has rolled back too often already.
         """
         experiment, limit = self.experiment, self.experiment.config.rollback.most
         if len(self._rollbacks.windows) >= limit:
@@ -376,7 +376,7 @@ class Run:
         self._results = {}
 
     def _restore(self) -> int:
-        """Takes the newest checkpoint or the first state; returns the step whose weights it has."""
+        """Restores the newest checkpoint or the first state; returns the step of its weights."""
         target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
         with self._watchdog.during("restoring a checkpoint"):
             restored = self._checkpoints.restore_newest(to_items(target))
@@ -395,7 +395,7 @@ class Run:
         return step
 
     def _resume(self) -> list[str]:
-        """Restores; returns what to say before the first step."""
+        """Restores the state; returns sentences to print before the first step."""
         experiment = self.experiment
         step = self._restore()
         changes = []
@@ -429,7 +429,7 @@ class Run:
 
 
 def _as_text(loss: jax.Array) -> str:
-    """A loss as text, also where the step that should have made it failed."""
+    """Formats a loss, even if the step that should have computed it failed."""
     try:
         return str(loss)
     except Exception as e:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per step and kind of report, each step once, however often resumed."""
+"""metrics.jsonl: one line per step and kind of report, without duplicates after a resume."""
 
 import json
 import math
@@ -16,8 +16,9 @@ METRICS_FILE, DAMAGED_FILE = "metrics.jsonl", "metrics_damaged.jsonl"
 class JsonlWriter:
     """Writes scalars as lines {"step": s, name: value, ...}.
 
-    Lines after `last_step`, left by a run that went further before it was interrupted, are
-    dropped. So are damaged lines; metrics_damaged.jsonl then keeps the file as it was.
+    Lines after `last_step` come from a run that got further before it was interrupted; they are
+    dropped. Damaged lines are dropped too, after the whole file is copied to
+    metrics_damaged.jsonl.
     """
 
     def __init__(self, workdir: epath.Path, *, last_step: int):
@@ -28,7 +29,7 @@ class JsonlWriter:
         self._file = GrowingFile(self._path, self._content())
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds one line, in place of one of the same step and names; JSON has no nan."""
+        """Adds a line or replaces one of the same step and names, without nan, which JSON lacks."""
         values = {name: float(np.asarray(value)) for name, value in scalars.items()}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         line = {"step": step, **values}
@@ -40,18 +41,18 @@ class JsonlWriter:
             self._file.write(_encoded(line))
 
     def flush(self) -> None:
-        """Puts all lines on disk; see `GrowingFile.flush`."""
+        """Writes all lines to disk; see `GrowingFile.flush`."""
         self._file.flush()
 
     def close(self) -> None:
-        """Puts all lines on disk and waits until they are there."""
+        """Writes all lines to disk and waits until they are there."""
         self._file.close()
 
     def _content(self) -> bytes:
         return b"".join(map(_encoded, self._lines.values()))
 
     def _keep_damaged(self, readable: int) -> None:
-        """Copies the file if it has more lines than the readable ones, and says so."""
+        """If the file has more lines than the readable ones, copies it and says so."""
         text = _read(self._path)
         there = len(text.splitlines())
         if there > readable:
@@ -73,7 +74,7 @@ def _key(line: dict[str, float]) -> tuple:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
-    """The lines of a workdir's metrics.jsonl but damaged ones; none if there is no file yet."""
+    """The readable lines of a workdir's metrics.jsonl; empty if there is no file yet."""
     lines = map(_parse, _read(workdir / METRICS_FILE).splitlines())
     return [line for line in lines if line is not None]
 
@@ -83,7 +84,7 @@ def _read(path: epath.Path) -> str:
 
 
 def _parse(text: str) -> dict[str, float] | None:
-    """A line of numbers by name, a whole "step" among them; None if it is damaged."""
+    """Parses a line of numbers by name with a whole "step"; None if it is damaged."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

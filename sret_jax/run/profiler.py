@@ -9,7 +9,7 @@ from etils import epath
 class Profiler:
     """Writes a trace of the steps first..last, counted from 1, to workdir/profile.
 
-    Look at it with TensorBoard's profile plugin or at ui.perfetto.dev.
+    TensorBoard's profile plugin and ui.perfetto.dev display it.
     """
 
     def __init__(self, steps: tuple[int, ...], workdir: epath.Path):
@@ -18,13 +18,13 @@ class Profiler:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Starts the trace if `step` is its first."""
+        """Starts the trace if `step` is the first step of it."""
         if step == self._first:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def after(self, step: int, metrics: Any) -> None:
-        """Ends the trace if `step`, which gave `metrics`, was its last."""
+        """Ends the trace if `step`, which returned `metrics`, is the last step of it."""
         if step == self._last:
             jax.block_until_ready(metrics)
             self.close()

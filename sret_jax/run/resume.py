@@ -1,4 +1,4 @@
-"""What a config changes of the run that it resumes: refused, or said with what follows from it."""
+"""Changes of the config when a run resumes: some are refused, others reported."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ OTHER_ORDER = (
 )
 OTHER_TEST = "accuracies before and after are not comparable; the best checkpoint is chosen by them"
 NO_EFFECT = "no effect, for the run goes on with its own weights"
-# What follows from a change, where it is more than that the new value holds from the next step on.
+# The consequence of a change, unless it is only that the new value holds from the next step on.
 FOLLOWS = {
     "seed": OTHER_ORDER,
     "augment.repeats": OTHER_ORDER,
@@ -37,17 +37,17 @@ FOLLOWS = {
 
 
 def compare_config(experiment: Experiment, step: int) -> list[str]:
-    """What has changed since the workdir's config was saved, and what follows from it.
+    """Describes what changed since the workdir's config was saved, and the consequences.
 
     Args:
       experiment: the run.
-      step: the last one that it took.
+      step: the last step that it took.
 
     Returns:
-      Sentences, none where nothing has changed; in process 0 alone.
+      Sentences in process 0, none if nothing changed; none in other processes.
 
     Raises:
-      UserError: a change under which the steps until now would mean something else.
+      UserError: the change would give another meaning to the steps taken so far.
     """
     with agreed():
         if not is_leader():
@@ -104,7 +104,7 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
 
 
 def _changed_function(experiment: Experiment) -> list[str]:
-    """What the config changes of what the saved model computes, be the arrays the same or not."""
+    """The changes that affect what the saved model computes, even if its arrays stay the same."""
     saved = load_config(experiment.workdir)
     if saved is None:
         return []
@@ -115,7 +115,7 @@ def _changed_function(experiment: Experiment) -> list[str]:
 
 
 def _other_schedule(experiment: Experiment, step: int, images: int) -> str:
-    """Where the schedule ends now, and what the learning rate is; `images` there were before."""
+    """Says where the schedule now ends and the learning rate; there were `images` images before."""
     old = load_config(experiment.workdir)
     assert old is not None
     steps_per_epoch = images / old.batch_size

@@ -1,8 +1,8 @@
-"""Going back to the last good checkpoint, and past the steps that led astray.
+"""Goes back to the last good checkpoint, and skips the steps that diverged.
 
-rollbacks.json lists the windows [first, last] of steps that are never repeated: a state of the step
-before `first` goes on as the state of `last`, its weights unchanged. So the data stay a function of
-the step, and a run that is killed at any point of this ends the same.
+rollbacks.json lists the windows [first, last] of steps that are never repeated: training jumps from
+step first - 1 straight to step last + 1 with its weights unchanged, and never uses the batches in
+between. So the batch remains a function of the step, and a run killed at any point ends the same.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ Window = tuple[int, int]
 
 
 class Diverged(UserError):
-    """Losses or gradients were not finite for too long.
+    """Losses or gradients were not finite for too many steps.
 
     Attributes:
       step: the last of those steps.
@@ -32,16 +32,16 @@ class Diverged(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Rollbacks:
-    """The windows that a run has left behind, in the order in which it did."""
+    """The windows of steps that a run has skipped, in the order of its rollbacks."""
 
     windows: tuple[Window, ...] = ()
 
     @classmethod
     def read(cls, workdir: epath.Path) -> "Rollbacks":
-        """Those of a workdir; none if it has no rollbacks.json.
+        """Reads the windows from a workdir; none if it has no rollbacks.json.
 
         Raises:
-          UserError: a file that was changed by hand and cannot be read.
+          UserError: the file was edited by hand and cannot be read.
         """
         path = workdir / ROLLBACKS_FILE
         if not path.exists():
@@ -55,15 +55,15 @@ class Rollbacks:
             ) from e
 
     def write(self, workdir: epath.Path) -> None:
-        """Puts them on disk, whole or not at all."""
+        """Writes rollbacks.json atomically."""
         write_json(workdir / ROLLBACKS_FILE, {"windows": self.windows, "count": len(self.windows)})
 
     def with_window(self, first: int, last: int) -> "Rollbacks":
-        """These and one more."""
+        """Returns a copy with one more window."""
         return Rollbacks((*self.windows, (first, last)))
 
     def goes_on_at(self, step: int) -> int:
-        """The step as which a state of `step` goes on."""
+        """The step as which a state of `step` continues: the end of a window that begins there."""
         for first, last in self.windows:
             if first <= step + 1 <= last:
                 step = last

@@ -1,4 +1,4 @@
-"""A run that no longer steps: what every thread is doing is printed, then the process ends."""
+"""Detects a run that no longer steps: prints what every thread is doing, then ends the process."""
 
 import contextlib
 import faulthandler
@@ -15,23 +15,23 @@ from collections.abc import Iterator
 from sret_jax import exit_status
 from sret_jax.text import duration
 
-REMEMBERED = 100  # steps whose median counts
-CHECKS = 20  # in the shortest time that counts as a hang
+REMEMBERED = 100  # the median is over the last so many steps
+CHECKS = 20  # checks within the shortest time that counts as a hang
 
 
 class Watchdog(contextlib.AbstractContextManager):
     """Watches the time since the last `beat`.
 
-    After max(least_seconds, factor * median step time) without one it prints the stacks of all
-    threads, once a hang; after `stop_seconds` it ends the process with status 76. Before the
-    end of the first step, and within `during`, only `stop_seconds` counts.
+    After max(least_seconds, factor * median step time) without a beat it prints the stacks of all
+    threads, once per hang. After `stop_seconds` it ends the process with status 76. Before the end
+    of the first step, and within `during`, only `stop_seconds` applies.
     """
 
     def __init__(self, factor: float, least_seconds: float, stop_seconds: float):
         self._factor = factor
         self._least, self._stop = least_seconds, stop_seconds
         self._steps: deque[float] = deque(maxlen=REMEMBERED)
-        self._lock = threading.Lock()  # of what follows, which both threads change
+        self._lock = threading.Lock()  # guards the attributes below, which both threads change
         self._last = time.monotonic()
         self._dumped = False
         self._doing = ""
@@ -49,7 +49,7 @@ class Watchdog(contextlib.AbstractContextManager):
         self._thread.join()
 
     def beat(self, *, step: bool = False) -> None:
-        """Says that the run is alive; with `step`, that a training step has ended."""
+        """Reports that the run is alive; with `step`, that a training step has ended."""
         with self._lock:
             now = time.monotonic()
             if step:
@@ -58,7 +58,7 @@ class Watchdog(contextlib.AbstractContextManager):
 
     @contextlib.contextmanager
     def during(self, doing: str) -> Iterator[None]:
-        """Says every `least_seconds` that the enclosed is still `doing`; it counts as one beat."""
+        """Says every `least_seconds` that the enclosed code is still `doing`; it is one beat."""
         self.beat()
         self._doing = doing
         try:
@@ -69,7 +69,7 @@ class Watchdog(contextlib.AbstractContextManager):
 
     @property
     def patience(self) -> float:
-        """Seconds without a beat after which the stacks are printed."""
+        """The seconds without a beat after which the stacks are printed."""
         steps = list(self._steps)
         if self._doing or not steps:
             return self._stop
@@ -81,7 +81,7 @@ class Watchdog(contextlib.AbstractContextManager):
         while not self._ended.wait(interval):
             with self._lock:
                 now = time.monotonic()
-                # A process that was suspended for a while, by Ctrl-Z say, has not hung.
+                # A process that was suspended, for example by Ctrl-Z, has not hung.
                 self._last += max(0.0, now - checked - 10 * interval)
                 checked = now
                 silent, doing = now - self._last, self._doing
@@ -94,7 +94,7 @@ class Watchdog(contextlib.AbstractContextManager):
                     f"{_state(doing, silent)}; after {duration(self._stop)} this process will end "
                     f"with status {exit_status.HUNG}. What its threads are doing:"
                 )
-                with contextlib.suppress(Exception):  # notebooks have no such file
+                with contextlib.suppress(Exception):  # notebooks have no such stream
                     faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
             elif tell:
                 _say(f"{_state(doing, silent)}.")
@@ -117,7 +117,7 @@ def _say(message: str) -> None:
 
 
 def _wake_workers() -> None:
-    """Lets the loader's workers, if they were stopped, see that their parent ends."""
+    """Wakes the loader's workers if they were stopped, so that they see their parent end."""
     for worker in multiprocessing.active_children():
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker.pid or 0, signal.SIGCONT)
