@@ -29,6 +29,7 @@ from sret_jax.data.views.training_view import TrainTransform, resize
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.host import available_cores
+from sret_jax.text import table
 
 BATCH, PREFETCH = 256, 2
 CROP = ((0.08, 1.0), (3 / 4, 4 / 3))  # share of the area, width / height
@@ -256,15 +257,22 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['images']:,} JPEGs of {report['kilobytes_per_image']:.0f} kB, {cores} cores, "
         f"{report['samples']:,} images a pipeline and round"
     )
-    print(f"{'':38} images/s per core  ratio  start   memory  growth")
+    cells = []
     for title, row in rows.items():
         baseline = "Pillow, RandAugment" if "RandAugment" in title else "Pillow, crop and flip"
         ratio = row["images_per_second"] / rows[baseline]["images_per_second"]
-        print(
-            f"{title:38}{row['images_per_second']:>9,.0f}{row['images_per_second'] / cores:>9,.0f}"
-            f"{ratio:>6.2f}x{row['start_up']:>6.1f}s{row['megabytes']:>6,.0f} MB"
-            f"{row['grown']:>5,.0f} MB"
+        cells.append(
+            (
+                title,
+                f"{row['images_per_second']:,.0f}",
+                f"{row['images_per_second'] / cores:,.0f}",
+                f"{ratio:.2f}x",
+                f"{row['start_up']:.1f} s",
+                f"{row['megabytes']:,.0f} MB",
+                f"{row['grown']:,.0f} MB",
+            )
         )
+    print(table(("", "images/s", "per core", "ratio", "start", "memory", "growth"), cells))
     stages = ", ".join(f"{name} {share:.0%}" for name, share in report["stages"].items())
     print(f"Time of sret_jax with RandAugment: {stages}")
     pipeline, smaller = report["psnr"]["pipeline"], report["psnr"]["smaller copy"]

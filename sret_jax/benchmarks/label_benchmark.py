@@ -27,6 +27,7 @@ from sret_jax.models.families.sret import title
 from sret_jax.parallel.host import available_cores
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.settings.config_model import create_from_config
+from sret_jax.text import table
 from sret_jax.training.batches import train_loader
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import build_computation
@@ -198,9 +199,14 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['devices']} devices, {report['cores']} cores; medians of {report['rounds']} "
         "rounds"
     )
-    print(f"{'':32}train step  ratio  loader, images/s  ratio")
-    for name, row in report["variants"].items():
-        print(
-            f"{name:32}{row['step_seconds']['median']:>8.4f} s{row['step_ratio']:>6.3f}x"
-            f"{row['images_per_second']['median']:>18,.0f}{row['loader_ratio']:>6.2f}x"
+    rows = [
+        (
+            name,
+            f"{row['step_seconds']['median']:.4f} s",
+            f"{row['step_ratio']:.3f}x",
+            f"{row['images_per_second']['median']:,.0f}",
+            f"{row['loader_ratio']:.2f}x",
         )
+        for name, row in report["variants"].items()
+    ]
+    print(table(("", "train step", "ratio", "loader, images/s", "ratio"), rows))

@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from sret_jax.cli import Parser
+from sret_jax.text import markdown_table
 
 CONFIGS = ("sret_t", "sret_lt", "sret_s")
 SLICES = ("v4-32", "v5e-256", "v5p-64", "v6e-256")
@@ -41,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             path = folder / f"{config}_{slice_name}.json"
             if not path.exists():
                 make_plan(config, slice_name, path)
-                print(table(folder), flush=True)
-    print(table(folder))
+                print(plan_table(folder), flush=True)
+    print(plan_table(folder))
 
 
 def make_plan(config: str, slice_name: str, path: pathlib.Path) -> None:
@@ -56,16 +57,16 @@ def make_plan(config: str, slice_name: str, path: pathlib.Path) -> None:
         raise SystemExit(status)
 
 
-def table(folder: pathlib.Path) -> str:
+def plan_table(folder: pathlib.Path) -> str:
     """The plans in a folder as a Markdown table."""
-    rows = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
+    rows = []
     for config in CONFIGS:
         for slice_name in SLICES:
             path = folder / f"{config}_{slice_name}.json"
             if path.exists():
                 report = json.loads(path.read_text(encoding="utf-8"))
-                rows.append(" | ".join((config, slice_name, *figures(report))))
-    return "\n".join(f"| {row} |" for row in rows)
+                rows.append((config, slice_name, *figures(report)))
+    return markdown_table(COLUMNS, rows)
 
 
 def figures(report: dict[str, Any]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from sret_jax.benchmarks.speed_benchmark import (
 )
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.text import table
 
 STEPS = 3  # of a round; the first after other work takes longer
 
@@ -113,8 +114,8 @@ def print_products(report: dict[str, Any]) -> None:
     print(f"the step: {report['step_seconds']:.3f} s")
     print(f"a {report['peak_side']}^3 product: {report['peak_gflops']:,.0f} GFLOP/s")
     names = list(report["seconds"])
-    print(f"{'':22}{'GFLOP':>8}" + "".join(f"{f'{name}, GFLOP/s':>26}" for name in names))
+    rows = []
     for kind, gflop in report["gflop"].items():
         seconds = [report["seconds"][name][kind] for name in names]
-        rates = "".join(f"{f'{s:.3f} s, {gflop / s:,.0f}':>26}" for s in seconds)
-        print(f"{kind:22}{gflop:8.1f}{rates}")
+        rows.append((kind, f"{gflop:.1f}", *(f"{s:.3f} s, {gflop / s:,.0f}" for s in seconds)))
+    print(table(("", "GFLOP", *(f"{name}, GFLOP/s" for name in names)), rows))

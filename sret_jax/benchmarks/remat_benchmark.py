@@ -12,8 +12,10 @@ from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.families.sret import title
 from sret_jax.models.recursion import REMAT
+from sret_jax.picture import picture
 from sret_jax.planning.compilation import DoesNotFit
 from sret_jax.settings.config_model import create_from_config
+from sret_jax.text import table
 
 MEGABYTE = 1e6
 
@@ -75,38 +77,39 @@ def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
     print(f"{rows[0]['model']}, batch {batch_size}, compiled for {rows[0]['topology']}")
     base = next(iter(_fitting(rows)), rows[0])
     ratio = f"of {base['remat']}"
-    print(f"{'remat':8}{'temporaries/image':>20}{ratio:>10}{'GFLOPs/image':>15}{ratio:>10}")
+    cells = []
+    for row in _fitting(rows):
+        memory, flops = row["temporary_bytes_per_image"], row["flops_per_image"]
+        cells.append(
+            (
+                row["remat"],
+                f"{memory / MEGABYTE:.2f} MB",
+                f"{memory / base['temporary_bytes_per_image']:.2f}",
+                f"{flops / 1e9:.2f}",
+                f"{flops / base['flops_per_image']:.2f}",
+            )
+        )
+    print(table(("remat", "temporaries/image", ratio, "GFLOPs/image", ratio), cells))
     for row in rows:
         if "does_not_fit" in row:
-            print(f"{row['remat']:8}does not fit: {row['does_not_fit']}")
-            continue
-        memory, flops = row["temporary_bytes_per_image"], row["flops_per_image"]
-        print(
-            f"{row['remat']:8}{memory / MEGABYTE:>17.2f} MB"
-            f"{memory / base['temporary_bytes_per_image']:>10.2f}"
-            f"{flops / 1e9:>15.2f}{flops / base['flops_per_image']:>10.2f}"
-        )
+            print(f"{row['remat']} does not fit: {row['does_not_fit']}")
 
 
 def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
     """Temporaries against FLOPs, both relative to the first that fits."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    first = rows[0]
-    for row in rows:
-        flops = row["flops_per_image"] / first["flops_per_image"]
-        memory = row["temporary_bytes_per_image"] / first["temporary_bytes_per_image"]
-        axes.plot(flops, memory, "o", label=row["remat"])
-    axes.set(
-        xlabel=f"FLOPs of a step, relative to {first['remat']}",
-        ylabel=f"temporaries, relative to {first['remat']}",
-        title=f"{first['model']}: remat, compiled for {first['topology']}",
-        xlim=(0.95, None),
-        ylim=(0, 1.1),
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(title="model.remat")
-    with path.open("wb") as file:
-        figure.savefig(file, format="png", dpi=150)
+    with picture(path, 5.5, 3.6, dpi=150) as figure:
+        axes = figure.subplots()
+        first = rows[0]
+        for row in rows:
+            flops = row["flops_per_image"] / first["flops_per_image"]
+            memory = row["temporary_bytes_per_image"] / first["temporary_bytes_per_image"]
+            axes.plot(flops, memory, "o", label=row["remat"])
+        axes.set(
+            xlabel=f"FLOPs of a step, relative to {first['remat']}",
+            ylabel=f"temporaries, relative to {first['remat']}",
+            title=f"{first['model']}: remat, compiled for {first['topology']}",
+            xlim=(0.95, None),
+            ylim=(0, 1.1),
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(title="model.remat")

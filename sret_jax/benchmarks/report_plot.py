@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 
 from sret_jax.errors import UserError
+from sret_jax.picture import picture
 
 Report = dict[str, Any]
 
@@ -24,13 +25,8 @@ def plot_reports(files: list[epath.Path], plot: epath.Path) -> None:
     """
     reports = [_read(file) for file in files]
     draw = _drawing(reports)
-
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    draw(figure.subplots(), reports)
-    with plot.open("wb") as target:
-        figure.savefig(target, format="png", dpi=120)
+    with picture(plot, 6.5, 3.6, dpi=120) as figure:
+        draw(figure.subplots(), reports)
     print(f"Written: {plot}")
 
 

@@ -14,6 +14,7 @@ from sret_jax.errors import UserError, did_you_mean
 from sret_jax.files import write_json
 from sret_jax.models.families.variants import VARIANTS
 from sret_jax.settings.config_model import create_from_config
+from sret_jax.text import table
 
 MODES = {"train": True, "infer": False}
 
@@ -111,31 +112,44 @@ def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
         f"{first['devices']} devices, {first['cores']} cores; medians of {rounds} rounds "
         "(least to largest)"
     )
-    print(f"{'':10}{'GMACs':>7}{'unsliced':>10}{'saved':>8}", end="")
-    print("".join(f"{f'{mode}: time saved':>30}" for mode in MODES))
-    for row in rows:
-        print(
-            f"{row['model']:10}{row['gmacs_per_image']:>7.3f}"
-            f"{row['unsliced_gmacs_per_image']:>10.3f}{row['macs_saved']:>8.1%}",
-            end="",
+    headings = ("", "GMACs", "unsliced", "saved", *(f"{mode}: time saved" for mode in MODES))
+    cells = [
+        (
+            row["model"],
+            f"{row['gmacs_per_image']:.3f}",
+            f"{row['unsliced_gmacs_per_image']:.3f}",
+            f"{row['macs_saved']:.1%}",
+            *(_time_saved(row, mode) for mode in MODES),
         )
-        for mode in MODES:
-            least, largest = row[f"{mode}_time_saved_range"]
-            time = f"{row[f'{mode}_time_saved']:.1%} ({least:.1%} to {largest:.1%})"
-            print(f"{time:>30}", end="")
-        print()
+        for row in rows
+    ]
+    print(table(headings, cells))
+
+
+def _time_saved(row: dict[str, Any], mode: str) -> str:
+    least, largest = row[f"{mode}_time_saved_range"]
+    return f"{row[f'{mode}_time_saved']:.1%} ({least:.1%} to {largest:.1%})"
 
 
 def print_compiled(rows: list[dict[str, Any]]) -> None:
     """A line for each model."""
     first = rows[0]
     print(f"batch {first['batch_size']}, {first['dtype']}; compiled for {first['topology']}")
-    print(f"{'':10}{'GB/image':>10}{'unsliced':>10}{'saved':>8}", end="")
-    print(f"{'main memory':>13}{'saved':>8}{'temporaries':>13}{'MACs':>8}")
-    for row in rows:
-        print(
-            f"{row['model']:10}{row['gigabytes_per_image']:>10.3f}"
-            f"{row['unsliced_gigabytes_per_image']:>10.3f}{row['bytes_saved']:>8.1%}"
-            f"{row['main_memory_gigabytes_per_image']:>13.3f}{row['main_memory_saved']:>8.1%}"
-            f"{row['temporaries_saved']:>13.1%}{row['macs_saved']:>8.1%}"
+    headings = (
+        *("", "GB/image", "unsliced", "saved"),
+        *("main memory", "saved", "temporaries saved", "MACs saved"),
+    )
+    cells = [
+        (
+            row["model"],
+            f"{row['gigabytes_per_image']:.3f}",
+            f"{row['unsliced_gigabytes_per_image']:.3f}",
+            f"{row['bytes_saved']:.1%}",
+            f"{row['main_memory_gigabytes_per_image']:.3f}",
+            f"{row['main_memory_saved']:.1%}",
+            f"{row['temporaries_saved']:.1%}",
+            f"{row['macs_saved']:.1%}",
         )
+        for row in rows
+    ]
+    print(table(headings, cells))

@@ -27,7 +27,7 @@ from sret_jax.evaluation.evaluation import empty_totals, make_eval_step
 from sret_jax.files import write_json
 from sret_jax.models.flops import model_macs
 from sret_jax.parallel.mesh import batch_sharding, replicated
-from sret_jax.text import duration
+from sret_jax.text import duration, table
 from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
 
@@ -306,13 +306,17 @@ def print_report(report: dict[str, Any]) -> None:
     )
     product = f"{report['peak_dtype']} {report['peak_side']}^3 matrix product"
     print(f"{product}: {_text(peak, ',.0f')} GFLOP/s")
-    print(f"{'':14}{'share of its rate':>26}{'images/s':>28}{'seconds':>28}{'CPU seconds':>28}")
-    for name, values in report["shares"].items():
-        print(
-            f"{name:14}{_text(values['share_of_peak'], '.3f'):>26}"
-            f"{_text(values['images_per_second'], ',.1f'):>28}"
-            f"{_text(values['step_seconds'], '.3g'):>28}{_text(values['cpu_seconds'], '.3g'):>28}"
+    rows = [
+        (
+            name,
+            _text(values["share_of_peak"], ".3f"),
+            _text(values["images_per_second"], ",.1f"),
+            _text(values["step_seconds"], ".3g"),
+            _text(values["cpu_seconds"], ".3g"),
         )
+        for name, values in report["shares"].items()
+    ]
+    print(table(("", "share of its rate", "images/s", "seconds", "CPU seconds"), rows))
     print(
         f"The share is 2 * {passes} * {report['gmacs_per_image']:.3f} GMACs * images/s over the "
         "product's FLOP/s."

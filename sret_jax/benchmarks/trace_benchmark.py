@@ -12,6 +12,7 @@ from sret_jax.benchmarks.speed_benchmark import check_counts
 from sret_jax.files import write_json
 from sret_jax.models.recursion import REMAT
 from sret_jax.planning.plan import computation_for
+from sret_jax.text import table
 from sret_jax.training.experiment import Computation
 
 
@@ -70,11 +71,15 @@ def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
         f"train step of {first['model']}, remat {first['remat']}: CPU time to trace and lower, "
         f"least of {rounds} rounds, and length of the program"
     )
-    print(f"{'loops':>6}{'applications':>14}{'CPU time':>18}{'ratio':>7}", end="")
-    print(f"{'characters':>14}{'ratio':>7}")
-    for row in rows:
-        print(
-            f"{row['loops']:>6,}{row['applications']:>14,}{row['cpu_seconds']:>16.2f} s"
-            f"{row['cpu_seconds'] / first['cpu_seconds']:>7.2f}{row['characters']:>14,}"
-            f"{row['characters'] / first['characters']:>7.2f}"
+    cells = [
+        (
+            f"{row['loops']:,}",
+            f"{row['applications']:,}",
+            f"{row['cpu_seconds']:.2f} s",
+            f"{row['cpu_seconds'] / first['cpu_seconds']:.2f}",
+            f"{row['characters']:,}",
+            f"{row['characters'] / first['characters']:.2f}",
         )
+        for row in rows
+    ]
+    print(table(("loops", "applications", "CPU time", "ratio", "characters", "ratio"), cells))

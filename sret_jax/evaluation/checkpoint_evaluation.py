@@ -18,7 +18,7 @@ from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.evaluation.bad_images import BadImages
 from sret_jax.evaluation.confusion import Confusion, write_confusions
-from sret_jax.evaluation.evaluation import Evaluator, Results, table
+from sret_jax.evaluation.evaluation import Evaluator, Results, results_table
 from sret_jax.evaluation.labelled import open_labelled
 from sret_jax.files import write_json
 from sret_jax.models.families.sret import SReT, abstract_variables, title
@@ -94,7 +94,7 @@ def evaluate_checkpoint(
         print(
             f"Evaluated {title(found.model, config.model.name)} in {workdir} at step "
             f"{found.step:,}, {len(found.source):,} images of {config.data.name}{changed}:",
-            table(found.results),
+            results_table(found.results),
             *found.remarks,
             sep="\n",
         )

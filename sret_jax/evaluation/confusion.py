@@ -9,7 +9,8 @@ import numpy as np
 from etils import epath
 
 from sret_jax.data.sources.imagenet import display_names
-from sret_jax.files import write_json, written_whole
+from sret_jax.files import write_json
+from sret_jax.picture import picture
 
 PER_CLASS_FILE, CONFUSION_FILE = "per_class.json", "confusion.png"
 MOST_CLASSES = 2000  # counting more would cost noticeable time and memory
@@ -99,33 +100,32 @@ class Confusion:
 
     def draw(self, path: epath.Path, step: int) -> None:
         """Draws the fraction of each true class (row) that is predicted as each class (column)."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure
 
         classes = len(self.class_names)
         shares = self.counts[:, :classes] / np.maximum(self.images, 1)[:, None]
         side = float(np.clip(3 + 0.32 * classes, 4.5, 14))
-        figure = Figure(figsize=(side + 1, side), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # shows rare errors
-        figure.colorbar(image, label="share of the true class", shrink=0.8)
-        names = [name if len(name) <= 16 else name[:15] + "…" for name in self.names]
-        size = min(9.0, 600 / max(classes, 1))
-        axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
-        axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        recognised = np.trace(self.counts) / self.images.sum()
-        axes.set_title(f"step {step:,}: {100 * recognised:.2f}% of {self.images.sum():,} images")
-        if classes <= MOST_NUMBERS:
-            for row, column in np.argwhere(self.counts[:, :classes]):
-                colour = "white" if shares[row, column] > 0.3 else "black"
-                text = f"{self.counts[row, column]:,}"
-                axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
-        with written_whole(path, "wb") as f:
-            figure.savefig(f, format="png", dpi=110)
+        with picture(path, side + 1, side) as figure:
+            axes = figure.subplots()
+            image = axes.imshow(
+                shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1)
+            )  # shows rare errors
+            figure.colorbar(image, label="share of the true class", shrink=0.8)
+            names = [name if len(name) <= 16 else name[:15] + "…" for name in self.names]
+            size = min(9.0, 600 / max(classes, 1))
+            axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
+            axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
+            axes.set_xlabel("predicted")
+            axes.set_ylabel("true")
+            recognised = np.trace(self.counts) / self.images.sum()
+            axes.set_title(
+                f"step {step:,}: {100 * recognised:.2f}% of {self.images.sum():,} images"
+            )
+            if classes <= MOST_NUMBERS:
+                for row, column in np.argwhere(self.counts[:, :classes]):
+                    colour = "white" if shares[row, column] > 0.3 else "black"
+                    text = f"{self.counts[row, column]:,}"
+                    axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
 
 
 def write_confusions(workdir: epath.Path, step: int, confusions: dict[str, Confusion]) -> None:

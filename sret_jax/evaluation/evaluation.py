@@ -20,6 +20,7 @@ from sret_jax.models.apply import Variables, evaluation_logits, normalise
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.devices import fits_memory
 from sret_jax.parallel.mesh import batch_sharding, replicated
+from sret_jax.text import table
 from sret_jax.training.losses import in_top_k
 from sret_jax.training.step import Batch, abstract_batch
 
@@ -206,17 +207,20 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def table(results: Results) -> str:
+def results_table(results: Results) -> str:
     """Formats the results as a small aligned table."""
     columns = {"top1": "top-1", "top5": "top-5", "loss": "loss"}
     if any("top1_among_present" in r for r in results.values()):
         columns["top1_among_present"] = "top-1 among"
     titles = {"eval": "raw", "eval_ema": "EMA"}
-    rows = [f"{'weights':<10}" + "".join(f" {title:>8}" for title in columns.values())]
-    for name, result in results.items():
-        values = (f"{result[c]:.4f}" if c == "loss" else percent(result[c]) for c in columns)
-        cells = zip(values, columns.values(), strict=True)
-        rows.append(f"{titles[name]:<10}" + "".join(f" {v:>{max(8, len(t))}}" for v, t in cells))
+    rows = [
+        (
+            titles[name],
+            *(f"{result[c]:.4f}" if c == "loss" else percent(result[c]) for c in columns),
+        )
+        for name, result in results.items()
+    ]
+    text = table(("weights", *columns.values()), rows)
     if "top1_among_present" in columns:
-        rows.append("(top-1 among: over the logits of the classes that have images, no others)")
-    return "\n".join(rows)
+        text += "\n(top-1 among: over the logits of the classes that have images, no others)"
+    return text

@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from sret_jax.files import written_whole
+from sret_jax.picture import picture
 from sret_jax.run.metrics_file import read_metrics
 
 CURVES_FILE = "curves.png"
@@ -10,40 +10,33 @@ CURVES_FILE = "curves.png"
 
 def draw_curves(workdir: epath.Path) -> epath.Path:
     """Draws the workdir's metrics.jsonl to curves.png and returns its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = read_metrics(workdir)
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    losses, accuracies, rates = figure.subplots(1, 3)
-    panels = (
-        (
-            losses,
-            {"loss": "train", "eval/loss": "test", "eval_ema/loss": "test, EMA"},
-            1,
-        ),
-        (
-            accuracies,
-            {"top1": "train", "eval/top1": "test", "eval_ema/top1": "test, EMA"},
-            100,
-        ),
-        (rates, {"lr": "learning rate"}, 1),
-    )
-    for axes, names, scale in panels:
-        for name, label in names.items():
-            points = [(line["step"], scale * line[name]) for line in lines if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker=".", markersize=3)
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)
-    losses.set_title("loss (nats)")
-    accuracies.set_title("top-1 (%)")
-    rates.set_title("learning rate")
-
     path = workdir / CURVES_FILE
-    with written_whole(path, "wb") as f:
-        figure.savefig(f, format="png", dpi=110)
+    with picture(path, 12, 3.6) as figure:
+        losses, accuracies, rates = figure.subplots(1, 3)
+        panels = (
+            (
+                losses,
+                {"loss": "train", "eval/loss": "test", "eval_ema/loss": "test, EMA"},
+                1,
+            ),
+            (
+                accuracies,
+                {"top1": "train", "eval/top1": "test", "eval_ema/top1": "test, EMA"},
+                100,
+            ),
+            (rates, {"lr": "learning rate"}, 1),
+        )
+        for axes, names, scale in panels:
+            for name, label in names.items():
+                points = [(line["step"], scale * line[name]) for line in lines if name in line]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=label, marker=".", markersize=3)
+            axes.set_xlabel("step")
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                axes.legend(frameon=False)
+        losses.set_title("loss (nats)")
+        accuracies.set_title("top-1 (%)")
+        rates.set_title("learning rate")
     return path

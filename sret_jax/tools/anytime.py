@@ -20,12 +20,14 @@ from sret_jax.errors import UserError
 from sret_jax.evaluation.checkpoint_evaluation import evaluate_weights
 from sret_jax.files import absolute, write_json
 from sret_jax.models.flops import model_macs
+from sret_jax.picture import picture
 from sret_jax.settings.saved_config import (
     CONFIG_FILE,
     changed_settings,
     is_converted,
     load_config,
 )
+from sret_jax.text import table
 
 NUMBER = re.compile(r"(?<=.)[-_.]\d+$")  # at the end of a run's name
 Row = dict[str, Any]
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     with clear_errors():
         rows = measure(args.workdirs, parse_loops(args.loops))
-        print(table(rows))
+        print(accuracy_table(rows))
         if args.json:
             write_json(args.json, rows)
         if args.picture:
@@ -122,40 +124,32 @@ def _config_of(workdir: epath.Path) -> ConfigDict:
     return config
 
 
-def table(rows: Sequence[Row]) -> str:
+def accuracy_table(rows: Sequence[Row]) -> str:
     """The rows in columns: mean accuracy, and +- the standard deviation of several runs."""
-    lines = [f"{'run':<16} {'loops':>5} {'GMACs':>8}  top-1"]
+    lines = []
     for row in rows:
         spread = f" +- {100 * statistics.stdev(row['top1']):.2f}" if len(row["top1"]) > 1 else ""
-        lines.append(
-            f"{row['run']:<16} {row['loops']:>5} {row['gmacs']:>8.4f}  "
-            f"{100 * statistics.mean(row['top1']):.2f}%{spread}"
-        )
-    return "\n".join(lines)
+        top1 = f"{100 * statistics.mean(row['top1']):.2f}%{spread}"
+        lines.append((row["run"], str(row["loops"]), f"{row['gmacs']:.4f}", top1))
+    return table(("run", "loops", "GMACs", "top-1"), lines)
 
 
 def draw(rows: Sequence[Row], path: epath.Path) -> None:
     """Draws accuracy against GMACs per image: a line through the means, a dot for each run."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for colour, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
-        own = [row for row in rows if row["run"] == run]
-        costs = [row["gmacs"] for row in own]
-        means = [100 * statistics.mean(row["top1"]) for row in own]
-        axes.plot(costs, means, color=f"C{colour}", label=run)
-        for cost, row in zip(costs, own, strict=True):
-            shares = [100 * share for share in row["top1"]]
-            axes.plot([cost] * len(shares), shares, ".", color=f"C{colour}", alpha=0.6)
-            axes.annotate(f" {row['loops']}", (cost, min(shares)), va="top", color=f"C{colour}")
-    axes.set_xlabel("GMACs per image (numbers: loops)")
-    axes.set_ylabel("top-1 (%)")
-    axes.legend(frameon=False)
-    with path.open("wb") as f:
-        figure.savefig(f, format="png", dpi=110)
+    with picture(path, 6, 4) as figure:
+        axes = figure.subplots()
+        for colour, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+            own = [row for row in rows if row["run"] == run]
+            costs = [row["gmacs"] for row in own]
+            means = [100 * statistics.mean(row["top1"]) for row in own]
+            axes.plot(costs, means, color=f"C{colour}", label=run)
+            for cost, row in zip(costs, own, strict=True):
+                shares = [100 * share for share in row["top1"]]
+                axes.plot([cost] * len(shares), shares, ".", color=f"C{colour}", alpha=0.6)
+                axes.annotate(f" {row['loops']}", (cost, min(shares)), va="top", color=f"C{colour}")
+        axes.set_xlabel("GMACs per image (numbers: loops)")
+        axes.set_ylabel("top-1 (%)")
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ from etils import epath
 from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
+from sret_jax.picture import picture
 from sret_jax.run.metrics_file import read_metrics
 from sret_jax.run.report import RESULT_FILE
+from sret_jax.text import markdown_table
 
 CURVE = "eval/top1"
 
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     quiet_libraries()
     with clear_errors():
         groups = [read_group(name, workdirs) for name, *workdirs in args.runs]
-        print(table(groups))
+        print(accuracy_table(groups))
         if args.picture:
             draw(groups, args.picture)
             print(f"Written: {args.picture}")
@@ -77,36 +79,34 @@ def read_group(name: str, workdirs: list[epath.PathLike]) -> Group:
     return Group(name, top1, ema_top1, curves)
 
 
-def table(groups: list[Group]) -> str:
+def accuracy_table(groups: list[Group]) -> str:
     """The accuracies in Markdown, a row for each group."""
-    rows = ["| | runs | test top-1 (%) | least to largest | EMA |", "|---|---|---|---|---|"]
-    rows += [
-        f"| {group.name} | {len(group.top1)} | {_spread(group.top1)} | "
-        f"{min(group.top1):.2f} to {max(group.top1):.2f} | {_spread(group.ema_top1)} |"
+    rows = [
+        (
+            group.name,
+            str(len(group.top1)),
+            _spread(group.top1),
+            f"{min(group.top1):.2f} to {max(group.top1):.2f}",
+            _spread(group.ema_top1),
+        )
         for group in groups
     ]
-    return "\n".join(rows)
+    return markdown_table(("", "runs", "test top-1 (%)", "least to largest", "EMA"), rows)
 
 
 def draw(groups: list[Group], path: epath.Path) -> None:
     """Draws the mean test accuracy of each group by step, in a band from least to largest."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for group in groups:
-        steps = sorted(set.intersection(*(set(curve) for curve in group.curves)))
-        values = [[curve[step] for curve in group.curves] for step in steps]
-        axes.plot(steps, list(map(statistics.mean, values)), marker=".", label=group.name)
-        axes.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.2)
-    axes.set_xlabel("step")
-    axes.set_ylabel("test top-1 (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
-    with path.open("wb") as f:
-        figure.savefig(f, format="png", dpi=110)
+    with picture(path, 6.4, 3.8) as figure:
+        axes = figure.subplots()
+        for group in groups:
+            steps = sorted(set.intersection(*(set(curve) for curve in group.curves)))
+            values = [[curve[step] for curve in group.curves] for step in steps]
+            axes.plot(steps, list(map(statistics.mean, values)), marker=".", label=group.name)
+            axes.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.2)
+        axes.set_xlabel("step")
+        axes.set_ylabel("test top-1 (%)")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, loc="lower right")
 
 
 def _result(workdir: epath.Path) -> dict:

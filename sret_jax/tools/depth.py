@@ -20,6 +20,7 @@ from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.families.sret import SReT, abstract_variables
 from sret_jax.models.inspection import block_names, residual_coefficients
 from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
+from sret_jax.picture import picture
 from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
 from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
@@ -109,34 +110,28 @@ def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) ->
 
 def draw(figures: dict[str, Any], path: epath.Path) -> None:
     """Draws what `measure_depth` returns: gradients, skip and branch coefficients, side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    gradients, skips, branches = figure.subplots(1, 3)
-    applications = np.arange(1, figures["blocks"] * figures["loops"] + 1)
-    steps = {"start": "before training", "end": f"after {figures['step']:,} steps"}
-    for (name, label), colour in zip(steps.items(), ("tab:grey", "tab:blue"), strict=True):
-        gradients.plot(applications, figures["gradient_norm"][name], label=label, color=colour)
-    gradients.set_yscale("log")
-    gradients.set_ylabel("norm of the loss's gradient")
-    gradients.set_title("Gradient with respect to each application's output")
-    for name, values in figures["coefficients"].items():
-        kind, role = name.split(", ")
-        axes = skips if role == "skip" else branches
-        given = [(a, v) for a, v in zip(applications, values, strict=True) if v is not None]
-        style = {"marker": ".", "markersize": 2, "linestyle": ""} if kind == "NLL" else {}
-        axes.plot(*zip(*given, strict=True), label=kind, **style)
-    skips.set_title("Learned coefficient of the skip")
-    branches.set_title("Learned coefficient of the branch")
-    for axes in (gradients, skips, branches):
-        for first in applications[:: figures["loops"]]:
-            axes.axvline(first, color="0.85", linewidth=0.6, zorder=0)
-        axes.set_xlabel("application (grey lines: a new block begins)")
-        axes.legend(frameon=False, markerscale=4)
-    with path.open("wb") as f:
-        figure.savefig(f, format="png", dpi=110)
+    with picture(path, 13, 4) as figure:
+        gradients, skips, branches = figure.subplots(1, 3)
+        applications = np.arange(1, figures["blocks"] * figures["loops"] + 1)
+        steps = {"start": "before training", "end": f"after {figures['step']:,} steps"}
+        for (name, label), colour in zip(steps.items(), ("tab:grey", "tab:blue"), strict=True):
+            gradients.plot(applications, figures["gradient_norm"][name], label=label, color=colour)
+        gradients.set_yscale("log")
+        gradients.set_ylabel("norm of the loss's gradient")
+        gradients.set_title("Gradient with respect to each application's output")
+        for name, values in figures["coefficients"].items():
+            kind, role = name.split(", ")
+            axes = skips if role == "skip" else branches
+            given = [(a, v) for a, v in zip(applications, values, strict=True) if v is not None]
+            style = {"marker": ".", "markersize": 2, "linestyle": ""} if kind == "NLL" else {}
+            axes.plot(*zip(*given, strict=True), label=kind, **style)
+        skips.set_title("Learned coefficient of the skip")
+        branches.set_title("Learned coefficient of the branch")
+        for axes in (gradients, skips, branches):
+            for first in applications[:: figures["loops"]]:
+                axes.axvline(first, color="0.85", linewidth=0.6, zorder=0)
+            axes.set_xlabel("application (grey lines: a new block begins)")
+            axes.legend(frameon=False, markerscale=4)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from sret_jax.data.views.images import EvalTransform
-from sret_jax.files import written_whole
+from sret_jax.picture import picture
 from sret_jax.tools.trained import Trained
 
 MOST_PICTURES = 24
@@ -26,29 +26,21 @@ def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Pat
     Raises:
       UserError: the storage does not take it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = max(1, min(COLUMNS, len(rows)))
     lines = max(1, -(-len(rows) // columns))
-    figure = Figure(
-        figsize=(columns * CELL_INCHES[0], lines * CELL_INCHES[1]), layout="constrained"
-    )
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        lines, 2 * columns, squeeze=False, width_ratios=[1, 1.2] * columns
-    ).reshape(-1, 2)
-    for pair in axes[len(rows) :]:
-        for empty in pair:
-            empty.axis("off")
-    view = EvalTransform(trained.model.image_size, trained.test_crop)
-    for (picture, bars), row in zip(axes, rows, strict=False):
-        picture.imshow(view(epath.Path(row["path"]).read_bytes()))
-        picture.set_title(_short(epath.Path(row["image"]).name), fontsize=7)
-        picture.axis("off")
-        _draw_bars(bars, row["top"])
-    with written_whole(path, "wb") as f:
-        figure.savefig(f, format="png", dpi=110)
+    with picture(path, columns * CELL_INCHES[0], lines * CELL_INCHES[1]) as figure:
+        axes = figure.subplots(
+            lines, 2 * columns, squeeze=False, width_ratios=[1, 1.2] * columns
+        ).reshape(-1, 2)
+        for pair in axes[len(rows) :]:
+            for empty in pair:
+                empty.axis("off")
+        view = EvalTransform(trained.model.image_size, trained.test_crop)
+        for (image, bars), row in zip(axes, rows, strict=False):
+            image.imshow(view(epath.Path(row["path"]).read_bytes()))
+            image.set_title(_short(epath.Path(row["image"]).name), fontsize=7)
+            image.axis("off")
+            _draw_bars(bars, row["top"])
 
 
 def _draw_bars(axes: Any, top: list[dict[str, Any]]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from absl import flags
 from etils import epath
 
+from sret_jax.picture import picture
+
 FLAGS = flags.FLAGS
 SIDE_INCHES = 1.9
 LAST_STEP = 2**31 - 1
@@ -109,20 +111,14 @@ def _label(target: Any, names: list[str]) -> str:
 
 
 def _draw(images: Any, labels: list[str], columns: int, path: epath.Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = len(images) // columns
-    figure = Figure(figsize=(columns * SIDE_INCHES, rows * SIDE_INCHES), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, image, label in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, images, labels, strict=True
-    ):
-        axes.imshow(image)
-        axes.set_title(label, fontsize=7)
-        axes.axis("off")
-    with path.open("wb") as f:
-        figure.savefig(f, format="png", dpi=90)
+    with picture(path, columns * SIDE_INCHES, rows * SIDE_INCHES, dpi=90) as figure:
+        for axes, image, label in zip(
+            figure.subplots(rows, columns, squeeze=False).flat, images, labels, strict=True
+        ):
+            axes.imshow(image)
+            axes.set_title(label, fontsize=7)
+            axes.axis("off")
 
 
 if __name__ == "__main__":
