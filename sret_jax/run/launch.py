@@ -132,7 +132,7 @@ def _no_peer_waits() -> Iterator[None]:
 
 
 def default_workdir(config_file: str) -> str:
-    """The folder of a config: configs/sret_lt.py:unsliced,res=384 -> runs/sret_lt-unsliced-res384."""
+    """A config's folder: configs/sret_lt.py:unsliced,res=384 -> runs/sret_lt-unsliced-res384."""
     file, _, args = config_file.partition(":")
     words = [epath.Path(file).stem, *re.findall(r"[\w.]+", args.replace("=", ""))]
     return "runs/" + "-".join(words)
