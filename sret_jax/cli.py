@@ -1,4 +1,4 @@
-"""What every command line shares: bad input ends in one clear sentence and exit status 2."""
+"""Shared by all command lines: bad input ends in one clear sentence and exit status 2."""
 
 import argparse
 import contextlib
@@ -15,21 +15,21 @@ from absl import app, flags, logging
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
 
-# TensorFlow only prepares data here; its start-up messages help nobody.
+# TensorFlow only prepares data here; nobody needs its start-up messages.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 DEFAULT_CONFIG = "quickstart"
 PROGRAM = "sret-jax"
-flags.disclaim_key_flags()  # those defined here are those of the command that asks for them
+flags.disclaim_key_flags()  # flags defined here belong to the command that defines them
 
 
 def program(name: str) -> str:
-    """How this command was started, for its help and messages.
+    """How the user started this command, for its help and messages.
 
     Args:
-      name: of its module in sret_jax.tools.
+      name: name of the command's module in sret_jax.tools.
     """
     started = sys.argv[0]
     if started.startswith(f"{PROGRAM} "):
@@ -40,7 +40,7 @@ def program(name: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes end in one sentence and exit status 2."""
+    """An argument parser whose errors are one sentence and exit status 2."""
 
     def __init__(self, **settings: Any):
         super().__init__(
@@ -49,12 +49,12 @@ class Parser(argparse.ArgumentParser):
 
     @classmethod
     def of(cls, name: str, doc: str | None, **settings: Any) -> "Parser":
-        """That of a command.
+        """The parser of a command.
 
         Args:
-          name: of its module in sret_jax.tools.
-          doc: of the module.
-          **settings: of argparse.
+          name: name of the command's module in sret_jax.tools.
+          doc: docstring of the module.
+          **settings: further arguments of argparse.ArgumentParser.
         """
         return cls(prog=program(name), description=as_started(doc or ""), **settings)
 
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def as_started(doc: str) -> str:
-    """A module's docstring, its commands as the user has called this one."""
+    """A module's docstring in which commands read as the user has started this one."""
     if not sys.argv[0].startswith(f"{PROGRAM} "):
         return doc
     doc = doc.replace("python -m sret_jax.tools.", f"{PROGRAM} ")
@@ -80,7 +80,7 @@ CONFIG_FLAGS = as_started(
 
 
 def quiet_libraries() -> None:
-    """Silences what the libraries log; what they raise says it too."""
+    """Silences the logs of libraries; their errors contain the same."""
     logging.set_verbosity(logging.FATAL)
 
 
@@ -115,15 +115,15 @@ def define_config(values: flags.FlagValues = flags.FLAGS) -> None:
 def run_app(
     main: Callable[[list[str]], None], define_flags: Callable[[], None], name: str, doc: str
 ) -> None:
-    """Runs a command that has absl's flags.
+    """Runs a command that uses absl's flags.
 
     Args:
-      main: called once they are read.
-      define_flags: defines them.
-      name: of its module in sret_jax.tools.
-      doc: what --help says before the flags.
+      main: called after the flags are parsed.
+      define_flags: defines the flags.
+      name: name of the command's module in sret_jax.tools.
+      doc: text that --help prints before the flags.
     """
-    if {"--help", "-h"} & set(sys.argv[1:]):  # absl's own ends with status 1
+    if {"--help", "-h"} & set(sys.argv[1:]):  # absl's own --help exits with status 1
         sys.argv[1:] = []
         define_flags()
         print(f"{as_started(doc)}\n\nflags:\n{flags.FLAGS.main_module_help()}")
@@ -132,17 +132,17 @@ def run_app(
 
 
 def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:
-    """Defines and parses absl flags and the config they name; a mistake exits with status 2.
+    """Defines and parses absl flags and the config that they name; an error exits with status 2.
 
     Args:
-      define_flags: defines them.
-      argv: the command as its user started it, and its arguments.
+      define_flags: defines the flags.
+      argv: the command as the user started it, and its arguments.
     """
     from sret_jax.config_files import cause, config_file
 
     try:
         config_file(_config_given(argv).partition(":")[0])
-        define_flags()  # already reads the default config and its overrides
+        define_flags()  # this already reads the default config and its overrides
         rest = flags.FLAGS(argv)
         flags.FLAGS.config.to_dict()
     except flags.Error as e:
@@ -157,7 +157,7 @@ def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:
 
 
 def _config_given(argv: list[str]) -> str:
-    """The config on a command line with its arguments, or the default one."""
+    """The config on a command line with its arguments, or the default config."""
     given = DEFAULT_CONFIG
     for arg, following in zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = arg.partition("=")
@@ -167,12 +167,12 @@ def _config_given(argv: list[str]) -> str:
 
 
 def _unknown_setting(argv: list[str]) -> str | None:
-    """The sentence on the first --config.NAME that the config does not have."""
+    """A sentence about the first --config.NAME that the config does not have."""
     from sret_jax.config_files import get_config
 
     try:
         settings = get_config(_config_given(argv)).to_dict()
-    except Exception:  # the config itself is at fault
+    except Exception:  # the error is in the config itself
         return None
     known = [".".join(path) for path in _paths(settings)]
     for arg in argv:

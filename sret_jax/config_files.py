@@ -1,4 +1,4 @@
-"""The configs of this package, and how NAME[:ARGUMENTS] or PATH[:ARGUMENTS] finds one."""
+"""The configs of this package, and how NAME[:ARGUMENTS] or PATH[:ARGUMENTS] selects one."""
 
 import ast
 import importlib.resources
@@ -11,12 +11,12 @@ from ml_collections.config_flags import config_flags
 
 from sret_jax.errors import UserError, did_you_mean
 
-COMMON = "common"  # what all configs share: no experiment of its own
+COMMON = "common"  # shared by all configs, not an experiment itself
 NONE = "no arguments"
 
 
 class ConfigParser(config_flags.ConfigFileFlagParser):
-    """Reads the value of --config: the NAME of a config of this package, or a file's path."""
+    """Parses the value of --config: the name of a config of this package, or a file's path."""
 
     def parse(self, config: str) -> ConfigDict:
         file, colon, arguments = config.partition(":")
@@ -24,16 +24,16 @@ class ConfigParser(config_flags.ConfigFileFlagParser):
 
 
 def get_config(config: str) -> ConfigDict:
-    """The settings of an experiment, as --config=CONFIG has them.
+    """The settings that --config=CONFIG selects.
 
     Args:
-      config: NAME of a config of this package or the path of a file with a function `get_config`,
-        and its arguments after a colon: "quickstart", "finetune:sliced", "./mine.py:res=384".
+      config: name of a config of this package, or path of a file with a function `get_config`;
+        arguments follow a colon: "quickstart", "finetune:sliced", "./mine.py:res=384".
 
     Raises:
       UserError: there is no such config, or it does not take these arguments.
     """
-    config_file(config.partition(":")[0])  # says clearly what is missing
+    config_file(config.partition(":")[0])  # raises a clear error if there is no such config
     try:
         return ConfigParser("config").parse(config)
     except (TypeError, ValueError) as e:
@@ -41,13 +41,13 @@ def get_config(config: str) -> ConfigDict:
 
 
 def config_file(name: str) -> str:
-    """The file of a config.
+    """Finds the file of a config.
 
     Args:
-      name: of a config of this package; with a slash or the ending .py, the path of a file.
+      name: name of a config of this package; with a slash or the ending .py, the path of a file.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such file.
     """
     if os.sep not in name and not name.endswith(".py"):
         if name not in config_names():
@@ -68,7 +68,7 @@ def config_names() -> list[str]:
 
 
 def configs_help() -> str:
-    """What --config takes: each config with its arguments, and where the settings are."""
+    """Help on --config: each config with its arguments, and where the settings are listed."""
     names: dict[str, list[str]] = {}
     for name in config_names():
         names.setdefault(_arguments(_folder() / f"{name}.py"), []).append(name)
@@ -86,7 +86,7 @@ def configs_help() -> str:
 
 
 def cause(error: Exception) -> str:
-    """The last line of a message, which may hold a config file's whole traceback."""
+    """The last line of a message, which may contain the whole traceback of a config file."""
     lines = str(error).strip().splitlines()
     last = re.sub(r"^\w+Error: ", "", lines[-1]) if lines else repr(error)
     if "get_config() takes" in last:
@@ -99,7 +99,7 @@ def _folder() -> pathlib.Path:
 
 
 def _arguments(file: pathlib.Path) -> str:
-    """What the docstring of a file's `get_config` says of its arguments; the file is not run."""
+    """The text on arguments in the docstring of a file's `get_config`; the file is not run."""
     for function in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(function, ast.FunctionDef) and function.name == "get_config":
             line = (ast.get_docstring(function) or "").splitlines()[0]

@@ -1,9 +1,9 @@
-"""What the exit status of main.py tells a launcher.
+"""The exit statuses of main.py, for launchers.
 
-0: done. 2: bad input, which starting again does not fix. 75: it was asked to stop (SIGTERM, a
-preemption notice), saved a checkpoint and ended; start it again. 76: it hung, or waited in vain for
-the other processes, and ended itself.
-Whatever else is a crash; 134 is JAX's abort when another process of the run is gone.
+0: done. 2: bad input; starting again does not help. 75: the run was asked to stop (SIGTERM, a
+preemption notice), saved a checkpoint and ended; start it again. 76: the run hung, or waited in
+vain for the other processes, and ended itself.
+Any other status is a crash. 134 is JAX's abort after another process of the run was lost.
 """
 
 BAD_INPUT = 2

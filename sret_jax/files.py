@@ -17,7 +17,7 @@ from sret_jax.errors import UserError
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The absolute path, which Orbax asks for; a bucket's is absolute already.
+    """The absolute path, which Orbax needs; a path in a bucket is absolute already.
 
     Raises:
       UserError: see `check_storage`.
@@ -27,15 +27,15 @@ def absolute(path: epath.PathLike) -> epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether the path is an URI such as gs://bucket/run."""
+    """Whether the path is a URI such as gs://bucket/run."""
     return "://" in str(path)
 
 
 def check_storage(path: epath.PathLike) -> None:
-    """Checks that what reads a Google bucket is installed.
+    """Checks that the library that reads Google buckets is installed, if the path needs it.
 
     Raises:
-      UserError: it is not.
+      UserError: the library is missing.
     """
     readers = ("gcsfs", "tensorflow")
     if str(path).startswith("gs://") and not any(map(importlib.util.find_spec, readers)):
@@ -44,12 +44,12 @@ def check_storage(path: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: epath.Path, mode: str = "w") -> Iterator[IO]:
-    """A new file that takes its place once it is whole; what is raised leaves the old one.
+    """Opens a new file that replaces the old one when it is complete; after an error the old stays.
 
-    Of several writers at once, the last to end wins.
+    If there are several writers at once, the last to finish wins.
 
     Raises:
-      UserError: the storage does not take it.
+      UserError: the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -65,14 +65,14 @@ def written_whole(path: epath.Path, mode: str = "w") -> Iterator[IO]:
 
 
 class GrowingFile:
-    """A file that is added to.
+    """A file that grows.
 
-    A flush appends what is new. In a bucket, which cannot append, a thread writes the whole file
-    again. The whole file is also written where its size is not that of the last flush.
+    A flush appends new bytes. Buckets cannot append, so there a thread rewrites the whole file. The
+    whole file is also rewritten if its size differs from that of the last flush.
 
     Args:
-      path: of the file.
-      content: with which it is to begin, whatever the file holds now.
+      path: path of the file.
+      content: initial content, which replaces that of an existing file.
     """
 
     def __init__(self, path: epath.Path, content: bytes = b""):
@@ -84,19 +84,19 @@ class GrowingFile:
         self._uploads: list[Future[None]] = []
 
     def write(self, data: bytes) -> None:
-        """Adds bytes, which the next flush puts on disk."""
+        """Adds bytes, which the next flush writes to disk."""
         self._content += data
 
     def replace(self, content: bytes) -> None:
-        """Takes other content, which the next flush puts on disk whole."""
+        """Replaces the content; the next flush writes all of it to disk."""
         self._content = bytearray(content)
         self._on_disk = -1
 
     def flush(self) -> None:
-        """Puts on disk what is new; does not wait for a bucket.
+        """Writes new bytes to disk; does not wait for a bucket.
 
         Raises:
-          UserError: the storage does not take it; the next flush tries again.
+          UserError: the file cannot be written; the next flush tries again.
         """
         if self._uploader is not None:
             self._start_upload(self._uploader)
@@ -106,10 +106,10 @@ class GrowingFile:
             self._append(bytes(self._content[self._on_disk :]))
 
     def close(self) -> None:
-        """Puts on disk what is new, and waits until it is there.
+        """Writes new bytes to disk, and waits until they are there.
 
         Raises:
-          UserError: as `flush` does.
+          UserError: the file cannot be written.
         """
         if self._uploader is None:
             self.flush()
@@ -120,7 +120,7 @@ class GrowingFile:
     def _start_upload(self, uploader: ThreadPoolExecutor) -> None:
         done = [upload for upload in self._uploads if upload.done()]
         self._uploads = [upload for upload in self._uploads if upload not in done]
-        if len(self._uploads) < 2:  # one that has not begun takes what is new by then
+        if len(self._uploads) < 2:  # a waiting upload will include these bytes too
             self._uploads.append(uploader.submit(self._write_whole))
         for upload in done:
             upload.result()
@@ -134,7 +134,7 @@ class GrowingFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as e:
             with contextlib.suppress(OSError):
-                os.truncate(path, self._on_disk)  # no part of a line stays
+                os.truncate(path, self._on_disk)  # removes a partly written line
             raise _not_written(self._path, e) from e
         self._on_disk += len(data)
 
@@ -146,7 +146,7 @@ class GrowingFile:
 
 
 def _size(path: epath.Path) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """The size of a file in bytes; 0 if there is none."""
     return path.stat().length if path.exists() else 0
 
 
@@ -155,15 +155,15 @@ def _not_written(path: epath.Path, error: OSError) -> UserError:
 
 
 def write_text(path: epath.Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file atomically.
 
     Raises:
-      UserError: the storage does not take it.
+      UserError: the file cannot be written.
     """
     with written_whole(path) as file:
         file.write(text)
 
 
 def write_json(path: epath.Path, content: Any) -> None:
-    """Writes readable JSON, whole or not at all; see `write_text`."""
+    """Writes readable JSON atomically; see `write_text`."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Figures and tables as text for people."""
+"""Formats figures for people."""
 
 from collections.abc import Iterable, Sequence
 
