@@ -1,4 +1,4 @@
-"""Trains or evaluates SReT: python main.py --config=configs/sret_s.py --workdir=DIR."""
+"""Trains SReT, or evaluates what was trained: python main.py --config=sret_s --workdir=DIR."""
 
 import runpy
 

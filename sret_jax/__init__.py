@@ -2,7 +2,10 @@
 
 from etils import epy
 
+__version__ = "0.1.0"
+
 with epy.lazy_api_imports(globals()):
+    from sret_jax.config_files import get_config
     from sret_jax.errors import UserError
     from sret_jax.evaluation.predict import predict
     from sret_jax.models.families.sret import create_model
@@ -24,6 +27,7 @@ __all__ = [
     "draw_curves",
     "fit",
     "from_torch",
+    "get_config",
     "list_models",
     "load",
     "predict",

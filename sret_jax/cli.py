@@ -22,6 +22,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 DEFAULT_CONFIG = "quickstart"
 PROGRAM = "sret-jax"
+CONFIG_FLAGS = (
+    "--config=NAME and --config.SETTING=VALUE are those of training: python main.py --help"
+)
 flags.disclaim_key_flags()  # flags defined here belong to the command that defines them
 
 
@@ -56,7 +59,10 @@ class Parser(argparse.ArgumentParser):
           doc: docstring of the module.
           **settings: further arguments of argparse.ArgumentParser.
         """
-        return cls(prog=program(name), description=as_started(doc or ""), **settings)
+        return cls(prog=program(name), description=doc, **settings)
+
+    def format_help(self) -> str:
+        return as_started(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (-?[^\s=]*)", message)
@@ -66,17 +72,13 @@ class Parser(argparse.ArgumentParser):
         fail(f"{message} ({self.prog} --help says more)")
 
 
-def as_started(doc: str) -> str:
-    """A module's docstring in which commands read as the user has started this one."""
+def as_started(text: str) -> str:
+    """A text in which commands read as the user has started this one."""
     if not sys.argv[0].startswith(f"{PROGRAM} "):
-        return doc
-    doc = doc.replace("python -m sret_jax.tools.", f"{PROGRAM} ")
-    return doc.replace("python main.py", f"{PROGRAM} train")
-
-
-CONFIG_FLAGS = as_started(
-    "--config=NAME and --config.SETTING=VALUE are those of training: python main.py --help"
-)
+        return text
+    text = text.replace("python -m sret_jax.tools.", f"{PROGRAM} ")
+    text = text.replace("python main.py", f"{PROGRAM} train").replace("main.py", "train")
+    return re.sub(r"pip install -r\s+requirements-(\w+)\.txt", r"pip install 'sret_jax[\1]'", text)
 
 
 def quiet_libraries() -> None:
@@ -95,7 +97,7 @@ def clear_errors() -> Iterator[None]:
 
 def fail(sentence: str) -> NoReturn:
     """Prints the sentence on stderr and exits with status 2."""
-    print(f"Error: {sentence}", file=sys.stderr, flush=True)
+    print(f"Error: {as_started(sentence)}", file=sys.stderr, flush=True)
     sys.exit(exit_status.BAD_INPUT)
 
 
@@ -126,9 +128,16 @@ def run_app(
     if {"--help", "-h"} & set(sys.argv[1:]):  # absl's own --help exits with status 1
         sys.argv[1:] = []
         define_flags()
-        print(f"{as_started(doc)}\n\nflags:\n{flags.FLAGS.main_module_help()}")
+        print(as_started(doc), *_flag_lines(), sep="\n")
         return
     app.run(main, flags_parser=lambda argv: parse_flags(define_flags, [program(name), *argv[1:]]))
+
+
+def _flag_lines() -> Iterator[str]:
+    """One line for each flag of the command that runs."""
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+        default = " Default: " + flag.default_as_str.strip("'") + "." if flag.default_as_str else ""
+        yield f"  --{flag.name}: {flag.help}{default}"
 
 
 def parse_flags(define_flags: Callable[[], None], argv: list[str]) -> list[str]:

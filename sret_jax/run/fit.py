@@ -21,7 +21,7 @@ def fit(
     """Trains as the config specifies, resuming the run in the workdir if there is one; see `train`.
 
     Args:
-      config: from a file in configs/, e.g. `quickstart.get_config()`.
+      config: e.g. `sret_jax.get_config("quickstart")`.
       workdir: folder that everything is written to.
       callbacks: each is called as callback(step, figures) whenever figures are reported: every
         config.log_every_steps with "loss", "top1", "lr", ..., and after evaluations with

@@ -34,6 +34,7 @@ LONG_RUN = 600  # seconds after which earlier failures no longer count
 ABORTED, KILLED, TERMINATED, INTERRUPTED = (
     128 + s for s in (signal.SIGABRT, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 )
+COMMANDS = ("train", "eval")  # of the package, beside a script
 FINAL = (0, BAD_INPUT, PREEMPTED)
 SIGNALS = {128 + s: s.name for s in signal.Signals}
 MEANINGS = {
@@ -51,7 +52,7 @@ class Job:
     """What to run, and how.
 
     Attributes:
-      command: script and its arguments.
+      command: "train", "eval" or a script such as main.py, and its arguments.
       processes: how many run it; one alone is left to find a cluster itself.
       restarts: how often all are started again when one fails.
       start_timeout: seconds in which all processes must have joined.
@@ -73,18 +74,19 @@ class Job:
                 raise UserError(f"--{name}={value} must be at least {bound}")
         if not self.command:
             raise UserError("no script is given; name it after the launcher's flags, as in main.py")
-        if not pathlib.Path(self.command[0]).is_file():
+        if self.command[0] not in COMMANDS and not pathlib.Path(self.command[0]).is_file():
             raise UserError(f"there is no script {self.command[0]!r}; give main.py and its flags")
 
     def command_lines(self) -> list[list[str]]:
         """What each process runs; several meet at a free port of this machine."""
         script, *args = self.command
+        start = ["-m", "sret_jax", script] if script in COMMANDS else [script]
         flags = [f"--start_timeout={self.start_timeout}", f"--peer_timeout={self.peer_timeout}"]
         if self.processes == 1:
-            return [[sys.executable, script, *flags, *args]]
+            return [[sys.executable, *start, *flags, *args]]
         flags += [f"--coordinator=localhost:{_free_port()}", f"--processes={self.processes}"]
         return [
-            [sys.executable, script, *flags, f"--process_id={i}", *args]
+            [sys.executable, *start, *flags, f"--process_id={i}", *args]
             for i in range(self.processes)
         ]
 

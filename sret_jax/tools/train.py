@@ -1,4 +1,8 @@
-"""Trains or evaluates SReT: python main.py --config=sret_s --workdir=DIR."""
+"""Trains SReT, or evaluates what was trained.
+
+python main.py --config=sret_s --workdir=DIR
+python main.py --mode=eval --workdir=DIR
+"""
 
 from absl import flags
 
@@ -37,4 +41,4 @@ if __name__ == "__main__":
     from sret_jax.cli import run_app
     from sret_jax.config_files import configs_help
 
-    run_app(main, define_flags, "train", f"{__doc__}\n\n{configs_help()}")
+    run_app(main, define_flags, "train", f"{__doc__}\n{configs_help()}")
