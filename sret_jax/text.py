@@ -1,4 +1,4 @@
-"""Formats figures for people."""
+"""Formats figures and tables as text."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,10 +11,10 @@ def duration(seconds: float) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Aligned columns under headings: the first column to the left, the others to the right.
+    """Aligns columns under headings: the first column to the left, the others to the right.
 
     Raises:
-      ValueError: a row has not as many cells as there are headings.
+      ValueError: the number of cells in a row differs from the number of headings.
     """
     lines = [headings, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -28,6 +28,6 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same as a Markdown table, unaligned."""
+    """Formats the same as a Markdown table, unaligned."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

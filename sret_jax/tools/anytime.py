@@ -1,9 +1,9 @@
-"""Evaluates runs with other loops than they were trained with: accuracy against cost.
+"""Evaluates runs with another number of loops than in training: accuracy against cost.
 
 python -m sret_jax.tools.anytime RUN... --loops=1,2,3 --json=FILE.json --picture=FILE.png
 
-Runs called NAME-0, NAME-1, ... that differ in their seed alone share a row for each number of
-loops: their mean and standard deviation.
+Runs called NAME-0, NAME-1, ... that differ only in their seed share a row for each number of loops,
+with their mean and standard deviation.
 """
 
 import re
@@ -29,15 +29,15 @@ from sret_jax.settings.saved_config import (
 )
 from sret_jax.text import table
 
-NUMBER = re.compile(r"(?<=.)[-_.]\d+$")  # at the end of a run's name
+NUMBER = re.compile(r"(?<=.)[-_.]\d+$")  # the number at the end of a run's name
 Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("anytime", __doc__)
     parser.add_argument("workdirs", metavar="RUN", type=absolute, nargs="+", help="a workdir")
-    parser.add_argument("--loops", required=True, help="those to evaluate, e.g. 1,2,3")
+    parser.add_argument("--loops", required=True, help="numbers of loops, e.g. 1,2,3")
     parser.add_argument("--json", type=absolute, help="writes the rows to this file")
     parser.add_argument("--picture", type=absolute, help="draws accuracy against GMACs to this PNG")
     args = parser.parse_args(argv)
@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse_loops(text: str) -> list[int]:
-    """Reads "1,2,3".
+    """Parses a list such as "1,2,3".
 
     Raises:
-      UserError: it does not read so.
+      UserError: the text is not such a list.
     """
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", text):
         raise UserError(f"--loops={text} should read like --loops=1,2,3")
@@ -63,13 +63,13 @@ def parse_loops(text: str) -> list[int]:
 
 
 def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
-    """Accuracies of the averaged weights (raw ones where there are no others), group by group.
+    """Accuracies of the averaged weights (or raw weights if there are no others), by group of runs.
 
     Returns:
-      [{"run": name of the group, "loops", "gmacs": per image, "top1": one share for each run}].
+      [{"run": name of the group, "loops", "gmacs": per image, "top1": one fraction per run}].
 
     Raises:
-      UserError: no trained run, or loops that its model cannot have.
+      UserError: a workdir has no trained run, or its model cannot have that many loops.
     """
     configs = {workdir: _config_of(workdir) for workdir in workdirs}
     groups = group_names(configs)
@@ -92,10 +92,10 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
 
 
 def group_names(configs: dict[epath.Path, ConfigDict]) -> dict[epath.Path, str]:
-    """The name of the rows of each run: its own, or that which runs with other seeds share.
+    """The name of each run's rows: the run's own name, or one shared by runs of several seeds.
 
-    Runs of one folder share NAME if they are called NAME-0, NAME-1, ... and their configs differ
-    in the seed alone; where these differ in more, a printed sentence says in what.
+    Runs in one folder share NAME if they are called NAME-0, NAME-1, ... and their configs differ
+    only in the seed. If the configs differ in more, a printed sentence names the settings.
     """
     named: dict[epath.Path, list[epath.Path]] = {}
     for workdir in configs:
@@ -125,7 +125,7 @@ def _config_of(workdir: epath.Path) -> ConfigDict:
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:
-    """The rows in columns: mean accuracy, and +- the standard deviation of several runs."""
+    """Formats the rows: mean accuracy, and +- the standard deviation if there are several runs."""
     lines = []
     for row in rows:
         spread = f" +- {100 * statistics.stdev(row['top1']):.2f}" if len(row["top1"]) > 1 else ""
@@ -135,7 +135,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: epath.Path) -> None:
-    """Draws accuracy against GMACs per image: a line through the means, a dot for each run."""
+    """Draws accuracy against GMACs per image: a line through the means, and a dot per run."""
     with picture(path, 6, 4) as figure:
         axes = figure.subplots()
         for colour, run in enumerate(dict.fromkeys(row["run"] for row in rows)):

@@ -1,8 +1,8 @@
-"""Compares groups of finished runs that differ in their seeds: a table, and a picture of curves.
+"""Compares groups of finished runs that differ in their seeds: a table and a picture of curves.
 
 python -m sret_jax.tools.compare --runs hard runs/hard-* --runs soft runs/soft-* --picture=FILE.png
 
-The spread is the standard deviation over the runs of a group, with n - 1.
+The spread is the standard deviation over the runs of a group, with n - 1 in the denominator.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ CURVE = "eval/top1"
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Finished runs of one kind.
+    """Finished runs that differ only in their seeds.
 
     Attributes:
-      name: of the kind.
+      name: name of the group.
       top1, ema_top1: test accuracies at the end of each run, in percent.
-      curves: of each run, {step: test accuracy in percent}.
+      curves: for each run, {step: test accuracy in percent}.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Group:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("compare", __doc__)
     parser.add_argument(
         "--runs",
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         nargs="+",
         action="append",
         required=True,
-        help="the finished runs of one kind",
+        help="name and workdirs of a group of finished runs",
     )
-    parser.add_argument("--picture", type=absolute, help="where to draw the curves")
+    parser.add_argument("--picture", type=absolute, help="PNG to draw the curves in")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_group(name: str, workdirs: list[epath.PathLike]) -> Group:
-    """Reads the runs of one kind.
+    """Reads the runs of one group.
 
     Raises:
-      UserError: there are none, or one has not finished.
+      UserError: there are no runs, or one has not finished.
     """
     if not workdirs:
         raise UserError(f"--runs {name} names no workdir; write --runs NAME WORKDIR...")
@@ -80,7 +80,7 @@ def read_group(name: str, workdirs: list[epath.PathLike]) -> Group:
 
 
 def accuracy_table(groups: list[Group]) -> str:
-    """The accuracies in Markdown, a row for each group."""
+    """Formats the accuracies as a Markdown table, one row per group."""
     rows = [
         (
             group.name,
@@ -95,7 +95,7 @@ def accuracy_table(groups: list[Group]) -> str:
 
 
 def draw(groups: list[Group], path: epath.Path) -> None:
-    """Draws the mean test accuracy of each group by step, in a band from least to largest."""
+    """Draws each group's mean test accuracy by step, in a band from smallest to largest."""
     with picture(path, 6.4, 3.8) as figure:
         axes = figure.subplots()
         for group in groups:

@@ -1,10 +1,10 @@
-"""Converts weights between published PyTorch files and checkpoint folders, either way.
+"""Converts weights between published PyTorch files and checkpoint folders, in both directions.
 
 python -m sret_jax.tools.convert SReT_S.pth converted/
 python -m sret_jax.tools.convert SReT_T_wo_slice.pth converted/ --unsliced
 python -m sret_jax.tools.convert runs/quickstart digits.safetensors
 
-What is written says what it is: its model, its classes and the view that it was evaluated in.
+The result contains a description of its model, its classes and its evaluation view.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("convert", __doc__)
     parser.add_argument("source", metavar="IN", type=absolute, help="a weight file or a folder")
     parser.add_argument("target", metavar="OUT", type=absolute, help="the other of the two")
@@ -65,20 +65,21 @@ def main(argv: list[str] | None = None) -> None:
 def convert(
     source: epath.Path, target: epath.Path, name: str | None, *, ema: bool = False, **settings: Any
 ) -> str:
-    """Writes a weight file, if `target` ends like one, or a checkpoint folder.
+    """Writes a weight file, if `target` ends like one, or otherwise a checkpoint folder.
 
     Args:
-      source: what `sret_jax.load` reads.
-      target: is not there yet.
-      name: of the published variant; default: found from what `source` holds.
-      ema: takes the averaged weights.
-      **settings: of the model, where `source` does not say them or they are to be others.
+      source: a path that `sret_jax.load` reads.
+      target: the file or folder to write; it must not exist.
+      name: name of the published variant; default: found from what `source` contains.
+      ema: converts the moving average of the weights instead of the raw weights.
+      **settings: model settings that `source` does not contain, or that replace its own.
 
     Returns:
-      What to call the model, see `title`.
+      A name for the model; see `title`.
 
     Raises:
-      UserError: see `sret_jax.load`; a model without published names; or the storage is full.
+      UserError: `sret_jax.load` raises it, the model has no published parameter names, or the
+        storage is full.
     """
     model, variables = load_on_host(source, ema=ema, name=name, **settings)
     variant = name or variant_of(source, model)
@@ -99,10 +100,10 @@ def convert(
 
 
 def _groups(text: str | None, unsliced: bool) -> dict[str, Any]:
-    """The setting that "16-14-1" stands for: plain attention in all loops but the first.
+    """The setting that "16-14-1" means: groups in the first loop, plain attention in all others.
 
     Raises:
-      UserError: it does not read so.
+      UserError: the text is not such a list.
     """
     if text is None:
         return {"groups": None} if unsliced else {}

@@ -1,4 +1,4 @@
-"""Draws what depth does to a run: gradients by depth, at start and now, and residual coefficients.
+"""Draws how a run depends on depth: gradients, at start and now, and residual coefficients.
 
 python -m sret_jax.tools.depth --workdir=RUN --picture=FILE.png --json=FILE.json
 """
@@ -27,9 +27,9 @@ from sret_jax.training.experiment import Experiment, open_experiment
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("depth", __doc__)
-    parser.add_argument("--workdir", type=absolute, required=True, help="of a run")
+    parser.add_argument("--workdir", type=absolute, required=True, help="workdir of a run")
     parser.add_argument("--picture", type=absolute, help="default: depth.png in the workdir")
     parser.add_argument("--json", type=absolute, help="default: depth.json in the workdir")
     args = parser.parse_args(argv)
@@ -44,18 +44,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure_depth(workdir: epath.Path) -> dict[str, Any]:
-    """Gradient norms by depth on a training batch, and residual coefficients.
+    """Measures gradient norms by depth on a training batch, and reads residual coefficients.
 
     Returns:
-      {"step", "blocks": unique blocks in all, "loops",
-       "gradient_norm": {"start": [...], "end": [...]}: per application, from first to last,
-       the norm of the mean loss's gradient with respect to what the application puts out, for
-       fresh and for the newest weights;
-       "coefficients": {name: [...]} of the newest weights, per application}; where an application
-       has no NLL, its NLL's coefficients are None.
+      {"step", "blocks": number of unique blocks, "loops",
+       "gradient_norm": {"start": [...], "end": [...]}: per application, from first to last, the
+       norm of the mean loss's gradient at the application's output, for fresh weights and for the
+       newest ones;
+       "coefficients": {name: [...]}: per application, of the newest weights; None for the NLL's
+       coefficients where an application has no NLL}.
 
     Raises:
-      UserError: no run's config or no readable checkpoint there.
+      UserError: the workdir has no config of a run or no readable checkpoint.
     """
     config = load_config(workdir)
     if config is None or is_converted(config):
@@ -94,7 +94,7 @@ def _first_batch(experiment: Experiment) -> dict[str, jax.Array]:
 
 
 def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Norms by depth; shape (applications,)."""
+    """Gradient norms by depth; shape (applications,)."""
     names = block_names(model)
 
     def loss_fn(probes: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) ->
 
 
 def draw(figures: dict[str, Any], path: epath.Path) -> None:
-    """Draws what `measure_depth` returns: gradients, skip and branch coefficients, side by side."""
+    """Draws the results of `measure_depth`: gradients, skip and branch coefficients."""
     with picture(path, 13, 4) as figure:
         gradients, skips, branches = figure.subplots(1, 3)
         applications = np.arange(1, figures["blocks"] * figures["loops"] + 1)

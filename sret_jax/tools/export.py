@@ -3,9 +3,9 @@
 python -m sret_jax.tools.export --checkpoint=RUN OUT
 python OUT/run.py photo.jpg
 
-OUT holds model.stablehlo (the weights inside), labels.json, preprocess.json, README.md, run.py and
-requirements.txt, which lists what reads it.
-The model takes uint8 RGB images (B, S, S, 3), any B, and gives float32 logits (B, classes).
+OUT contains model.stablehlo (with the weights), labels.json, preprocess.json, README.md, run.py and
+requirements.txt, which lists the packages that run it.
+The model maps uint8 RGB images (B, S, S, 3), for any B, to float32 logits (B, classes).
 """
 
 import importlib.metadata
@@ -34,18 +34,18 @@ REQUIREMENTS = "requirements.txt"
 README = """\
 # An exported Sliced Recursive Transformer
 
-`{model}` was written by `jax.export` {jax} for {platforms}. It takes uint8 RGB images
-({batch}, {size}, {size}, 3), any {batch}, and gives float32 logits ({batch}, {classes});
-normalisation is inside. `{preprocess}` says how images are made that size, `{labels}` what the
-logits stand for.
+`{model}` was written by `jax.export` {jax} for {platforms}. It maps uint8 RGB images
+({batch}, {size}, {size}, 3), for any {batch}, to float32 logits ({batch}, {classes}), and
+normalises the images itself. `{preprocess}` describes how an image is resized to that size.
+`{labels}` lists the class of each logit.
 
     pip install -r {requirements}
     python run.py IMAGE...
 
-It needs Python {python}. `{requirements}` names the version of jax that wrote the model and so
-certainly reads it; for a GPU or TPU install jax[cuda13], jax[cuda12] or jax[tpu] of that version
-on top. JAX promises that releases of the six months after read it too; an older one may not, and
-`run.py` then says so.
+It needs Python {python}. `{requirements}` contains the version of jax that wrote the model, which
+can certainly read it. For a GPU or TPU, also install jax[cuda13], jax[cuda12] or jax[tpu] of that
+version. JAX promises that releases of the following six months can read the model too. An older
+release may not; `run.py` then says so.
 """
 
 REQUIREMENTS_TEXT = """\
@@ -57,7 +57,7 @@ pillow>=11
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("export", __doc__)
     parser.add_argument("target", metavar="OUT", type=absolute, help="a new folder")
     add_arguments(parser)
@@ -73,10 +73,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_export(trained: Trained, folder: epath.Path) -> None:
-    """Writes the model and all that one needs to use it, whole or not at all.
+    """Writes the model and all that its users need; the folder appears only when it is complete.
 
     Raises:
-      UserError: the storage does not take it.
+      UserError: the folder cannot be written.
     """
     program = export_model(trained.model, trained.variables)
     temporary = folder.with_name(folder.name + ".tmp")
@@ -94,10 +94,10 @@ def write_export(trained: Trained, folder: epath.Path) -> None:
 
 
 def export_model(model: Any, variables: dict[str, Any]) -> export.Exported:
-    """uint8 images (b, S, S, 3), any b -> float32 logits (b, classes), for every platform.
+    """Exports uint8 images (b, S, S, 3), any b -> float32 logits (b, classes), for all platforms.
 
-    The fused TPU kernels are left out: they are compiled for one batch size, and older TPUs lack
-    them.
+    It contains no fused TPU kernels, because these are compiled for one batch size and do not run
+    on older TPUs.
     """
     model = model.clone(attention="xla", mlp="xla")
     (batch,) = export.symbolic_shape("b")
@@ -107,7 +107,7 @@ def export_model(model: Any, variables: dict[str, Any]) -> export.Exported:
 
 
 def preprocessing(trained: Trained) -> dict[str, Any]:
-    """What is done to an image before the model, and inside it, by name."""
+    """Describes by name what is done to an image before the model and inside it."""
     size = trained.model.image_size
     return {
         "resize_shorter_side": EvalTransform(size, trained.test_crop).shorter_side,

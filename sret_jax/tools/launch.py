@@ -1,10 +1,10 @@
-"""Starts the processes of a run on this machine, and all of them again when one fails.
+"""Starts the processes of a run on this machine, and restarts all of them when one fails.
 
 python -m sret_jax.tools.launch --processes=4 main.py --config=sret_s --workdir=DIR
 python -m sret_jax.tools.launch main.py ...    (on every host of a TPU pod or cluster)
 
-It ends with the exit status of the run: 0 done, 2 bad input, 75 stopped by SIGTERM or Ctrl-C with
-a checkpoint saved. After any other it starts all processes again.
+It exits with the status of the run: 0 done, 2 bad input, 75 stopped by SIGTERM or Ctrl-C with a
+checkpoint saved. After any other status it restarts all processes.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from sret_jax.errors import UserError
 from sret_jax.exit_status import BAD_INPUT, HUNG, PREEMPTED
 from sret_jax.parallel.processes import POLL_SECONDS, adopt_orphans, die_with_parent, end_group
 
-MARGIN = 10  # seconds after peer_timeout, by which JAX has ended the peers of a dead process
-LEFTOVER_SECONDS = 10  # that loader workers and the like have to follow their process
-LONG_RUN = 600  # seconds after which earlier failures no longer count
+MARGIN = 10  # seconds after peer_timeout by which JAX has ended the peers of a dead process
+LEFTOVER_SECONDS = 10  # time for loader workers and the like to end after their process
+LONG_RUN = 600  # after so many seconds earlier failures no longer count
 
 ABORTED, KILLED, TERMINATED, INTERRUPTED = (
     128 + s for s in (signal.SIGABRT, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -49,13 +49,13 @@ MEANINGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to run, and how.
+    """The command to run, and how to run it.
 
     Attributes:
       command: "train", "eval" or a script such as main.py, and its arguments.
-      processes: how many run it; one alone is left to find a cluster itself.
-      restarts: how often all are started again when one fails.
-      start_timeout: seconds in which all processes must have joined.
+      processes: number of processes; a single one looks for a cluster itself.
+      restarts: how often all processes may be restarted after a failure.
+      start_timeout: seconds within which all processes must have joined.
       peer_timeout: seconds without a heartbeat after which a process counts as dead.
     """
 
@@ -66,7 +66,7 @@ class Job:
     peer_timeout: int
 
     def check(self) -> None:
-        """Raises UserError for what cannot work."""
+        """Raises UserError if a value is invalid."""
         least = {"processes": 1, "restarts": 0, "start_timeout": 1, "peer_timeout": 1}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -78,7 +78,7 @@ class Job:
             raise UserError(f"there is no script {self.command[0]!r}; give main.py and its flags")
 
     def command_lines(self) -> list[list[str]]:
-        """What each process runs; several meet at a free port of this machine."""
+        """The command line of each process; several processes meet at a free local port."""
         script, *args = self.command
         start = ["-m", "sret_jax", script] if script in COMMANDS else [script]
         flags = [f"--start_timeout={self.start_timeout}", f"--peer_timeout={self.peer_timeout}"]
@@ -98,12 +98,12 @@ def _free_port() -> int:
 
 
 class Process:
-    """One process of a run, with whatever it starts itself.
+    """One process of a run, together with the processes that it starts.
 
     Attributes:
-      name: what sentences call it.
+      name: name of the process in messages.
       status: exit status, or 128 + the number of the signal that ended it; 0 while it runs.
-      missing: whether it had to be killed because it went on when others had ended.
+      missing: whether it had to be killed because it continued when others had ended.
     """
 
     def __init__(self, name: str, command: list[str], prefix: str):
@@ -115,13 +115,13 @@ class Process:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if prefix else None,
             stderr=subprocess.STDOUT if prefix else None,
-            start_new_session=True,  # so that Ctrl-C reaches the launcher alone
+            start_new_session=True,  # so that Ctrl-C reaches only the launcher
             preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
         self._reader = threading.Thread(target=self._pass_on, args=(prefix,), daemon=True)
 
     def pass_on_output(self) -> None:
-        """Copies its output, if it has a prefix, to stderr with the prefix before each line."""
+        """Copies its output to stderr with the prefix before each line, if there is a prefix."""
         self._reader.start()
 
     def _pass_on(self, prefix: str) -> None:
@@ -131,18 +131,18 @@ class Process:
                     write(f"{prefix}{line.decode(errors='replace')}")
 
     def has_ended(self) -> bool:
-        """Whether it has; from then on `status` is known."""
+        """Whether the process has ended; then `status` is known."""
         code = self._popen.poll()
         if code is not None:
             self.status = code if code >= 0 else 128 - code
         return code is not None
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal, if it still runs."""
+        """Sends the process a signal if it still runs."""
         self._popen.send_signal(number)
 
     def clean_up(self) -> None:
-        """Ends it and whatever it has started, and waits until nothing of it is left."""
+        """Ends the process and all that it started, and waits until none is left."""
         self.signal(signal.SIGKILL)
         self._popen.wait()
         end_group(self._popen.pid, LEFTOVER_SECONDS)
@@ -158,18 +158,18 @@ class Process:
 
 
 class StopRequest:
-    """What SIGTERM, Ctrl-C and a closed terminal have asked for so far.
+    """What SIGTERM, Ctrl-C and a closed terminal have requested so far.
 
     Attributes:
-      made: to save a checkpoint and end.
-      at_once: to end without (a second Ctrl-C).
+      made: whether to save a checkpoint and end.
+      at_once: whether to end without saving (a second Ctrl-C).
     """
 
     def __init__(self) -> None:
         self.made = self.at_once = False
         signal.signal(signal.SIGTERM, self._take)
         signal.signal(signal.SIGINT, self._take)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup sets SIG_IGN
             signal.signal(signal.SIGHUP, self._take)
 
     def _take(self, number: int, frame: object) -> None:
@@ -179,20 +179,20 @@ class StopRequest:
 
 
 class Run:
-    """All processes of a job, from their start until nothing of them is left."""
+    """All processes of a job, from their start until none is left."""
 
     def __init__(self, job: Job):
         self._patience = job.peer_timeout + MARGIN
-        self._ended: list[Process] = []  # in that order
+        self._ended: list[Process] = []  # in the order in which they ended
         self._processes: list[Process] = []
         for i, command in enumerate(job.command_lines()):
             name = f"process {i}" if job.processes > 1 else job.command[0]
             self._processes.append(Process(name, command, prefix=f"[{i}] " if i else ""))
-        for process in self._processes:  # not before all have started: forks dislike threads
+        for process in self._processes:  # only now: forking a process with threads is unsafe
             process.pass_on_output()
 
     def wait(self, stop: StopRequest) -> None:
-        """Waits until all have ended; kills those that have not a while after the first has."""
+        """Waits until all have ended; kills those that run on for too long after the first end."""
         deadline = math.inf
         asked = False
         while running := self._still_running():
@@ -229,20 +229,20 @@ class Run:
             process.signal(signal.SIGKILL)
 
     def clean_up(self) -> None:
-        """Ends whatever is left of all processes."""
+        """Ends whatever is left of the processes."""
         for process in self._processes:
             process.clean_up()
 
     def culprit(self) -> Process | None:
-        """The process on whose account the others failed; None if none has."""
+        """The process whose failure made the others fail; None if none has failed."""
         failed = [process for process in self._ended if process.status]
         return min(failed, key=_doubt, default=None)
 
 
 def _doubt(process: Process) -> int:
-    """How likely an end is only the consequence of another's, from 0.
+    """How likely a process's end is only a consequence of another's; 0 is the least likely.
 
-    A process that had to be killed comes before the errors and aborts by which its peers end.
+    A process that had to be killed ranks before the errors and aborts by which its peers end.
     """
     if process.status in FINAL:
         return 0
@@ -254,7 +254,7 @@ def _doubt(process: Process) -> int:
 
 
 def supervise(job: Job) -> int:
-    """Runs a job to its end, restarts included, and returns its exit status."""
+    """Runs a job to its end, including restarts, and returns its exit status."""
     stop = StopRequest()
     adopt_orphans()
     failures = 0
@@ -281,31 +281,31 @@ def supervise(job: Job) -> int:
 def _status_when_stopped(stop: StopRequest, status: int) -> int:
     if stop.at_once:
         return INTERRUPTED
-    # Before training begins nothing takes the signal, and there is nothing to save.
+    # Before training begins nothing handles the signal, and there is nothing to save.
     return PREEMPTED if status == TERMINATED else status
 
 
 def say(sentence: str) -> None:
-    """Prints a sentence of the launcher, beneath the progress line that a terminal shows."""
+    """Prints a sentence of the launcher below the progress line of a terminal."""
     start = "\n" if sys.stderr.isatty() else ""
     write(f"{start}Launcher: {sentence}.\n")
 
 
 def write(text: str) -> None:
-    """Writes to stderr; one that is closed, as by Ctrl-C of `| tee`, must not end the run."""
+    """Writes to stderr; if that is closed, as by Ctrl-C of `| tee`, the run must not end."""
     with contextlib.suppress(OSError):
         print(text, end="", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("launch", __doc__)
-    parser.add_argument("--processes", type=int, default=1, help="to start here; default: 1")
+    parser.add_argument("--processes", type=int, default=1, help="number to start; default: 1")
     parser.add_argument(
-        "--restarts", type=int, default=3, help="of all, when one fails; default: 3"
+        "--restarts", type=int, default=3, help="restarts after failures, at most; default: 3"
     )
-    parser.add_argument("--start_timeout", type=int, default=300, help="as of main.py")
-    parser.add_argument("--peer_timeout", type=int, default=100, help="as of main.py")
+    parser.add_argument("--start_timeout", type=int, default=300, help="see main.py")
+    parser.add_argument("--peer_timeout", type=int, default=100, help="see main.py")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="main.py and its flags")
     args = parser.parse_args(argv)
     job = Job(**vars(args))

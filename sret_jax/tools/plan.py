@@ -1,12 +1,12 @@
-"""Plans a training run: what it takes and whether it fits, before any machine is rented.
+"""Plans a training run: what it needs and whether it fits, before any machine is rented.
 
 python -m sret_jax.tools.plan --config=sret_s --topology=v5e:16x16
 python -m sret_jax.tools.plan --config=sret_s --topology=v5e-256 --batch=4096
 python -m sret_jax.tools.plan --config=sret_s --topology=v4-32 --find-batch
 python -m sret_jax.tools.plan --config=sret_t --topology=local --json=FILE
 
-Compiles the very step that training would, on a machine without a TPU (pip install -r
-requirements-tpu.txt). Exit status 1: it does not fit.
+It compiles the step that training would run, on a machine without a TPU (pip install -r
+requirements-tpu.txt). Exit status 1: the step does not fit.
 """
 
 import os
@@ -27,7 +27,7 @@ DOES_NOT_FIT = 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line; returns the exit status."""
     parser = Parser.of("plan", __doc__, epilog=CONFIG_FLAGS)
     parser.add_argument(
         "--topology", required=True, help="v5e:16x16, v5e-256, v4-32, ...; local: this machine"
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.batch is not None:
         config.batch_size = args.batch
     if args.topology != "local":
-        os.environ["JAX_PLATFORMS"] = "cpu"  # of this machine's devices none is needed
+        os.environ["JAX_PLATFORMS"] = "cpu"  # this machine's accelerators are not needed
     with clear_errors():
         from sret_jax.planning.plan import plan
 

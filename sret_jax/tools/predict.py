@@ -1,11 +1,11 @@
-"""Says what is on images: the five likeliest classes of each, with their probabilities.
+"""Classifies images: prints the five most probable classes of each, with their probabilities.
 
 python -m sret_jax.tools.predict --checkpoint=RUN photo.jpg other.png
 python -m sret_jax.tools.predict --checkpoint=RUN FOLDER --json=FILE --csv=FILE --sheet=FILE.png
 
-Folders are read with all below them, and their files of other kinds counted by suffix. Images are
-seen as in the run's evaluation. Those that cannot be read are named, the others predicted, and the
-exit status is 2.
+Folders are searched with their subfolders; files that are not images are counted by suffix. Images
+are preprocessed as in the run's evaluation. If some cannot be read, they are listed, the others are
+predicted, and the exit status is 2.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of them")
     add_arguments(parser)
@@ -71,7 +71,7 @@ def find_images(names: list[str]) -> list[str]:
     """The files among `names`, and the images in the folders among them.
 
     Raises:
-      UserError: nothing there, or a folder without images.
+      UserError: a path does not exist, or a folder contains no images.
     """
     paths = []
     for name in names:
@@ -95,10 +95,10 @@ def find_images(names: list[str]) -> list[str]:
 def predict_files(
     trained: Trained, paths: list[str], writers: list[Callable[[Row], None]]
 ) -> tuple[list[Row], list[str]]:
-    """Hands what each image shows to every writer.
+    """Passes the prediction for each image to every writer.
 
     Returns:
-      The first rows that a sheet can show; and "PATH (REASON)" of each unreadable image.
+      The first rows, as many as a sheet can show, and "PATH (REASON)" for each unreadable image.
     """
     first: list[Row] = []
     unreadable: list[str] = []
@@ -118,7 +118,7 @@ def predict_files(
 
 
 def top_classes(probabilities: np.ndarray, classes: list[str]) -> list[dict[str, Any]]:
-    """The likeliest classes, at most TOP, the likeliest first."""
+    """The most probable classes, TOP at most, in descending order."""
     best = np.argsort(-probabilities, kind="stable")[:TOP]
     return [
         {"label": int(i), "class": classes[i], "probability": float(probabilities[i])} for i in best
@@ -126,7 +126,7 @@ def top_classes(probabilities: np.ndarray, classes: list[str]) -> list[dict[str,
 
 
 def print_row(row: Row) -> None:
-    """PATH: 98.1% cat, 1.2% dog, ..."""
+    """Prints a row: "PATH: 98.1% cat, 1.2% dog, ..."."""
     shown = row.get("error") or ", ".join(
         f"{100 * one['probability']:.1f}% {one['class']}" for one in row["top"]
     )
@@ -135,7 +135,7 @@ def print_row(row: Row) -> None:
 
 @contextlib.contextmanager
 def json_writer(path: epath.Path) -> Iterator[Callable[[Row], None]]:
-    """Writes rows as a JSON list, a row a line."""
+    """Writes rows as a JSON list, one row per line."""
     with written_whole(path) as file:
         separators = itertools.chain(["[\n"], itertools.repeat(",\n"))
 

@@ -1,4 +1,4 @@
-"""A sheet of pictures beside what a model takes them for."""
+"""Draws a sheet of pictures beside the classes that a model predicts for them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,11 +20,11 @@ def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Pat
 
     Args:
       trained: the model.
-      rows: {"path", "image": its name, "top": [{"class", "probability"}, ...]} of each.
-      path: of the PNG.
+      rows: for each image {"path", "image": its name, "top": [{"class", "probability"}, ...]}.
+      path: path of the PNG.
 
     Raises:
-      UserError: the storage does not take it.
+      UserError: the file cannot be written.
     """
     columns = max(1, min(COLUMNS, len(rows)))
     lines = max(1, -(-len(rows) // columns))
@@ -54,5 +54,5 @@ def _draw_bars(axes: Any, top: list[dict[str, Any]]) -> None:
 
 
 def _short(name: str) -> str:
-    name = name.replace("$", r"\$")  # matplotlib would set it as mathematics
+    name = name.replace("$", r"\$")  # matplotlib would typeset it as mathematics
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

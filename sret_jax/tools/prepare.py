@@ -5,10 +5,10 @@ python -m sret_jax.tools.prepare cifar10
 python -m sret_jax.tools.prepare imagenet2012 --convert    (an existing TFRecord preparation)
 python -m sret_jax.tools.prepare imagenet2012 --max_side=512 --copy_to=DIR    (a smaller copy)
 
-All but the digits are prepared by TensorFlow: pip install -r requirements-prepare.txt
+Every data set except the digits needs TensorFlow: pip install -r requirements-prepare.txt
 
-Interrupted, it is started again with the same command: a preparation begins anew, a conversion
-or a copy goes on with the shards left.
+After an interruption, give the same command again: a preparation starts over, a conversion or copy
+continues with the missing shards.
 """
 
 import argparse
@@ -43,17 +43,17 @@ VALIDATION_MEMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("prepare", __doc__)
-    parser.add_argument("name", help="of the TFDS data set")
+    parser.add_argument("name", help="name of the TFDS data set")
     parser.add_argument("--data_dir", type=epath.Path, help="default: TFDS_DATA_DIR, or TFDS's own")
     parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")
     parser.add_argument("--convert", action="store_true", help="rewrite TFRecord as ArrayRecord")
     parser.add_argument(
-        "--max-side", "--max_side", type=int, help="copy with no image longer than this, pixels"
+        "--max-side", "--max_side", type=int, help="make a copy with no image longer, in pixels"
     )
-    parser.add_argument("--quality", type=int, help=f"of its JPEGs; default: {DEFAULT_QUALITY}")
-    parser.add_argument("--copy_to", type=epath.Path, help="the data_dir of that copy")
+    parser.add_argument("--quality", type=int, help=f"JPEG quality; default: {DEFAULT_QUALITY}")
+    parser.add_argument("--copy_to", type=epath.Path, help="data_dir of the copy")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_is_no_folder(name: str) -> None:
-    """Checks that a data set is no folder of images, which training reads as it is.
+    """Checks that a data set is not a folder of images, which needs no preparation.
 
     Raises:
-      UserError: it is one.
+      UserError: it is a folder.
     """
     known = name in tfds.list_builders(with_community_datasets=False)
     if is_folder(name) or (not known and epath.Path(name).is_dir()):
@@ -89,11 +89,11 @@ def check_is_no_folder(name: str) -> None:
 
 
 def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> None:
-    """Downloads or reads archives, and writes ArrayRecord.
+    """Downloads a data set or reads its archives, and writes ArrayRecord.
 
     Raises:
-      UserError: archives that are missing or not what they should be, a failed download, or a
-        preparation in another format.
+      UserError: archives are missing or wrong, a download failed, or the data set is already
+        prepared in another format.
     """
     if builder.is_prepared():
         raise UserError(
@@ -124,11 +124,11 @@ def prepare(builder: tfds.core.DatasetBuilder, archives: epath.Path | None) -> N
 def check_imagenet_archives(archives: epath.Path | None) -> None:
     """Checks the two ILSVRC 2012 archives; warns of an unexpected size.
 
-    TFDS labels the sorted validation files by their rank: one strange, missing or additional name
+    TFDS labels the sorted validation files by their position. A wrong, missing or additional name
     would shift every label after it.
 
     Raises:
-      UserError: an archive is missing or unreadable, or holds other names than it should.
+      UserError: an archive is missing or unreadable, or contains other names than the published.
     """
     if archives is None:
         raise UserError(
@@ -164,7 +164,7 @@ def check_imagenet_archives(archives: epath.Path | None) -> None:
 def convert(builder: tfds.core.DatasetBuilder) -> None:
     """Writes an ArrayRecord copy of every TFRecord shard beside it, and registers the format.
 
-    Records are copied as they are. Shards written by an interrupted conversion are kept.
+    Records are copied unchanged. Shards written by an interrupted conversion are kept.
 
     Raises:
       UserError: there is no preparation to convert.
@@ -194,7 +194,7 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _shrinking(args: argparse.Namespace) -> Shrinking | None:
-    """The shrinking of a copy, where one is asked for."""
+    """How the images of a copy are shrunk; None if no copy is requested."""
     if args.max_side is None:
         if args.quality is not None or args.copy_to is not None:
             raise UserError("--quality and --copy_to are of a smaller copy; add --max_side=PIXELS")
@@ -222,7 +222,7 @@ def _member_names(path: epath.Path) -> list[str]:
 
 
 def _remove_leftovers(builder: tfds.core.DatasetBuilder) -> None:
-    """Removes what an interrupted preparation left."""
+    """Removes the files of an interrupted preparation."""
     folder = builder.data_path.parent
     if folder.exists():
         for leftover in folder.glob(f"{INCOMPLETE}*_{builder.data_path.name}"):

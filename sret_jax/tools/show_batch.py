@@ -1,4 +1,4 @@
-"""Draws what the model is trained on: the first images of a config's stream, augmented and mixed.
+"""Draws the images that a model is trained on: the first of a config, augmented and mixed.
 
 python -m sret_jax.tools.show_batch --config=sret_t --config.data.data_dir=DATA
 """
@@ -27,7 +27,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """One call, once the flags are read."""
+    """Runs the command after the flags are parsed."""
     del argv
     from sret_jax.cli import clear_errors, quiet_libraries
     from sret_jax.files import absolute
@@ -45,14 +45,14 @@ def show_batch(config: Any, workdir: epath.Path, step: int, rows: int, columns: 
     """Draws the first rows x columns images of training step `step` to batch.png.
 
     Args:
-      config: of the experiment.
-      workdir: where the picture goes.
-      step: of the training.
-      rows: of the grid.
-      columns: of the grid; partners of mixing stand side by side.
+      config: config of the experiment.
+      workdir: folder that the picture is written to.
+      step: number of the training step.
+      rows: rows of the grid.
+      columns: columns of the grid; images that are mixed with each other are side by side.
 
     Raises:
-      UserError: a config that training would refuse, or an odd number of columns.
+      UserError: training would refuse the config, or the number of columns is odd.
     """
     from sret_jax.errors import UserError
 
@@ -104,7 +104,7 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
 
 
 def _label(target: Any, names: list[str]) -> str:
-    """The shares above those that smoothing gives every class: "0.62 cat + 0.33 dog"."""
+    """Formats a target without the part that smoothing gives all classes: "0.62 cat + 0.33 dog"."""
     smoothing = 1.01 * target.min() if len(target) > 2 else 0.0
     best = [i for i in target.argsort()[::-1][:2] if target[i] > smoothing]
     return " + ".join(f"{target[i]:.2f} {names[i]}" for i in best)

@@ -10,8 +10,8 @@ python -m sret_jax.tools.soft_labels verify DIR --config=sret_lt:fkd
 
 Then: python main.py --config=sret_lt:fkd --config.data.soft_labels=DIR
 
-Interrupted, it is started again with the same command, and goes on with the shards left. Published
-labels of FKD, one torch file per image, are imported.
+After an interruption, give the same command again; it continues with the missing shards. `import`
+reads the labels that FKD published, one torch file per image.
 """
 
 import argparse
@@ -54,27 +54,27 @@ from sret_jax.training.experiment import make_label_loss
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser.of("soft_labels", __doc__)
     what = parser.add_subparsers(dest="what", required=True)
     generating = what.add_parser("generate", help="label", epilog=CONFIG_FLAGS)
     generating.add_argument("--teacher", required=True, help=f"a run, a file, or {ONNX}FILE")
-    generating.add_argument("--crops", type=int, required=True, help="of each image")
+    generating.add_argument("--crops", type=int, required=True, help="crops per image")
     generating.add_argument("--keep", required=True, help="topk5, topk10 or full")
     _add_teacher_flags(generating)
     _add_store_flags(generating)
     generating.set_defaults(run=run_generate)
     importing = what.add_parser("import", help="FKD's", epilog=CONFIG_FLAGS)
-    importing.add_argument("folder", type=absolute, help="of FKD's torch files")
+    importing.add_argument("folder", type=absolute, help="folder of FKD's torch files")
     _add_store_flags(importing)
     importing.set_defaults(run=run_import)
-    inspecting = what.add_parser("inspect", help="what a store holds")
+    inspecting = what.add_parser("inspect", help="describe a store")
     inspecting.add_argument("store", type=absolute)
     inspecting.set_defaults(run=run_inspect)
-    verifying = what.add_parser("verify", help="label some again", epilog=CONFIG_FLAGS)
+    verifying = what.add_parser("verify", help="label some images again", epilog=CONFIG_FLAGS)
     verifying.add_argument("store", type=absolute)
-    verifying.add_argument("--teacher", help="default: where the store says it was")
-    verifying.add_argument("--images", type=int, default=64, help="spread over the data set")
+    verifying.add_argument("--teacher", help="default: the path recorded in the store")
+    verifying.add_argument("--images", type=int, default=64, help="number of images to label")
     _add_teacher_flags(verifying)
     verifying.set_defaults(run=run_verify)
     args, rest = parser.parse_known_args(argv)
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
 def run_generate(
     parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]
 ) -> None:
-    """Labels what is not labelled yet."""
+    """Labels the images whose shards are missing."""
     config, source = _open(parser, rest)
     if args.crops < 1:
         raise UserError(f"--crops={args.crops} must be at least 1 of each image")
@@ -108,7 +108,7 @@ def run_generate(
 
 
 def run_import(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
-    """Takes over published labels."""
+    """Imports published labels."""
     config, source = _open(parser, rest)
     folder = FkdFolder(args.folder, source)
     first = folder[0]
@@ -137,7 +137,7 @@ def run_import(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: 
 
 
 def run_inspect(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: list[str]) -> None:
-    """Prints what a store holds, complete or not."""
+    """Describes a store, complete or not."""
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     manifest = read_manifest(args.store)
@@ -196,15 +196,15 @@ def _add_store_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_teacher_flags(parser: argparse.ArgumentParser) -> None:
-    onnx = parser.add_argument_group(f"of a teacher {ONNX}FILE")
-    onnx.add_argument("--teacher_size", type=int, help="of its images, pixels; default: as stated")
+    onnx = parser.add_argument_group(f"for a teacher {ONNX}FILE")
+    onnx.add_argument("--teacher_size", type=int, help="image size in pixels; default: the file's")
     for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         onnx.add_argument(
             f"--teacher_{name}",
             type=_three_numbers,
             default=default,
             metavar="R,G,B",
-            help=f"it sees (x / 255 - mean) / std; default: {','.join(map(str, default))}",
+            help=f"its input is (x / 255 - mean) / std; default: {','.join(map(str, default))}",
         )
     onnx.add_argument("--teacher_layout", choices=LAYOUTS, default="NCHW")
     onnx.add_argument("--teacher_output", choices=("logits", "probabilities"), default="logits")
@@ -218,7 +218,7 @@ def _three_numbers(text: str) -> tuple[float, ...]:
 
 
 def _open(parser: argparse.ArgumentParser, rest: list[str]) -> tuple[Any, Source]:
-    """The config that `rest` names, and its training images."""
+    """The config in `rest`, and its training images."""
     parse_flags(define_config, [parser.prog, *rest])
     config = flags.FLAGS.config
     check_numbers(config)
@@ -248,7 +248,7 @@ def _teacher(path: str, args: argparse.Namespace, config: Any, source: Source) -
 
 
 def _fingerprint(teacher: LabelTeacher, made: str | None, store: epath.Path) -> str:
-    """The teacher's, in the form in which a store has it that was made earlier."""
+    """The teacher's fingerprint; for an older store, in the form that was used then."""
     if isinstance(teacher, CheckpointTeacher) and made == teacher.earlier_fingerprint:
         print(
             f"The fingerprint of the teacher in {store} is an earlier one, which does not cover "

@@ -1,4 +1,4 @@
-"""The trained model that a command is given, and the names of its classes."""
+"""The trained model named on a command line, and the names of its classes."""
 
 import argparse
 import dataclasses
@@ -17,12 +17,12 @@ from sret_jax.weights.pretrained import class_names, load, test_crop
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A model, its weights, and what they were trained and evaluated on.
+    """A trained model and what is needed to use it.
 
     Attributes:
-      model, variables: as `sret_jax.load` gives them.
-      classes: a name to show for each logit (ImageNet's in words); its number where there is none.
-      test_crop: the share of an image's shorter side that is seen.
+      model, variables: from `sret_jax.load`.
+      classes: a name to show for each logit (English for ImageNet), or else its number.
+      test_crop: fraction of an image's shorter side that the model sees.
     """
 
     model: SReT
@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def open_trained(args: argparse.Namespace) -> Trained:
-    """Loads what the arguments name.
+    """Loads the model that the arguments name.
 
     Raises:
-      UserError: see `sret_jax.load`; or a file with other than one name for each logit, or with the
-        run's own in another order.
+      UserError: `sret_jax.load` raises it, or the file of names does not have one name per logit,
+        or has the run's own names in another order.
     """
     settings = {"groups": None} if args.unsliced else {}
     model, variables = load(args.checkpoint, ema=args.ema, **settings)
@@ -70,7 +70,7 @@ def open_trained(args: argparse.Namespace) -> Trained:
 
 
 def _classes(checkpoint: epath.Path, file: epath.Path | None, count: int) -> list[str]:
-    """A name to show for each logit; says so where it is not the checkpoint's own."""
+    """A name to show for each logit; prints a sentence if the checkpoint contains no names."""
     kept = class_names(checkpoint)
     if file is not None:
         return _read_names(file, checkpoint, kept, count)
@@ -90,9 +90,9 @@ def _classes(checkpoint: epath.Path, file: epath.Path | None, count: int) -> lis
 def _read_names(
     file: epath.Path, checkpoint: epath.Path, kept: list[str] | None, count: int
 ) -> list[str]:
-    """The lines of a file, blank ones left out, if they can be the names of these logits."""
+    """The lines of a file without blank ones, if they can be the names of these logits."""
     try:
-        text = file.read_bytes().decode("utf-8-sig")  # editors on Windows write a mark first
+        text = file.read_bytes().decode("utf-8-sig")  # Windows editors write a byte order mark
     except (OSError, ValueError) as e:
         raise UserError(f"--classes={file} cannot be read ({e}); give a UTF-8 text file") from e
     names = [line.strip() for line in text.splitlines() if line.strip()]
