@@ -1,1 +1,1 @@
-"""What is measured: python -m sret_jax.tools.benchmark."""
+"""Measurements of speed and memory: python -m sret_jax.tools.benchmark."""

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: time of the training it delays, disk space, time to restore."""
+"""Measures the cost of checkpoints: delay of training, disk space, time to restore."""
 
 import dataclasses
 import os
@@ -21,22 +21,22 @@ from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.state import TrainState, to_items
 
-GOAL_STEPS, GOAL_SHARE = 100, 0.05  # a save costs less than this share of so many steps
-GOAL_RATIO = 1.05  # bytes on disk to bytes of the arrays
+GOAL_STEPS, GOAL_SHARE = 100, 0.05  # goal: a save takes less than 5% of the time of 100 steps
+GOAL_RATIO = 1.05  # goal: bytes on disk divided by bytes of the arrays
 MEGABYTE = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What one round measured, in seconds.
+    """The measurements of one round, in seconds.
 
     Attributes:
-      plain: the window of steps alone.
-      saving: the same window with a save at its start.
-      call: of `saving`, until save() returned.
-      save: a save while nothing else runs, until it is on disk.
-      save_cpu: of all cores, for that save.
-      restore: into a fresh manager, the files still in the system's cache.
+      plain: time of the window of steps without a save.
+      saving: time of the same window with a save at its start.
+      call: the part of `saving` until save() returned.
+      save: time until a save is on disk while nothing else runs.
+      save_cpu: CPU time of that save on all cores.
+      restore: time to restore into a fresh manager, with the files in the system's cache.
     """
 
     plain: float
@@ -58,14 +58,14 @@ def benchmark_checkpoint(
     """Measures with real train steps on synthetic data, and prints a table of medians.
 
     Args:
-      config: as configs/common.py makes it; no data set is read.
-      folder: on the storage in question; it must not exist, and is deleted at the end.
-      steps: of a window.
-      rounds: how often everything is measured.
-      json_file: where to write the figures too.
+      config: from configs/common.py; no data set is read.
+      folder: new folder on the storage to measure; it is deleted at the end.
+      steps: steps per window.
+      rounds: number of rounds; each measures everything.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: a number out of range, a folder that exists, or a config training would refuse.
+      UserError: a number is out of range, the folder exists, or training would refuse the config.
     """
     for name, value in (("steps", steps), ("rounds", rounds)):
         if value < 1:
@@ -84,7 +84,7 @@ def benchmark_checkpoint(
 
 
 def measure(experiment: Experiment, steps: int, rounds: int) -> dict[str, Any]:
-    """Takes all figures; the last checkpoints stay in the experiment's workdir."""
+    """Measures all figures; the last checkpoints stay in the experiment's workdir."""
     bench = Bench(experiment)
     try:
         bench.steps(max(1, steps // 10))
@@ -115,7 +115,7 @@ def measure(experiment: Experiment, steps: int, rounds: int) -> dict[str, Any]:
 
 
 class Bench:
-    """A state in training, and the checkpoints it is saved to."""
+    """A state in training, and the checkpoints that it is saved to."""
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
@@ -139,7 +139,7 @@ class Bench:
         )
 
     def round(self, steps: int, *, save_first: bool) -> Round:
-        """Everything once; the order of the windows changes, so that no drift favours either."""
+        """Measures everything once; alternating the order of the windows cancels drift."""
         if save_first:
             call, saving = self._saving(steps)
             plain = seconds(lambda: self.steps(steps))
@@ -152,17 +152,17 @@ class Bench:
         return Round(plain, saving, call, save, cpu, seconds(self._restore))
 
     def steps(self, number: int) -> None:
-        """Takes so many steps, the last one finished."""
+        """Takes `number` steps and waits for the last one."""
         for _ in range(number):
             self.state, _ = self._train_step(self.state, next(self._batches))
         jax.block_until_ready(self.state)
 
     def save(self) -> None:
-        """Starts to save, as a run does before an evaluation."""
+        """Starts saving, as a run does before an evaluation."""
         self.checkpoints.save(next(self._numbers), to_items(self.state))
 
     def _saving(self, steps: int) -> tuple[float, float]:
-        """Seconds of save() and of the window it begins; returns with the save on disk."""
+        """Seconds of save() and of the window that it begins; returns when the save is on disk."""
         call = seconds(self.save)
         rest = seconds(lambda: self.steps(steps))
         self.checkpoints.settle()
@@ -179,7 +179,7 @@ class Bench:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """How long it takes."""
+    """The time that the action takes."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
@@ -188,8 +188,8 @@ def seconds(action: Callable[[], object]) -> float:
 def times(results: list[Round], steps: int) -> dict[str, float]:
     """Medians over the rounds.
 
-    A save's stall is the time it adds to the window of the same round, and its share that of
-    GOAL_STEPS steps: stall / (GOAL_STEPS * step).
+    The stall of a save is the time it adds to the window of the same round. Its share is the stall
+    divided by the time of GOAL_STEPS steps: stall / (GOAL_STEPS * step).
     """
     plain = [r.plain for r in results]
     step = statistics.median(plain) / steps
@@ -209,7 +209,7 @@ def times(results: list[Round], steps: int) -> dict[str, float]:
 
 
 def sizes(array_bytes: int, disk_bytes: int) -> dict[str, float]:
-    """Bytes of the arrays and of the checkpoint on disk, and the second over the first."""
+    """Bytes of the arrays, bytes of the checkpoint on disk, and the second divided by the first."""
     return {
         "array_bytes": array_bytes,
         "disk_bytes": disk_bytes,
@@ -218,14 +218,14 @@ def sizes(array_bytes: int, disk_bytes: int) -> dict[str, float]:
 
 
 def folder_bytes(folder: epath.Path) -> int:
-    """Sum of the lengths of all files in a folder and its subfolders."""
+    """The total size of all files in a folder and its subfolders."""
     return sum(
         folder_bytes(path) if path.is_dir() else path.stat().length for path in folder.iterdir()
     )
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The table and the sentences people read."""
+    """Prints the table and its explanation."""
     megabytes = report["array_bytes"] / MEGABYTE
     print(
         f"{report['model']}, {report['parameters'] / 1e6:.2f}M parameters; a state of "
@@ -259,7 +259,7 @@ def print_report(report: dict[str, Any]) -> None:
     if report["window_spread"] > GOAL_SHARE:
         print("Windows without a save differ that much that something else uses the machine.")
     if report["save_seconds"] > report["steps"] * report["step_seconds"]:
-        print("A save outlasts the window, which shows but a part of its cost; raise --steps.")
+        print("A save outlasts the window, which shows only a part of its cost; raise --steps.")
     share, ratio = max(report["call_share"], report["stall_share"]), report["disk_ratio"]
     print(
         f"A save costs {share:.2%} of {GOAL_STEPS} steps: the goal of less than {GOAL_SHARE:.0%} "

@@ -1,4 +1,4 @@
-"""Bytes that a train step moves for each image, compiled for TPUs that need not be there."""
+"""Bytes that a train step moves per image, compiled for TPUs that need not exist here."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sret_jax.planning.compilation import Compilation, compile_step
 from sret_jax.planning.plan import computation_for, progress
 from sret_jax.planning.topology import open_topology
 
-# GB an image: less than plain ViTs of the same FLOPs move (v5e, bfloat16, 128 images a chip).
+# GB per image; plain ViTs of the same FLOPs move more (v5e, bfloat16, 128 images per chip).
 GOALS = {"sret_s": 0.50, "sret_t": 0.28}
 
 
@@ -21,12 +21,13 @@ def benchmark_bytes(
     """Compiles a config's train step and prints bytes and FLOPs per image, beside the goal.
 
     Args:
-      config: as configs/common.py makes it; no data set is read.
-      topology: as `open_topology` takes it.
-      json_file: where to write the figures too.
+      config: from configs/common.py; no data set is read.
+      topology: a name that `open_topology` takes.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
+      UserError: training would refuse the config, the topology is unknown, libtpu is missing, or
+        memory does not suffice.
     """
     found = compile_for(config, topology)
     name = found.model_title
@@ -45,8 +46,8 @@ def benchmark_bytes(
     }
     goal = f"; the goal is at most {GOALS[name]:.2f}" if name in GOALS else ""
     print(
-        f"{name}, {config.model.dtype}, {found.images_per_device:g} images a device, compiled for "
-        f"{topology} in {found.seconds:.0f} s: the train step accesses "
+        f"{name}, {config.model.dtype}, {found.images_per_device:g} images per device, compiled "
+        f"for {topology} in {found.seconds:.0f} s: the train step accesses "
         f"{report['gigabytes_per_image']:.3f} GB per image{goal}. It takes "
         f"{report['flops_per_image'] / 1e9:.2f} GFLOPs per image, as many as "
         f"{found.forward_passes:.3f} forward passes."
@@ -57,10 +58,11 @@ def benchmark_bytes(
 
 
 def compile_for(config: ConfigDict, topology: str) -> Compilation:
-    """The compiled train step of a config, without any data, on a topology.
+    """Compiles the train step of a config, without any data, for a topology.
 
     Raises:
-      UserError: what training would refuse, an unknown topology, no libtpu, or too little memory.
+      UserError: training would refuse the config, the topology is unknown, libtpu is missing, or
+        memory does not suffice.
     """
     computation = computation_for(config, open_topology(topology).devices)
     with progress(f"Compiling {config.model.name} for {topology}"):

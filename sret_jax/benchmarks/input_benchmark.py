@@ -1,4 +1,4 @@
-"""The input pipeline's speed, memory and quality, beside a pipeline of Pillow alone."""
+"""Measures speed, memory and quality of the input pipeline, beside a pipeline of Pillow alone."""
 
 import contextlib
 import dataclasses
@@ -32,15 +32,15 @@ from sret_jax.parallel.host import available_cores
 from sret_jax.text import table
 
 BATCH, PREFETCH = 256, 2
-CROP = ((0.08, 1.0), (3 / 4, 4 / 3))  # share of the area, width / height
+CROP = ((0.08, 1.0), (3 / 4, 4 / 3))  # fraction of the area, width / height
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 SMALLER = Shrinking(max_side=400, quality=90)
-EXAMINED = 200  # images for quality and stages
+EXAMINED = 200  # number of images for quality and stages
 
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """A row of the table: what it does, on which images, read by whom."""
+    """A row of the table: a transform, its images, and who reads them."""
 
     title: str
     transform: order.Transform
@@ -51,13 +51,13 @@ class Pipeline:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What one pipeline did in one round.
+    """The measurements of one pipeline in one round.
 
     Attributes:
-      images_per_second: once it runs.
-      start_up: seconds to the first images, the start of the workers included.
-      megabytes: of this process and its workers, shared pages counted once.
-      grown: megabytes that were added between the first third and the end.
+      images_per_second: speed after the start.
+      start_up: seconds to the first images, including the start of the workers.
+      megabytes: memory of this process and its workers; shared pages count once.
+      grown: growth in megabytes from the first third to the end.
     """
 
     images_per_second: float
@@ -68,7 +68,7 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeAlone:
-    """Decodes the whole image and shows nothing of it."""
+    """Decodes the whole image and discards it."""
 
     size: int
 
@@ -91,14 +91,14 @@ def benchmark_input(
     """Measures all pipelines in turn, `rounds` times, and prints a table of medians.
 
     Args:
-      folder: of JPEGs, searched with its subfolders; None makes 1,000 of 500x375 pixels.
-      samples: images each pipeline makes in each round.
-      rounds: how often.
-      size: side of the views, in pixels.
-      json_file: where to write the figures too.
+      folder: folder of JPEGs, including its subfolders; None: makes 1,000 of 500x375 pixels.
+      samples: images per pipeline and round.
+      rounds: number of rounds.
+      size: side of the views in pixels.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: a folder without JPEGs, or a number out of range.
+      UserError: the folder has no JPEGs, or a number is out of range.
     """
     for name, value, least in (
         ("samples", samples, 4 * BATCH),
@@ -132,7 +132,7 @@ def benchmark_input(
 
 
 def all_pipelines(images: list[bytes], size: int) -> list[Pipeline]:
-    """What is compared."""
+    """The pipelines to compare."""
     small = [SMALLER(image) or image for image in images]
     plain = TrainTransform(size, *CROP, flip=0.5)
     full = dataclasses.replace(plain, policy=RAND_AUGMENT)
@@ -154,13 +154,13 @@ def all_pipelines(images: list[bytes], size: int) -> list[Pipeline]:
 
 
 def read_plainly(chunks: grain.MapDataset) -> grain.IterDataset:
-    """One worker a core, two chunks ahead, as PyTorch's DataLoader does it."""
+    """Reads with one worker per core, two chunks ahead, like PyTorch's DataLoader."""
     options = grain.MultiprocessingOptions(available_cores(), per_worker_buffer_size=PREFETCH)
     return chunks.to_iter_dataset(grain.ReadOptions(0, 0)).mp_prefetch(options)
 
 
 def run(pipeline: Pipeline, samples: int, size: int) -> Timing:
-    """One pipeline, once, on every core, to batches in this process's memory."""
+    """Runs one pipeline once, on all cores, up to batches in this process's memory."""
     stream = order.shuffled(Photographs(pipeline.images), seed=0)
     views = order.Samples(stream, pipeline.transform, size, seed=0, replace=True)
     chunk = pipeline.plan.chunk
@@ -190,7 +190,7 @@ def medians(timings: list[Timing]) -> dict[str, float]:
 
 
 def stage_shares(images: list[bytes], size: int) -> dict[str, float]:
-    """Share of one core's time that each stage of our pipeline takes."""
+    """The fraction of one core's time that each stage of our pipeline takes."""
     transform = TrainTransform(size, *CROP, flip=0.5, policy=RAND_AUGMENT)
     seconds: dict[str, float] = defaultdict(float)
     views = []
@@ -211,7 +211,7 @@ def stage_shares(images: list[bytes], size: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the enclosed time to what a stage has taken."""
+    """Adds the time of the enclosed code to the seconds of a stage."""
     start = time.perf_counter()
     yield
     seconds[stage] += time.perf_counter() - start
@@ -233,7 +233,7 @@ def quality(images: list[bytes], size: int) -> dict[str, float]:
 def exact_view(
     image: Image.Image, box: Box, size: int, original: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """A box resized by Pillow's bicubic; of an image that was `original` large, if it is smaller.
+    """Resizes a box by Pillow's bicubic; a smaller image stands for one of `original` size.
 
     Shapes: -> (size, size, 3) uint8.
     """
@@ -250,12 +250,12 @@ def psnr(picture: np.ndarray, exact: np.ndarray) -> float:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The table people read."""
+    """Prints the table and its explanation."""
     rows = report["pipelines"]
     cores = report["cores"]
     print(
         f"{report['images']:,} JPEGs of {report['kilobytes_per_image']:.0f} kB, {cores} cores, "
-        f"{report['samples']:,} images a pipeline and round"
+        f"{report['samples']:,} images per pipeline and round"
     )
     cells = []
     for title, row in rows.items():
@@ -283,7 +283,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def resident_megabytes() -> float:
-    """Memory of this process and its children; a shared page is split among its users."""
+    """The memory of this process and its children; shared pages are divided among their users."""
     return sum(map(_proportional_bytes, _process_tree())) / MEGABYTE
 
 
@@ -296,7 +296,7 @@ def _process_tree() -> Iterator[int]:
 
 def _proportional_bytes(process: int) -> int:
     rollup = pathlib.Path(f"/proc/{process}/smaps_rollup")
-    with contextlib.suppress(OSError):  # a worker may just have ended
+    with contextlib.suppress(OSError):  # a worker may have just ended
         for line in rollup.read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""What stored soft labels cost: the train step and the loader with them and without, in turn."""
+"""Measures the cost of stored soft labels: train step and loader with and without them."""
 
 import dataclasses
 import statistics
@@ -38,7 +38,7 @@ LABELS = "stored labels"
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way to train on the same crops: hard labels, or stored ones of m crops an image."""
+    """A way to train on the same crops: with hard labels, or stored ones of m crops per image."""
 
     title: str
     config: ConfigDict
@@ -50,15 +50,15 @@ def benchmark_labels(
     """Measures steps and loaders of all variants in turn, and prints ratios to hard labels.
 
     Args:
-      config: as configs/common.py makes it; its model, crops and batch are used, on 1,000
-        photographs made on the spot with labels drawn at random.
-      rounds: of which the medians count.
-      steps: of a round.
-      samples: images that a loader makes in a round.
-      json_file: where to write the figures too.
+      config: from configs/common.py. Its model, crops and batch are used, with 1,000 generated
+        photographs and random labels.
+      rounds: number of rounds; medians are reported.
+      steps: steps per round.
+      samples: images per loader and round.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: a number out of range, or a config that training would refuse.
+      UserError: a number is out of range, or training would refuse the config.
     """
     check_counts(rounds=rounds, steps=steps, samples=samples)
     check_numbers(config)
@@ -94,7 +94,7 @@ def benchmark_labels(
 
 
 def make_variants(config: ConfigDict, store: epath.Path) -> Iterator[Variant]:
-    """Hard labels, the same again, whose ratio is noise, and stored ones, one and more an image."""
+    """Hard labels; hard labels again, to show noise; stored labels of one and of several crops."""
     config = config.copy_and_resolve_references()
     config.augment.update(UNCHANGED, repeats=1)
     config.distill.required = False
@@ -110,7 +110,7 @@ def make_variants(config: ConfigDict, store: epath.Path) -> Iterator[Variant]:
 
 
 def write_random_labels(config: ConfigDict, store: epath.Path, source: Source) -> None:
-    """A store of CROPS crops of every image, whose probabilities are drawn at random."""
+    """Writes a store of CROPS crops of every image with random probabilities."""
     transform = train_transform(config.augment, config.model.image_size)
     manifest = Manifest(
         data=data_facts(config, source),
@@ -132,7 +132,7 @@ def write_random_labels(config: ConfigDict, store: epath.Path, source: Source) -
 
 
 class TrainStep:
-    """The train step of a variant, again and again on one batch that is on the devices."""
+    """The train step of a variant, applied repeatedly to one batch on the devices."""
 
     def __init__(self, variant: Variant, source: Source):
         config, mesh = variant.config, make_mesh(variant.config.fsdp)
@@ -153,7 +153,7 @@ class TrainStep:
 def loader_rates(
     variants: list[Variant], source: Source, rounds: int, samples: int
 ) -> list[list[float]]:
-    """Images per second of each variant's loader in each round, to batches on the devices."""
+    """Images per second of each variant's loader in each round, up to batches on the devices."""
     rates: list[list[float]] = [[] for _ in variants]
     for number in range(rounds):
         for variant, results in zip(variants, rates, strict=True):
@@ -165,7 +165,7 @@ def loader_rates(
 
 
 def loader_rate(config: ConfigDict, source: Source, samples: int) -> float:
-    """Images per second, once what is read ahead has been used up."""
+    """Images per second after the batches that were read ahead are used up."""
     loader = open_loader(config, source)
     for _ in range(config.data.prefetch + 1):
         next(loader)
@@ -179,7 +179,7 @@ def loader_rate(config: ConfigDict, source: Source, samples: int) -> float:
 
 
 def open_loader(config: ConfigDict, source: Source) -> Loader:
-    """The training batches of a config, from the first on."""
+    """The training batches of a config from the first."""
     sharding = batch_sharding(make_mesh(config.fsdp))
     size = config.model.image_size
     loader = train_loader(source, config, size, config.batch_size, sharding, start_step=0)
@@ -188,12 +188,12 @@ def open_loader(config: ConfigDict, source: Source) -> Loader:
 
 
 def median_ratio(values: list[float], reference: list[float]) -> float:
-    """The median over the rounds of the ratio within each."""
+    """The median over rounds of the ratio within a round."""
     return statistics.median(v / r for v, r in zip(values, reference, strict=True))
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The table people read."""
+    """Prints the table."""
     print(
         f"{report['model']}, {report['image_size']} pixels, batch {report['batch_size']}; "
         f"{report['devices']} devices, {report['cores']} cores; medians of {report['rounds']} "

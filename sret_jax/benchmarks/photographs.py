@@ -1,4 +1,4 @@
-"""The photographs that benchmarks read: the user's own, or cut from what scikit-learn ships."""
+"""The photographs for benchmarks: the user's, or crops of those that scikit-learn ships."""
 
 import io
 import pathlib
@@ -17,7 +17,7 @@ JPEG_SUFFIXES = (".jpg", ".jpeg")
 
 
 class Photographs:
-    """JPEG files in memory, as a `Source`; image i is of class i mod `classes`."""
+    """JPEG files in memory, as a `Source`; image i has class i mod `classes`."""
 
     def __init__(self, images: list[bytes], classes: int = 1):
         self.class_names = self.classes_here = [f"photograph {label}" for label in range(classes)]
@@ -44,7 +44,7 @@ class Photographs:
 
 
 def make_photographs() -> list[bytes]:
-    """Cuts 1,000 JPEGs of about 500x375 out of the two photographs that scikit-learn ships."""
+    """Cuts 1,000 JPEGs of about 500x375 pixels from the two photographs of scikit-learn."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -53,10 +53,10 @@ def make_photographs() -> list[bytes]:
 
 
 def read_jpegs(folder: pathlib.Path) -> list[bytes]:
-    """The first 1,000 JPEGs of a folder and its subfolders.
+    """Reads the first 1,000 JPEGs of a folder and its subfolders.
 
     Raises:
-      UserError: there is none, or one cannot be read.
+      UserError: there are no JPEGs, or one cannot be read.
     """
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in JPEG_SUFFIXES)[:COUNT]
     if not files:

@@ -1,4 +1,4 @@
-"""The training view as timm makes it, with Pillow alone: what the input pipeline is measured by."""
+"""timm's training view, with Pillow alone: the reference for the input pipeline's speed."""
 
 import dataclasses
 import io
@@ -13,9 +13,11 @@ from sret_jax.data.views.training_view import TrainTransform
 
 @dataclasses.dataclass(frozen=True)
 class PillowTransform(TrainTransform):
-    """`TrainTransform` operation by operation in Pillow, with the same random choices.
+    """`TrainTransform`, computed by Pillow operation by operation with the same random choices.
 
-    Knows RandAugment's increasing operations alone. Shapes: an image -> (3, size, size) uint8.
+    Of RandAugment it supports only the increasing operations.
+
+    Shapes: an image -> (3, size, size) uint8.
     """
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
@@ -49,7 +51,7 @@ def _apply(
 
 
 def apply_pillow(name: str, image: Image.Image, argument: float = 0.0) -> Image.Image:
-    """One of the fifteen increasing operations."""
+    """Applies one of the fifteen increasing operations."""
     match name:
         case "AutoContrast":
             return ImageOps.autocontrast(image)
@@ -60,7 +62,7 @@ def apply_pillow(name: str, image: Image.Image, argument: float = 0.0) -> Image.
         case "Rotate":
             return image.rotate(argument, Image.Resampling.BICUBIC, fillcolor=FILL)
         case "PosterizeIncreasing":
-            # Pillow refuses 0 bits.
+            # Pillow does not accept 0 bits.
             return ImageOps.posterize(image, int(argument)) if argument else image.point([0] * 768)
         case "SolarizeIncreasing":
             return ImageOps.solarize(image, int(argument))

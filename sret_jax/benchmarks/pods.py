@@ -1,9 +1,9 @@
-"""Makes the table of docs/planning.md: the published models on the slices people rent.
+"""Makes the table of docs/planning.md: the published models on commonly rented slices.
 
 python -m sret_jax.benchmarks.pods --folder=DIR
 
-Each plan is a JSON file in the folder and is made once, so a command that was interrupted goes on
-where it was; the table so far is printed after each. Twelve compilations take about an hour.
+Each plan is a JSON file in the folder and is made once, so an interrupted command continues where
+it was. The table so far is printed after each plan. Twelve compilations take about an hour.
 """
 
 import json
@@ -32,9 +32,9 @@ COLUMNS = (
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     parser = Parser(prog="python -m sret_jax.benchmarks.pods", description=__doc__)
-    parser.add_argument("--folder", type=pathlib.Path, required=True, help="where the plans go")
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="folder for the plans")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
     for config in CONFIGS:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def make_plan(config: str, slice_name: str, path: pathlib.Path) -> None:
-    """Plans in a process of its own; one that does not fit (status 1) is a result too."""
+    """Makes a plan in a new process; status 1 (it does not fit) is a result too."""
     command = [
         *(sys.executable, "-m", "sret_jax.tools.plan", f"--config={config}"),
         *(f"--topology={slice_name}", f"--json={path}"),
@@ -58,7 +58,7 @@ def make_plan(config: str, slice_name: str, path: pathlib.Path) -> None:
 
 
 def plan_table(folder: pathlib.Path) -> str:
-    """The plans in a folder as a Markdown table."""
+    """Formats the plans in a folder as a Markdown table."""
     rows = []
     for config in CONFIGS:
         for slice_name in SLICES:
@@ -70,7 +70,7 @@ def plan_table(folder: pathlib.Path) -> str:
 
 
 def figures(report: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of one plan."""
+    """The table cells of one plan."""
     chips = report["chips"]
     images = f"{report['batch_size'] // chips:,}"
     memory = (

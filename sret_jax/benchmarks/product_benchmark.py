@@ -1,7 +1,7 @@
-"""The matrix products of a train step, each timed by itself: what is left to the rest of the step.
+"""Times each matrix product of a train step by itself; the difference is the rest of the step.
 
-seconds = sum over shapes of (how often a step computes it) * (median seconds of one). In the step a
-product may find its operands elsewhere or in another order, so the sum is no bound.
+seconds = sum over shapes of (runs per step) * (median seconds of one product). In the step a
+product may find its operands elsewhere or in another order, so the sum is not a bound.
 """
 
 import os
@@ -32,23 +32,23 @@ from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.text import table
 
-STEPS = 3  # of a round; the first after other work takes longer
+STEPS = 3  # per round; the first step after other work takes longer
 
 
 def benchmark_products(
     config: ConfigDict, *, rounds: int, against: str | None, json_file: epath.Path | None
 ) -> dict[str, Any]:
-    """Times the matrix products of a config's train step and prints what they take in all.
+    """Times the matrix products of a config's train step and prints their total time.
 
     Args:
-      config: as configs/common.py makes it; no data set is read.
-      rounds: of the step and all products in turn, of which the medians count.
-      against: "torch" times PyTorch's products of the same shapes, too.
-      json_file: where to write the figures too.
+      config: from configs/common.py; no data set is read.
+      rounds: rounds of the step and all products in turn; medians are reported.
+      against: "torch" also times PyTorch's products of the same shapes.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: no rounds, a config that training would refuse, no PyTorch, or more than one
-        device, or one that is no CPU: there a step is compiled for other products.
+      UserError: rounds is 0, training would refuse the config, PyTorch is missing, or there is
+        not exactly one device, a CPU; for other devices the step is compiled to other products.
     """
     check_counts(rounds=rounds)
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
@@ -73,7 +73,7 @@ def _time(
     makers: dict[str, Callable[[Product], Task]],
     rounds: int,
 ) -> dict[str, Any]:
-    """The step, one large product, and of each maker the products of each kind."""
+    """Times the step, one large product, and each maker's products, by kind."""
     large = MatrixProduct(step.experiment.mesh, peak_dtype(step.experiment.config))
     tasks = {(name, product): make(product) for product in found for name, make in makers.items()}
     timings = measure([step, large, *tasks.values()], rounds, STEPS)
@@ -93,7 +93,7 @@ def _time(
 
 
 def _by_kind(values: dict[Product, float], times: dict[Product, int]) -> dict[str, float]:
-    """Sums of the products' values, each as often as it runs, by kind and of all."""
+    """Sums values of products by kind and in all, each multiplied by the number of its runs."""
     sums = dict.fromkeys((ATTENTION, GRADIENTS, MAPS), 0.0)
     for product, value in values.items():
         sums[product.kind] += times[product] * value
@@ -105,7 +105,7 @@ def _seconds(timings: list[Timing]) -> float:
 
 
 def print_products(report: dict[str, Any]) -> None:
-    """The figures that people read."""
+    """Prints the figures."""
     print(
         f"matrix products of a train step of {report['model']}, batch {report['batch_size']}, "
         f"{report['dtype']}, each by itself; {report['devices']}, {report['cores']} cores, load "

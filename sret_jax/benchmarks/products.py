@@ -15,13 +15,13 @@ ATTENTION, GRADIENTS, MAPS = "attention", "gradients of weights", "linear maps"
 
 
 class Product(NamedTuple):
-    """A `dot_general` of arrays of such shapes.
+    """A `dot_general` of arrays of certain shapes.
 
     Attributes:
-      left, right: shapes.
-      dtype: of both.
+      left, right: shapes of the operands.
+      dtype: dtype of both operands.
       dimensions: ((contracted axes of left, of right), (batch axes of left, of right)).
-      sums: the dtype of the result.
+      sums: dtype of the result.
     """
 
     left: tuple[int, ...]
@@ -32,7 +32,7 @@ class Product(NamedTuple):
 
     @property
     def equation(self) -> str:
-        """As an einsum, say "ab,cb->ac": batch axes first, then those of left, then of right."""
+        """The product as an einsum such as "ab,cb->ac": batch axes, then left's, then right's."""
         (contracted, others), (batch, batch_right) = self.dimensions
         left = string.ascii_lowercase[: len(self.left)]
         right = list(string.ascii_uppercase[: len(self.right)])
@@ -44,14 +44,14 @@ class Product(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Two for each multiply-accumulate."""
+        """Two per multiply-accumulate."""
         (_, contracted), (_, batch) = self.dimensions
         kept = [n for axis, n in enumerate(self.right) if axis not in (*contracted, *batch)]
         return 2 * math.prod(self.left) * math.prod(kept)
 
     @property
     def kind(self) -> str:
-        """What takes such products: attention those of each image and head."""
+        """The use of such products; attention has one per image and head."""
         (contracted, others), (batch, _) = self.dimensions
         if batch:
             return ATTENTION
@@ -59,7 +59,7 @@ class Product(NamedTuple):
 
 
 def products(jaxpr: core.Jaxpr) -> collections.Counter[Product]:
-    """How often each product runs in a program; of the branches of a `cond` the dearest counts."""
+    """How often each product runs in a program; a `cond` counts its most expensive branch."""
     found: collections.Counter[Product] = collections.Counter()
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -83,10 +83,10 @@ def _product(equation: core.JaxprEqn) -> Product:
 
 
 class XLAProduct:
-    """A product of two arrays of ones, as XLA computes it by itself.
+    """A product of two arrays of ones, computed by XLA outside any other program.
 
     Attributes:
-      flops: of it.
+      flops: FLOPs of the product.
     """
 
     def __init__(self, product: Product):

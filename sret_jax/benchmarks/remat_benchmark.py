@@ -1,4 +1,4 @@
-"""What each remat choice costs and saves: temporaries of the compiled train step against FLOPs."""
+"""Cost and benefit of each remat choice: temporaries of the compiled train step against FLOPs."""
 
 import copy
 from typing import Any
@@ -23,16 +23,16 @@ MEGABYTE = 1e6
 def benchmark_remat(
     config: ConfigDict, topology: str, *, json_file: epath.Path | None, plot: epath.Path | None
 ) -> list[dict[str, Any]]:
-    """Compiles the train step with every remat choice and prints a table; one may not fit.
+    """Compiles the train step with every remat choice and prints a table; some may not fit.
 
     Args:
-      config: of everything but model.remat; no data set is read.
-      topology: as `open_topology` takes it.
-      json_file: where to write the figures too.
-      plot: a PNG to draw them in.
+      config: everything but model.remat; no data set is read.
+      topology: a name that `open_topology` takes.
+      json_file: file that the figures are also written to.
+      plot: PNG to draw the figures in.
 
     Raises:
-      UserError: what training would refuse, an unknown topology, or too little memory for any.
+      UserError: training would refuse the config, the topology is unknown, or no choice fits.
     """
     rows = [_row(config, choice, topology) for choice in REMAT]
     print_table(rows, config.batch_size)
@@ -50,7 +50,7 @@ def benchmark_remat(
 
 
 def _row(config: ConfigDict, choice: str, topology: str) -> dict[str, Any]:
-    """The figures of one choice, or by how much it does not fit."""
+    """The figures of one choice, or how much memory it lacks."""
     changed = copy.deepcopy(config)
     changed.model.remat = choice
     model = create_from_config(config, config.model.num_classes or IMAGENET_CLASSES)
@@ -73,7 +73,7 @@ def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
-    """A line for each choice, with its ratios to the first that fits."""
+    """Prints a line for each choice, with ratios to the first that fits."""
     print(f"{rows[0]['model']}, batch {batch_size}, compiled for {rows[0]['topology']}")
     base = next(iter(_fitting(rows)), rows[0])
     ratio = f"of {base['remat']}"
@@ -96,7 +96,7 @@ def print_table(rows: list[dict[str, Any]], batch_size: int) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: epath.Path) -> None:
-    """Temporaries against FLOPs, both relative to the first that fits."""
+    """Draws temporaries against FLOPs, both relative to the first choice that fits."""
     with picture(path, 5.5, 3.6, dpi=150) as figure:
         axes = figure.subplots()
         first = rows[0]

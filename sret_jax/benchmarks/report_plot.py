@@ -1,4 +1,4 @@
-"""Draws what `benchmark train` and `infer` wrote: measured shares, or bytes of compiled steps."""
+"""Draws reports of `benchmark train` and `infer`: measured shares, or bytes of compiled steps."""
 
 import json
 from collections.abc import Callable
@@ -14,14 +14,15 @@ Report = dict[str, Any]
 
 
 def plot_reports(files: list[epath.Path], plot: epath.Path) -> None:
-    """Draws the shares that were measured, or the bytes that were compiled.
+    """Draws the measured shares, or the bytes of compiled steps.
 
     Args:
-      files: what --json wrote, all with or all without --topology.
-      plot: the PNG.
+      files: reports written by --json, all with or all without --topology.
+      plot: PNG to draw.
 
     Raises:
-      UserError: a file that is no such report, reports of both kinds, or of other competitors.
+      UserError: a file is not such a report, or the reports are of both kinds or compare
+        different competitors.
     """
     reports = [_read(file) for file in files]
     draw = _drawing(reports)
@@ -41,7 +42,7 @@ def _read(file: epath.Path) -> Report:
 
 
 def _drawing(reports: list[Report]) -> Callable[[Any, list[Report]], None]:
-    """What draws all of the reports."""
+    """The function that can draw all of the reports."""
     measured = ["shares" in report for report in reports]
     if not any(measured):
         return _draw_bytes
@@ -57,7 +58,7 @@ def _drawing(reports: list[Report]) -> Callable[[Any, list[Report]], None]:
 
 
 def _draw_shares(axes: Any, reports: list[Report]) -> None:
-    """A group of bars for each report: medians, and lines from the least to the largest."""
+    """Draws a group of bars per report: medians, with lines from the smallest to the largest."""
     names = list(reports[0]["shares"])
     width = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -77,13 +78,13 @@ def _draw_shares(axes: Any, reports: list[Report]) -> None:
 
 
 def _setting(report: Report) -> str:
-    """What was measured."""
+    """Describes what was measured."""
     what = "training" if report["training"] else "inference"
     return f"{what}\n{report['model']}, batch {report['batch_size']}, {report['dtype']}"
 
 
 def _draw_bytes(axes: Any, reports: list[Report]) -> None:
-    """A bar for each report, by model, and the models' goals as lines across theirs."""
+    """Draws a bar per report, grouped by model, with a line at each model's goal."""
     reports = sorted(reports, key=lambda r: (r["model"], -r["gigabytes_per_image"]))
     for place, report in enumerate(reports):
         size, goal = report["gigabytes_per_image"], report["goal_gigabytes_per_image"]

@@ -1,4 +1,4 @@
-"""What slicing saves of a model against its unsliced twin: multiply-accumulates and time."""
+"""Measures what slicing saves compared with the unsliced model: multiply-accumulates and time."""
 
 import copy
 import statistics
@@ -31,15 +31,16 @@ def benchmark_slicing(
     """Measures or compiles each model sliced and unsliced, and prints what slicing saves.
 
     Args:
-      config: of everything but the model's name and, for the twin, its groups.
+      config: everything but the model's name and, for the unsliced model, its groups.
       models: names of published variants.
-      rounds: in which both take their turn; the median of the rounds' own ratios counts.
-      steps: in a round.
-      topology: compile for it, as `open_topology` takes it, and compare bytes; measures nothing.
-      json_file: where to write the figures too.
+      rounds: rounds in which both models take turns; the median of the rounds' ratios is reported.
+      steps: steps per round.
+      topology: a name that `open_topology` takes; compiles for it and compares bytes, without
+        measuring.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: an unknown model, a number out of range, or a config that training would refuse.
+      UserError: a model is unknown, a number is out of range, or training would refuse the config.
     """
     check_counts(rounds=rounds, steps=steps)
     for name in models:
@@ -57,7 +58,7 @@ def benchmark_slicing(
 
 
 def compare(config: ConfigDict, name: str, rounds: int, steps: int) -> dict[str, Any]:
-    """The shares that slicing saves of the unsliced twin's GMACs, and of its time in each mode."""
+    """The fractions of the unsliced model's GMACs, and of its time in each mode, that are saved."""
     row: dict[str, Any] = {}
     for mode, train in MODES.items():
         sliced, unsliced = open_twins(config, name, train=train)
@@ -72,7 +73,7 @@ def compare(config: ConfigDict, name: str, rounds: int, steps: int) -> dict[str,
 
 
 def compare_compiled(config: ConfigDict, name: str, topology: str) -> dict[str, Any]:
-    """The shares that slicing saves of the unsliced twin's bytes and MACs in a train step."""
+    """The fractions of the unsliced model's bytes and MACs in a train step that are saved."""
     sliced = copy.deepcopy(config)
     sliced.model.name = name
     unsliced = copy.deepcopy(sliced)
@@ -94,7 +95,7 @@ def compare_compiled(config: ConfigDict, name: str, topology: str) -> dict[str, 
 
 
 def open_twins(config: ConfigDict, name: str, *, train: bool) -> tuple[Step, Step]:
-    """The step of the model with the config's groups, and with none."""
+    """The step of the model with the config's groups, and the step of the unsliced model."""
     sliced = copy.deepcopy(config)
     sliced.model.name = name
     unsliced = copy.deepcopy(sliced)
@@ -105,7 +106,7 @@ def open_twins(config: ConfigDict, name: str, *, train: bool) -> tuple[Step, Ste
 
 
 def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
-    """A line for each model."""
+    """Prints a line per model."""
     first = rows[0]
     print(
         f"batch {first['batch_size']}, {first['image_size']} pixels, {first['dtype']}; "
@@ -132,7 +133,7 @@ def _time_saved(row: dict[str, Any], mode: str) -> str:
 
 
 def print_compiled(rows: list[dict[str, Any]]) -> None:
-    """A line for each model."""
+    """Prints a line per model."""
     first = rows[0]
     print(f"batch {first['batch_size']}, {first['dtype']}; compiled for {first['topology']}")
     headings = (

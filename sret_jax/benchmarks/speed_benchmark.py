@@ -1,11 +1,11 @@
-"""Training and inference as shares of the rate of one large matrix product, taken in one run.
+"""Measures training and inference relative to the rate of one large matrix product.
 
-share = 2 * P * MACs * images/s / R, with P = 3 passes in training (forward, and backward for the
-inputs and for the weights), 1 in inference, and R the FLOP/s of one matrix product on the same
-devices: 2048^3 on CPUs, and elsewhere 8192^3, since less would not fill them. A multiply-accumulate
-is two FLOPs; the model's are counted from its program. A teacher's forward pass takes time and
-counts as no work. Against PyTorch, its twin of the model takes its turn in the same rounds, eager
-and compiled.
+share = 2 * P * MACs * images/s / R. P is the number of passes: 3 in training (forward, and backward
+for the inputs and for the weights), 1 in inference. R is the FLOP/s of one matrix product on the
+same devices in the same run: 2048^3 on CPUs, elsewhere 8192^3, because smaller products would not
+fill them. A multiply-accumulate is two FLOPs; the model's are counted in its program. A teacher's
+forward pass takes time but does not count as work. PyTorch is compared through its twin of the
+model, eager and compiled, in the same rounds.
 """
 
 import os
@@ -31,26 +31,26 @@ from sret_jax.text import duration, table
 from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
 
-OURS = "ours"  # beside names of PyTorch's
-CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192  # of the matrices whose product is the peak
-BURST_SECONDS = 0.5  # of matrix products before the steps of each round
+OURS = "ours"  # listed beside PyTorch's names
+CPU_SIDE, ACCELERATOR_SIDE = 2048, 8192  # side of the matrices whose product is the peak
+BURST_SECONDS = 0.5  # time of matrix products before the steps of each round
 
 
 class Task(Protocol):
-    """Something to time; calling it does it once, to the end."""
+    """Something to time; a call does it once and waits for its end."""
 
     def __call__(self) -> None: ...
 
 
 class Work(Task, Protocol):
-    """A task of so many images and FLOPs, 2 * passes * MACs * images."""
+    """A task with a number of images and of FLOPs, 2 * passes * MACs * images."""
 
     images: int
     flops: int
 
 
 class Timing(NamedTuple):
-    """What a task takes: by the clock, and of all cores together, the system's work included."""
+    """The time of a task: wall-clock time, and CPU time of all cores including the system's."""
 
     seconds: float
     cpu_seconds: float
@@ -60,8 +60,8 @@ class MatrixProduct:
     """One side^3 matrix product on every device at once.
 
     Attributes:
-      side: of the matrices.
-      flops: of all products.
+      side: side of the matrices.
+      flops: FLOPs of all products together.
     """
 
     def __init__(self, mesh: Mesh, dtype: str):
@@ -80,11 +80,11 @@ class Step:
     """The actual train or evaluation step of an experiment, on synthetic images.
 
     Attributes:
-      experiment: whose step it is.
-      passes: of the model's multiply-accumulates in one step.
-      compile_seconds: from the Python code to the program.
-      images: of a step.
-      flops: of a step, 2 * passes * MACs * images.
+      experiment: the experiment that the step belongs to.
+      passes: number of passes over the model's multiply-accumulates in one step.
+      compile_seconds: time from the Python code to the compiled program.
+      images: images per step.
+      flops: FLOPs per step, 2 * passes * MACs * images.
     """
 
     def __init__(self, experiment: Experiment, *, train: bool):
@@ -138,15 +138,15 @@ def benchmark_step(
     """Measures the train or evaluation step of a config and prints its share of the peak.
 
     Args:
-      config: as configs/common.py makes it; no data set is read.
-      train: else inference.
-      rounds: of matrix products and steps in turn, of which the medians count.
-      steps: in a round.
-      against: "torch" measures its twin too, in the same rounds.
-      json_file: where to write the figures too.
+      config: from configs/common.py; no data set is read.
+      train: measures the train step; otherwise inference.
+      rounds: rounds of matrix products and steps in turn; medians are reported.
+      steps: steps per round.
+      against: "torch" also measures the PyTorch twin, in the same rounds.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: a number out of range, a config that training would refuse, or no PyTorch.
+      UserError: a number is out of range, training would refuse the config, or PyTorch is missing.
     """
     check_counts(rounds=rounds, steps=steps)
     peers = _twin_of(config) if against == "torch" else None
@@ -187,22 +187,22 @@ def open_step(config: ConfigDict, folder: epath.Path, *, train: bool) -> Step:
 
 
 def peak_dtype(config: ConfigDict) -> str:
-    """What the peak is measured in: the config's dtype, but float32 on CPUs."""
+    """The dtype of the peak measurement: the config's dtype, but float32 on CPUs."""
     return "float32" if jax.default_backend() == "cpu" else config.model.dtype
 
 
 def check_counts(**counts: int) -> None:
-    """Raises UserError for a count below one."""
+    """Raises UserError if a count is below one."""
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
 
 
 def measure(tasks: Sequence[Task], rounds: int, repeats: int) -> list[list[Timing]]:
-    """What each task takes, by round: the median of its repeats, the tasks in turn.
+    """The time of each task by round: the median of its repeats, with the tasks in turn.
 
-    A task that is done in less than BURST_SECONDS is repeated for as long. The first call of each,
-    which warms up, does not count.
+    A task that takes less than BURST_SECONDS is repeated for that long. The first call of each
+    task is a warm-up and does not count.
     """
     for task in tasks:
         task()
@@ -225,7 +225,7 @@ def _median(task: Task, repeats: int) -> Timing:
 
 
 def describe(step: Step) -> dict[str, Any]:
-    """What was measured, and on what."""
+    """Describes what was measured, and on which machine."""
     experiment = step.experiment
     return {
         "model": experiment.model_title,
@@ -240,14 +240,14 @@ def describe(step: Step) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """The median over the rounds, and the least and the largest."""
+    """The median, smallest and largest value over the rounds."""
     return {"median": statistics.median(values), "least": min(values), "largest": max(values)}
 
 
 def figures(
     work: Work, timings: list[Timing], product: MatrixProduct, peak: list[Timing]
 ) -> dict[str, Any]:
-    """Rates and the share of the peak, each over the rounds; a share is that of its own round."""
+    """Rates and the share of the peak over the rounds; the peak is that of the same round."""
     shares = [
         (work.flops / taken.seconds) / (product.flops / whole.seconds)
         for taken, whole in zip(timings, peak, strict=True)
@@ -261,7 +261,7 @@ def figures(
 
 
 def _twin_of(config: ConfigDict) -> Any:
-    """PyTorch's step; raises UserError where it would not do what ours does."""
+    """PyTorch's step; raises UserError if it would not compute what ours does."""
     device = jax.devices()[0]
     if device.platform != "cpu" or config.model.dtype != "float32":
         raise UserError(
@@ -278,10 +278,10 @@ def _twin_of(config: ConfigDict) -> Any:
 
 
 def torch_module() -> Any:
-    """`torch_benchmark`, where PyTorch is installed.
+    """Imports `torch_benchmark`.
 
     Raises:
-      UserError: it is not.
+      UserError: PyTorch is not installed.
     """
     try:
         from sret_jax.benchmarks import torch_benchmark
@@ -293,7 +293,7 @@ def torch_module() -> Any:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The figures and the sentences people read."""
+    """Prints the figures and their explanation."""
     passes = 3 if report["training"] else 1
     what = "train step" if report["training"] else "inference"
     peak = report["peak_gflops"]

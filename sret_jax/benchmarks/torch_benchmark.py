@@ -1,4 +1,4 @@
-"""Steps of SReT's PyTorch twin, eager and compiled, and its products, to be timed beside ours."""
+"""Steps and products of SReT's PyTorch twin, eager and compiled, to be timed beside ours."""
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ class TorchStep:
     It does less than ours: no augmentation, no moving average, no check that losses are finite.
 
     Attributes:
-      images: of a step.
-      flops: of a step, counted as ours are.
+      images: images per step.
+      flops: FLOPs per step, counted as ours are.
     """
 
     def __init__(self, model: SReT, images: int, flops: int, *, train: bool, compiled: bool):
@@ -30,7 +30,7 @@ class TorchStep:
 
     @classmethod
     def both(cls, model: SReT, images: int, flops: int, train: bool) -> dict[str, "TorchStep"]:
-        """The eager and the compiled one, by the names that reports use."""
+        """The eager and the compiled step, by the names that reports use."""
         names = {"torch eager": False, "torch.compile": True}
         return {
             name: cls(model, images, flops, train=train, compiled=compiled)
@@ -49,10 +49,10 @@ class TorchStep:
 
 
 class TorchProduct:
-    """A product of two arrays of ones, as `torch.einsum` computes it.
+    """A product of two arrays of ones, computed by `torch.einsum`.
 
     Attributes:
-      flops: of it, counted as ours are.
+      flops: FLOPs of the product, counted as ours are.
     """
 
     def __init__(self, product: Product):

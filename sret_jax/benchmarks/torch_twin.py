@@ -1,6 +1,6 @@
-"""SReT as one writes it in PyTorch: what the speed of ours is measured by.
+"""SReT as one would write it in PyTorch: the reference for our speed.
 
-Its arrays have the published names, so `load_state_dict` takes what `sret_jax.to_torch` gives.
+Its arrays have the published names, so `load_state_dict` accepts the result of `sret_jax.to_torch`.
 """
 
 import jax
@@ -101,7 +101,7 @@ class NLL(nn.Module):
 
 
 class Stage(nn.Module):
-    """Each shared block `loops` times in a row, every time followed by an NLL of its own.
+    """Applies each shared block `loops` times in a row; after each time its own NLL follows.
 
     Shapes: (B, C, H, W) -> (B, C, H, W).
     """
@@ -169,7 +169,7 @@ class Pooling(nn.Module):
 
 
 class TorchTwin(nn.Module):
-    """The same function as `model`, a published variant or a change of one with nll_every = 1.
+    """The same function as `model`, a published or modified variant with nll_every = 1.
 
     Shapes: normalised images (B, 3, image_size, image_size) -> logits (B, num_classes).
     """

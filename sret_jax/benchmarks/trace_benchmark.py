@@ -1,4 +1,4 @@
-"""How the time to trace and lower a train step, and the length of its program, grow with loops."""
+"""Measures how the time to trace and lower a train step, and its length, grow with loops."""
 
 import copy
 import time
@@ -22,13 +22,13 @@ def benchmark_trace(
     """Traces and lowers the train step with each number of loops, in turn, and prints a table.
 
     Args:
-      config: of everything but model.loops; no data set is read.
-      loops: of every block; ratios are to the first.
-      rounds: of which the least counts: what else the machine does only adds to it.
-      json_file: where to write the figures too.
+      config: everything but model.loops; no data set is read.
+      loops: numbers of loops per block; ratios are relative to the first.
+      rounds: number of rounds; the smallest time is reported, because other work only adds to it.
+      json_file: file that the figures are also written to.
 
     Raises:
-      UserError: a number out of range, or what training would refuse.
+      UserError: a number is out of range, or training would refuse the config.
     """
     check_counts(rounds=rounds)
     steps = [_with_loops(config, count) for count in loops]
@@ -57,7 +57,7 @@ def _with_loops(config: ConfigDict, loops: int) -> Computation:
 
 
 def _trace_and_lower(step: Computation) -> tuple[float, int]:
-    """CPU seconds, from nothing, and characters of the program before XLA optimizes it."""
+    """CPU seconds without any cache, and characters of the program before XLA optimizes it."""
     jax.clear_caches()
     start = time.process_time()
     lowered = step.trace_train_step().lower()
@@ -65,7 +65,7 @@ def _trace_and_lower(step: Computation) -> tuple[float, int]:
 
 
 def print_table(rows: list[dict[str, Any]], rounds: int) -> None:
-    """A line for each number of loops, with its ratios to the first."""
+    """Prints a line per number of loops, with ratios to the first."""
     first = rows[0]
     print(
         f"train step of {first['model']}, remat {first['remat']}: CPU time to trace and lower, "
