@@ -4,6 +4,7 @@ import ast
 import graphlib
 import pathlib
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -84,3 +85,11 @@ def test_the_readme_of_a_room_says_what_it_may_import(room):
 def test_files_at_the_top_import_no_room():
     for name in TOP | COMMAND_LINE:
         assert imported(PACKAGE / f"{name}.py") <= TOP | COMMAND_LINE, name
+
+
+def test_the_picture_draws_each_room_above_those_that_it_may_import():
+    picture = ElementTree.parse(ROOT / "docs/rooms.svg")
+    boxes = {box.get("id"): box for box in picture.iter("{http://www.w3.org/2000/svg}rect")}
+    for room, below in MAY_IMPORT.items():
+        bottom = float(boxes[room].get("y")) + float(boxes[room].get("height"))
+        assert all(float(boxes[other].get("y")) >= bottom for other in below), room
