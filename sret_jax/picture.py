@@ -1,4 +1,4 @@
-"""Pictures as PNG files."""
+"""Draws pictures as PNG files."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def picture(path: epath.Path, width: float, height: float, dpi: int = 110) -> "Iterator[Figure]":
-    """A figure to draw in, which becomes a PNG file once it is drawn; no file if drawing raises.
+    """Yields a figure to draw in, and then writes it as a PNG; if drawing raises, there is no file.
 
     Args:
-      path: of the PNG file.
-      width: in inches.
-      height: in inches.
+      path: path of the PNG file.
+      width: width in inches.
+      height: height in inches.
       dpi: pixels per inch.
 
     Raises:
-      UserError: the storage does not take the file.
+      UserError: the file cannot be written.
     """
-    from matplotlib.figure import Figure  # imported only to draw, for it takes half a second
+    from matplotlib.figure import Figure  # imported here, because it takes half a second
 
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure

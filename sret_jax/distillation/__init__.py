@@ -1,1 +1,1 @@
-"""A teacher's labels: live or stored, and their making."""
+"""A teacher's labels, live or stored, and how stores of labels are made."""

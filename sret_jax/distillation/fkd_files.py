@@ -1,9 +1,10 @@
-"""Published soft labels of Fast Knowledge Distillation: one torch file per image.
+"""Reads the published soft labels of Fast Knowledge Distillation: one torch file per image.
 
-FOLDER/.../CLASS/IMAGE.tar holds a list (coordinates, flips, labels) of K crops: coordinates (K, 4),
-the top, left, height and width as shares of the image's sides; flips (K,); labels (K, 2, k), class
-numbers and probabilities of the k best, (K, 2) of the best alone, (K,) its number alone, or
-(K, classes). See github.com/szq0214/FKD.
+FOLDER/.../CLASS/IMAGE.tar contains a list (coordinates, flips, labels) for K crops. Coordinates
+(K, 4) are top, left, height and width as fractions of the image's sides; flips are (K,). Labels are
+class numbers and probabilities of the k best classes (K, 2, k) or of the best class (K, 2), the
+number of the best class (K,), or probabilities of all classes (K, classes). See
+github.com/szq0214/FKD.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ SUFFIXES = (".tar", ".pt", ".pth")
 
 @dataclasses.dataclass(frozen=True)
 class FkdLabels:
-    """What a file holds.
+    """The contents of a file.
 
     Attributes:
       crops: (K,) CROP.
       soft: probabilities (K, k).
-      classes: (K, k); None where `soft` is of all classes.
+      classes: classes of the probabilities, (K, k); None if `soft` contains all classes.
     """
 
     crops: np.ndarray
@@ -37,15 +38,15 @@ class FkdLabels:
 
     @property
     def keep(self) -> str:
-        """As a manifest says it."""
+        """The value of `Manifest.keep` for these labels."""
         return "full" if self.classes is None else f"topk{self.soft.shape[1]}"
 
 
 class FkdFolder:
-    """The files of a folder, found by the names of the images they belong to.
+    """The files in a folder, found by the names of their images.
 
     Raises:
-      UserError: no such files, or an image without one, or with several.
+      UserError: there are no such files, or an image has none or several.
     """
 
     def __init__(self, folder: epath.Path, source: Source):
@@ -74,7 +75,7 @@ class FkdFolder:
         self._classes = len(source.class_names)
 
     def __getitem__(self, index: int) -> FkdLabels:
-        """The labels of image `index`; raises UserError for a file of another form."""
+        """The labels of image `index`; raises UserError if the file has another form."""
         path = self._files[index]
         content = read_torch(path)
         try:
@@ -88,7 +89,10 @@ class FkdFolder:
 
 
 def _key(file_name: str) -> str:
-    """cats/001.jpg of .../train/cats/001.jpg, or the stem of a name without a folder."""
+    """The part of a name that identifies an image: cats/001.jpg in .../train/cats/001.jpg.
+
+    For a name without a folder it is the name without its suffix.
+    """
     path = PurePath(file_name)
     return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
 
@@ -112,7 +116,7 @@ def _checked(coordinates: Any, flips: Any, labels: Any, classes: int) -> FkdLabe
 
 
 def _parts(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Probabilities, and of which classes."""
+    """Returns probabilities and their classes, which are None for all classes."""
     if labels.shape[1:] == (classes,):
         return labels, None
     if labels.ndim == 1:

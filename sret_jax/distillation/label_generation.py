@@ -1,4 +1,4 @@
-"""Labels crops of every image of a data set with a teacher, and checks such labels."""
+"""Labels crops of every image of a data set with a teacher, and verifies such labels."""
 
 import itertools
 import sys
@@ -22,7 +22,7 @@ from sret_jax.errors import UserError
 from sret_jax.parallel.host import available_cores
 from sret_jax.text import duration
 
-MOST_BYTES_AHEAD = 1 << 30  # of crops drawn before the teacher sees them
+MOST_BYTES_AHEAD = 1 << 30  # crops that are drawn before the teacher labels them
 LINE_SECONDS = 1.0
 
 
@@ -36,16 +36,16 @@ def generate(
     hosts: int = 1,
     host: int = 0,
 ) -> bool:
-    """Labels the images of one host's shards, and tells whether the store is complete.
+    """Labels the images of one host's shards; returns whether the store is complete.
 
     Args:
       source: the images.
       transform: draws the crops.
-      teacher: labels them.
-      manifest: of the store.
-      folder: of the store.
-      hosts: see `write_store`.
-      host: likewise.
+      teacher: labels the crops.
+      manifest: manifest of the store.
+      folder: folder of the store.
+      hosts: number of hosts; see `write_store`.
+      host: number of this host; see `write_store`.
 
     Raises:
       UserError: see `write_store`.
@@ -73,20 +73,21 @@ def generate(
 def verify(
     labels: SoftLabels, source: Source, teacher: LabelTeacher | None, count: int
 ) -> dict[str, float]:
-    """Compares stored labels with those the teacher gives now, and with the true classes.
+    """Compares stored labels with the teacher's present labels, and with the true classes.
 
     Args:
       labels: the store.
-      source: its images.
-      teacher: None compares with the true classes alone.
-      count: of images, spread over the data set.
+      source: the images of the store.
+      teacher: None: compares with the true classes only.
+      count: number of images to compare, spread over the data set.
 
     Returns:
-      {"images", "crops", "accuracy"}, the share of stored labels whose best class is the true one,
-      and, of a teacher, "difference", the largest one of any two probabilities.
+      {"images", "crops", "accuracy"}: the accuracy is the fraction of stored labels whose most
+      probable class is the true one. With a teacher also "difference", the largest difference
+      between two probabilities.
 
     Raises:
-      UserError: no readable image among them.
+      UserError: none of the images is readable.
     """
     manifest = labels.manifest
     spread = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
@@ -116,7 +117,7 @@ def _dense(manifest: Manifest, kept: np.ndarray, classes: np.ndarray | None = No
 
 
 class _DrawnViews:
-    """The crops of every image, and how they look; none of an image that cannot be read."""
+    """The crops of every image and their pixels; no crops for an unreadable image."""
 
     def __init__(self, source: Source, transform: TrainTransform, manifest: Manifest):
         assert manifest.law.seed is not None
@@ -140,7 +141,7 @@ class _DrawnViews:
 
 
 class _Progress:
-    """One line on stderr that says how far a host is."""
+    """A line on stderr that shows the progress of one host."""
 
     def __init__(self, manifest: Manifest, hosts: int):
         self._all = manifest.data.examples / hosts
@@ -149,7 +150,7 @@ class _Progress:
         self._start = time.perf_counter()
 
     def add(self, images: int) -> None:
-        """After so many more images."""
+        """Counts `images` more images."""
         self._done += images
         now = time.perf_counter()
         if now - self._printed < LINE_SECONDS:
@@ -166,7 +167,7 @@ class _Progress:
         )
 
     def end(self) -> None:
-        """Removes the line."""
+        """Clears the line."""
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 

@@ -1,16 +1,16 @@
-"""Stored soft labels (Fast Knowledge Distillation, Shen and Xing 2022): layout, reading, writing.
+"""The layout of stored soft labels (Fast Knowledge Distillation, Shen and Xing 2022).
 
-A store is a folder of ArrayRecord files, SHARD_RECORDS records each but the last, and of
-manifest.json. Record i belongs to image i of the data set and is K packed structs, one a crop:
+A store is a folder with manifest.json and ArrayRecord files of SHARD_RECORDS records each (the last
+may have fewer). Record i belongs to image i of the data set. It is K packed structs, one per crop:
 
     box           4 x uint16   left, top, right, bottom, in 1/65535 of the image's sides
-    flip          bool         shown mirrored
-    soft_classes  k x uint16   the k most probable, the best first (uint32 beyond 65,536 classes)
-    soft          k x float16  their probabilities; keep "full": of all classes in their order,
-                               and no `soft_classes`
+    flip          bool         whether the crop is mirrored
+    soft_classes  k x uint16   the k most probable classes, best first (uint32 beyond 65,536
+                               classes); absent if keep is "full"
+    soft          k x float16  their probabilities; if keep is "full", those of all classes in order
 
-all little-endian. Of an image that could not be read the record is empty. The classes not kept
-share the rest of the probability equally (the paper's marginal smoothing).
+all little-endian. The record of an unreadable image is empty. The classes that are not kept share
+the remaining probability equally (the paper's marginal smoothing).
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ from sret_jax.data.views.crops import CROP
 from sret_jax.errors import UserError
 
 FORMAT = 1
-LABELS = ("soft", "soft_classes")  # of a crop, as a row of a batch has them
+LABELS = ("soft", "soft_classes")  # names of a crop's label in a batch
 MANIFEST = "manifest.json"
 SHARD_RECORDS = 512
-SHARD_OVERHEAD = 1 << 18  # bytes at most, of a shard: headers, and padding to whole blocks
-EXAMINED = 64  # records of a data set that its digest covers
+SHARD_OVERHEAD = 1 << 18  # most bytes that headers and padding to whole blocks add to a shard
+EXAMINED = 64  # number of records of a data set in its digest
 
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """Which data set labels belong to.
+    """The data set that labels belong to.
 
     Attributes:
-      name, split: as a person knows it.
-      examples, classes: how many.
-      digest: of the class names, and of labels and bytes of records spread over the data set.
-      class_names: in the order of the labels; None in a store that was made before it kept them.
+      name, split: names for people.
+      examples, classes: numbers of examples and classes.
+      digest: digest of the class names, and of labels and bytes of records spread over the data.
+      class_names: names in the order of the labels; None in older stores, which lack them.
     """
 
     name: str
@@ -54,7 +54,7 @@ class DataFacts:
 
     @classmethod
     def of(cls, source: Source, name: str, split: str) -> "DataFacts":
-        """Reads what the digest covers."""
+        """Describes a source; reads the records in the digest."""
         count = len(source)
         digest = hashlib.sha256(json.dumps([count, source.class_names]).encode())
         for index in np.linspace(0, count - 1, min(count, EXAMINED)).round().astype(int).tolist():
@@ -67,12 +67,12 @@ class DataFacts:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherFacts:
-    """Whose labels they are.
+    """The teacher that made the labels.
 
     Attributes:
-      path: where the teacher came from.
-      fingerprint: of its weights; None where labels were imported.
-      image_size: side of what it was shown, in pixels; None where that is not known.
+      path: path of the teacher.
+      fingerprint: fingerprint of its weights; None for imported labels.
+      image_size: side of its input images in pixels; None if unknown.
     """
 
     path: str
@@ -82,12 +82,12 @@ class TeacherFacts:
 
 @dataclasses.dataclass(frozen=True)
 class CropLaw:
-    """How the crops were drawn.
+    """The distribution that the crops were drawn from.
 
     Attributes:
-      image_size: side of a view, in pixels.
-      crop_scale, crop_ratio, flip, seed: of config.augment and config; None where the crops were
-        imported.
+      image_size: side of a view in pixels.
+      crop_scale, crop_ratio, flip, seed: settings of config.augment and config; None for imported
+        crops.
     """
 
     image_size: int
@@ -99,14 +99,14 @@ class CropLaw:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says of a store.
+    """The contents of manifest.json, which describes a store.
 
     Attributes:
-      data, teacher, law: see there.
+      data, teacher, law: data set, teacher and distribution of the crops.
       temperature: T of the stored softmax(t / T).
-      keep: "topN" classes, or "full".
-      crops: K of every image.
-      shard_bytes: sizes of the finished shards; None while they are not all there.
+      keep: "topN" for the N most probable classes, or "full".
+      crops: K, the crops per image.
+      shard_bytes: sizes of all shards; None until all are finished.
     """
 
     data: DataFacts
@@ -119,48 +119,48 @@ class Manifest:
 
     @property
     def kept(self) -> int:
-        """Probabilities of a label: k, or all classes."""
+        """The number of probabilities in a label: k, or all classes."""
         return kept_classes(self.keep, self.data.classes) or self.data.classes
 
     @property
     def layout(self) -> np.dtype:
-        """Of one crop."""
+        """The dtype of one crop with its label."""
         classes = "<u2" if self.data.classes <= 2**16 else "<u4"
         indices = [] if self.keep == "full" else [("soft_classes", classes, (self.kept,))]
         return np.dtype([*CROP.descr, *indices, ("soft", "<f2", (self.kept,))])
 
     @property
     def row_labels(self) -> dict[str, np.dtype]:
-        """What a row of a batch has of a crop's label, and its type."""
+        """The arrays of a crop's label in a batch row, with their dtypes."""
         return {name: self.layout[name] for name in LABELS if name in (self.layout.names or ())}
 
     @property
     def shards(self) -> int:
-        """Files of the whole store."""
+        """The number of files of the complete store."""
         return -(-self.data.examples // SHARD_RECORDS)
 
     @property
     def expected_bytes(self) -> int:
-        """Of the whole store."""
+        """The size of the complete store in bytes."""
         label_bytes = self.data.examples * self.crops * self.layout.itemsize
         return label_bytes + self.shards * SHARD_OVERHEAD
 
     def shard_path(self, folder: epath.Path, shard: int) -> epath.Path:
-        """Where a shard of that number lies."""
+        """The path of a shard."""
         return folder / f"labels-{shard:05d}-of-{self.shards:05d}.array_record"
 
     def shard_range(self, shard: int) -> range:
-        """The records of a shard."""
+        """The numbers of a shard's records."""
         first = shard * SHARD_RECORDS
         return range(first, min(first + SHARD_RECORDS, self.data.examples))
 
     def to_json(self) -> dict[str, Any]:
-        """As stored."""
+        """The manifest in the form that is stored."""
         return {"format": FORMAT, "complete": self.shard_bytes is not None, **as_dict(self)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Manifest":
-        """Raises KeyError, TypeError or ValueError for what `to_json` did not make."""
+        """The inverse of `to_json`; raises KeyError, TypeError or ValueError for other content."""
         content = dict(content)
         if content.pop("format") != FORMAT:
             raise ValueError("another format")
@@ -172,15 +172,15 @@ class Manifest:
         if content["shard_bytes"] is not None:
             content["shard_bytes"] = tuple(content["shard_bytes"])
         manifest = cls(**content)
-        manifest.layout  # noqa: B018, raises for another keep
+        manifest.layout  # noqa: B018, raises if `keep` is invalid
         return manifest
 
 
 def kept_classes(keep: str, classes: int) -> int | None:
-    """The k of "topk"; None for "full".
+    """Parses `keep`: the k of "topk"; None for "full".
 
     Raises:
-      UserError: another word, or more classes than there are.
+      UserError: it is another word, or k exceeds the number of classes.
     """
     if keep == "full":
         return None
@@ -193,5 +193,5 @@ def kept_classes(keep: str, classes: int) -> int | None:
 
 
 def as_dict(manifest: Manifest) -> dict[str, Any]:
-    """Its fields as JSON has them."""
+    """The fields as JSON represents them."""
     return json.loads(json.dumps(dataclasses.asdict(manifest)))

@@ -1,4 +1,4 @@
-"""Writing a store of soft labels, shard by shard; an interrupted one goes on."""
+"""Writes a store of soft labels shard by shard; an interrupted store can be continued."""
 
 import dataclasses
 import os
@@ -17,15 +17,15 @@ from sret_jax.errors import UserError
 from sret_jax.files import is_remote, write_json
 
 INCOMPLETE = "incomplete."
-WRITER = "group_size:1,uncompressed"  # each record is read alone; probabilities hardly shrink
+WRITER = "group_size:1,uncompressed"  # records are read singly; probabilities hardly compress
 
 
 def begin_store(folder: epath.Path, manifest: Manifest) -> None:
-    """Makes a store that has no shards yet, or goes on with one that was begun alike.
+    """Creates a store without shards, or continues one that was begun with the same settings.
 
     Raises:
-      UserError: the folder holds something else, or labels made otherwise, or cannot be written,
-        or its disk has no room for the store.
+      UserError: the folder contains something else or labels made with other settings, cannot be
+        written, or its disk has no room for the store.
     """
     begun = read_manifest(folder)
     if begun is not None:
@@ -44,13 +44,13 @@ def begin_store(folder: epath.Path, manifest: Manifest) -> None:
 def write_shard(
     folder: epath.Path, manifest: Manifest, shard: int, records: Iterable[bytes]
 ) -> None:
-    """Writes a shard whole or not at all.
+    """Writes a shard; it appears only when it is complete.
 
     Raises:
-      UserError: the storage does not take it.
+      UserError: the shard cannot be written.
     """
     path = manifest.shard_path(folder, shard)
-    # Nobody else's name: whoever writes the same shard by mistake writes the same bytes.
+    # A unique name: two hosts that write the same shard by mistake write the same bytes.
     temporary = path.with_name(f"{INCOMPLETE}{uuid.uuid4().hex}.{path.name}")
     try:
         writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), WRITER)
@@ -75,17 +75,17 @@ def write_store(
     hosts: int,
     host: int,
 ) -> bool:
-    """Writes the shards of one host that are not there yet, and tells whether all are.
+    """Writes the missing shards of one host; returns whether the store is complete.
 
     Args:
-      folder: of the store.
-      manifest: of the store.
-      records: makes those of a shard, given the numbers of its images.
-      hosts: among which the shards are dealt out in turn.
-      host: this one, 0 to hosts - 1.
+      folder: folder of the store.
+      manifest: manifest of the store.
+      records: returns the records of a shard for the numbers of its images.
+      hosts: number of hosts; shards are assigned to them in turn.
+      host: number of this host, 0 to hosts - 1.
 
     Raises:
-      UserError: see `begin_store` and `write_shard`; no such host.
+      UserError: see `begin_store` and `write_shard`; or there is no such host.
     """
     if not 0 <= host < hosts:
         raise UserError(f"--shard={host} of --shards={hosts} does not exist; count from 0")
@@ -98,11 +98,11 @@ def write_store(
 
 
 def complete_store(folder: epath.Path, manifest: Manifest) -> bool:
-    """Marks a store as complete if it is, and tells whether."""
+    """Marks the store as complete if it is; returns whether it is."""
     sizes = finished_shards(folder, manifest)
     if len(sizes) < manifest.shards:
         return False
-    for leftover in folder.glob(f"{INCOMPLETE}*.array_record"):  # of killed runs
+    for leftover in folder.glob(f"{INCOMPLETE}*.array_record"):  # left by killed runs
         leftover.unlink(missing_ok=True)
     in_order = tuple(sizes[i] for i in range(manifest.shards))
     _write_manifest(folder, dataclasses.replace(manifest, shard_bytes=in_order))
@@ -112,9 +112,9 @@ def complete_store(folder: epath.Path, manifest: Manifest) -> bool:
 def pack(
     manifest: Manifest, crops: np.ndarray, probs: np.ndarray, classes: np.ndarray | None
 ) -> bytes:
-    """The record of an image.
+    """Packs the labels of an image into a record.
 
-    Shapes: crops (K,) with the fields of CROP, probs (K, k), classes (K, k), or None with "full".
+    Shapes: crops (K,) with the fields of CROP, probs (K, k), classes (K, k), or None for "full".
     """
     packed = np.zeros(len(crops), manifest.layout)
     packed["box"], packed["flip"], packed["soft"] = crops["box"], crops["flip"], probs
@@ -126,7 +126,7 @@ def pack(
 def most_probable(
     manifest: Manifest, probabilities: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """What is kept of probabilities: those of the best classes and their numbers, or all and None.
+    """Probabilities and numbers of the classes to keep; all probabilities and None for "full".
 
     Shapes: (K, classes) -> (K, k), (K, k).
     """
@@ -147,14 +147,14 @@ def _check_begun_alike(folder: epath.Path, begun: Manifest, manifest: Manifest) 
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
-    """What must be the same in every run that writes a store: not where things lie."""
+    """The facts that must agree between all runs that write a store; paths may differ."""
     facts: dict[str, Any] = {}
     for name, value in as_dict(manifest).items():
         if isinstance(value, dict):
             facts.update({f"{name}.{key}": of for key, of in value.items()})
         else:
             facts[name] = value
-    # The digest is of the class names too.
+    # The digest covers the class names.
     for name in ("data.name", "data.split", "data.class_names", "teacher.path", "shard_bytes"):
         del facts[name]
     return facts
@@ -172,7 +172,7 @@ def _check_room(folder: epath.Path, manifest: Manifest) -> None:
 
 
 def _write_manifest(folder: epath.Path, manifest: Manifest) -> None:
-    # Several hosts may write it at once, the same content each.
+    # Several hosts may write it at the same time, with the same content.
     temporary = folder / f"{INCOMPLETE}{uuid.uuid4().hex}.{MANIFEST}"
     write_json(temporary, manifest.to_json())
     temporary.replace(folder / MANIFEST)

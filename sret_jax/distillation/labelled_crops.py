@@ -1,4 +1,4 @@
-"""The training stream of stored soft labels: their crops, several of each image."""
+"""The training stream with stored soft labels: several labelled crops of each image."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from sret_jax.distillation.soft_labels import SoftLabels
 
 
 class LabelledCrops(Positions):
-    """Shows the crops that soft labels are stored of, m of each image that is read.
+    """Each element yields m rows: m labelled crops of one image.
 
-    Element g is positions [g m, (g + 1) m): of the g-th image of the stream the crops (t m + 0 ...
-    t m + m - 1) mod K, in pass t = g div N over the N images. So all K crops are shown before one
-    returns. A row also has its label: "soft" (k,) float16 and, unless all classes are stored,
-    "soft_classes" (k,).
+    Element g of the parent becomes positions [g m, (g + 1) m). In pass t over the N images,
+    t = g div N, an image shows its stored crops t m to t m + m - 1 (modulo K), so all K crops are
+    seen before one repeats. A row also contains its label: "soft" (k,) float16 and, unless all
+    classes are stored, "soft_classes" (k,).
     """
 
     def __init__(self, parent: grain.MapDataset, labels: SoftLabels, crops_per_image: int):

@@ -1,4 +1,4 @@
-"""Reading stored soft labels at random; `label_manifest` describes the files."""
+"""Random access to stored soft labels; `label_manifest` describes their files."""
 
 import dataclasses
 import json
@@ -15,11 +15,11 @@ GENERATE = "python -m sret_jax.tools.soft_labels generate"
 
 
 class SoftLabels:
-    """The labels of a complete store, read at random.
+    """The labels of a complete store, with random access.
 
     Attributes:
-      folder: where it lies.
-      manifest: what it holds.
+      folder: folder of the store.
+      manifest: description of the store.
     """
 
     def __init__(self, folder: epath.Path, manifest: Manifest):
@@ -35,15 +35,15 @@ class SoftLabels:
         return len(self._records)
 
     def __getitem__(self, record: int) -> np.ndarray:
-        """The crops and labels of an image, (K,) of the manifest's layout; none of a bad image.
+        """The crops and labels of an image, (K,) of the manifest's layout; empty for a bad image.
 
         Raises:
-          UserError: damaged bytes.
+          UserError: the bytes are damaged.
         """
         manifest = self.manifest
         try:
             data = self._records[record]
-        except RuntimeError as e:  # a sum that does not fit
+        except RuntimeError as e:  # wrong checksum
             reason = (str(e) or "cut short").splitlines()[0]
             raise self._damaged(record, reason) from e
         if len(data) not in (0, manifest.crops * manifest.layout.itemsize):
@@ -62,7 +62,7 @@ def open_soft_labels(folder: epath.Path) -> SoftLabels:
     """Opens a complete store.
 
     Raises:
-      UserError: there is none, or it is half generated, or a file of it is missing or truncated.
+      UserError: there is no store, it is incomplete, or a file is missing or truncated.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -88,10 +88,10 @@ def open_soft_labels(folder: epath.Path) -> SoftLabels:
 
 
 def read_manifest(folder: epath.Path) -> Manifest | None:
-    """The manifest of a store; None where there is none.
+    """Reads the manifest of a store; None if there is none.
 
     Raises:
-      UserError: it is damaged, or of another version.
+      UserError: it is damaged or has another version.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -103,7 +103,7 @@ def read_manifest(folder: epath.Path) -> Manifest | None:
 
 
 def finished_shards(folder: epath.Path, manifest: Manifest) -> dict[int, int]:
-    """Numbers and sizes of the shards that are there."""
+    """The numbers and sizes of the existing shards."""
     names = {manifest.shard_path(folder, i).name: i for i in range(manifest.shards)}
     there = [path for path in folder.iterdir() if path.name in names]
     return {names[path.name]: path.stat().length for path in there}
@@ -111,7 +111,7 @@ def finished_shards(folder: epath.Path, manifest: Manifest) -> dict[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _WholeFile:
-    """A file of known length, as array_record reads it without opening it first."""
+    """A file of known length, which array_record then reads without opening it first."""
 
     filename: str
     examples_in_shard: int

@@ -1,4 +1,4 @@
-"""Stored soft labels in training: which fit a config."""
+"""Checks whether stored soft labels fit a config, and opens them for training."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from sret_jax.distillation.soft_labels import SoftLabels, open_soft_labels
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 
-# What changes an image after its label was made, and what leaves it alone.
+# Settings that change an image after its label was made, with the values at which they do not.
 UNCHANGED: dict[str, Any] = dict(policy="", color_jitter=0.0, erasing=0.0, mixup=0.0, cutmix=0.0)
 
 
 def stored_labels(config: ConfigDict) -> SoftLabels | None:
-    """The store that config.data.soft_labels names, if it fits the config; None if that is empty.
+    """Opens the store in config.data.soft_labels if it fits the config; None if none is given.
 
     Raises:
-      UserError: one sentence on what does not fit.
+      UserError: a sentence about what does not fit.
     """
     if not config.data.soft_labels:
         if config.data.crops_per_image != 1:
@@ -55,12 +55,12 @@ def stored_labels(config: ConfigDict) -> SoftLabels | None:
 
 
 def data_facts(config: ConfigDict, source: Source) -> DataFacts:
-    """Which data set a config trains on; `source` is its training split."""
+    """Describes the data set that a config trains on; `source` is its training split."""
     return DataFacts.of(source, config.data.name, config.data.train_split)
 
 
 def check_same_data(labels: SoftLabels, source: Source, config: ConfigDict) -> None:
-    """Raises UserError where a store was made of other images than those of `source`."""
+    """Raises UserError if a store was made from other images than those of `source`."""
     made, here = labels.manifest.data, data_facts(config, source)
     if (made.examples, made.classes, made.digest) != (here.examples, here.classes, here.digest):
         if made.class_names and (
@@ -79,7 +79,7 @@ def check_same_data(labels: SoftLabels, source: Source, config: ConfigDict) -> N
 
 
 def crop_law(config: ConfigDict) -> CropLaw:
-    """How a config draws the crops that are to be labelled."""
+    """The distribution from which a config draws the crops to be labelled."""
     augment = config.augment
     return CropLaw(
         image_size=config.model.image_size,
@@ -95,7 +95,7 @@ def _check_settings(config: ConfigDict, labels: SoftLabels) -> None:
     pairs = [("distill.temperature", manifest.temperature, config.distill.temperature)]
     for name, here in vars(crop_law(config)).items():
         made = getattr(manifest.law, name)
-        if name != "seed" and made is not None:  # which draws other crops by the same law
+        if name != "seed" and made is not None:  # a seed draws other crops of the same distribution
             section = "model" if name == "image_size" else "augment"
             pairs.append((f"{section}.{name}", made, here))
     for name, made, here in pairs:

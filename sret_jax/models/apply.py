@@ -1,4 +1,4 @@
-"""From images to logits: no other file calls `model.apply`."""
+"""Computes logits from images; no other file calls `model.apply`."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def normalise(images: jax.Array) -> jax.Array:
 
 
 def evaluation_logits(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
-    """The logits in evaluation, which draws nothing at random.
+    """The logits in evaluation; nothing is random.
 
     Shapes: normalised images (B, S, S, 3) -> (B, classes).
     """
@@ -36,14 +36,14 @@ def evaluation_logits(model: nn.Module, variables: Variables, images: jax.Array)
 def training_logits(
     model: nn.Module, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
 ) -> tuple[jax.Array, Any]:
-    """The logits in training, with drop paths and permutations drawn by `key`.
+    """The logits in training; `key` draws drop paths and permutations.
 
     Args:
       model: from `create_model`.
-      variables: its weights, and the arrays that its gradient is probed with, if any.
+      variables: the model's weights, and the collection "probes" if gradients are measured.
       images: normalised, (B, S, S, 3).
-      key: of the batch.
-      train: False computes as in evaluation.
+      key: random key of the batch.
+      train: False: no drop path, fixed permutations, BatchNorm's running statistics.
 
     Returns:
       The logits (B, classes) and the updated BatchNorm statistics.

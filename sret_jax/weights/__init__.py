@@ -1,1 +1,1 @@
-"""Any path to variables and back."""
+"""Reads weights from any path, and writes them."""

@@ -1,11 +1,11 @@
-"""What weights say of themselves: their model, its classes, and the view it was evaluated in.
+"""What weights store about themselves: model, classes, and the view they were evaluated in.
 
-Weight files keep it in JSON as
+Weight files contain it as JSON:
 
     {"config": {"model": {...}, "data": {"test_crop": 0.875}}, "class_names": [...] or null,
      "mean": [...], "std": [...]}
 
-and converted checkpoints in a config.json with those two sections and a class_names.json.
+Converted checkpoints have a config.json with those two sections, and a class_names.json.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, CONVERTED,
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """See above.
+    """What weights store about themselves; see the module.
 
     Attributes:
-      config: its sections "model" and "data" alone.
-      class_names: in the order of the logits, where they are known.
+      config: only its sections "model" and "data".
+      class_names: names in the order of the logits, if they are known.
     """
 
     config: ConfigDict
@@ -37,16 +37,16 @@ class Description:
     def of(
         cls, model: SReT, variant: str, class_names: list[str] | None, test_crop: float
     ) -> "Description":
-        """That of a model made from a variant, with all its settings but those of speed."""
+        """Describes a model made from a variant, with all its settings except those of speed."""
         named = {"name": variant, **model_settings(model)}
         return cls(ConfigDict({"model": named, "data": {"test_crop": test_crop}}), class_names)
 
     @classmethod
     def from_json(cls, content: Any, place: epath.Path) -> "Description":
-        """That of a weight file.
+        """Reads the description in a weight file.
 
         Raises:
-          UserError: another form, or images that were normalised otherwise.
+          UserError: it has another form, or the images were normalised differently.
         """
         try:
             config, names = content["config"], content["class_names"]
@@ -66,7 +66,7 @@ class Description:
         return described
 
     def to_json(self) -> dict[str, Any]:
-        """As a weight file keeps it."""
+        """The description in the form that weight files contain."""
         shown = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         return {"config": self.config.to_dict(), "class_names": self.class_names, **shown}
 

@@ -1,8 +1,8 @@
-"""The published PyTorch names and layouts of every SReT array, and the way there and back.
+"""The published PyTorch names and layouts of all SReT arrays, converted in both directions.
 
-The published state dict lists applications, not blocks: `transformers.{stage}.blocks.{j}`
-alternates F, NLL, F, NLL, ..., so loop l of block b is j = 2*(b*loops + l) and its NLL j + 1. A
-block shared by several loops stands there once for each.
+The published state dict lists applications rather than blocks: `transformers.{stage}.blocks.{j}`
+alternates F, NLL, F, NLL, ..., so loop l of block b is j = 2*(b*loops + l) and its NLL is j + 1. A
+block shared by several loops is contained once per loop.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from sret_jax.models.families.sret import SReT, abstract_variables
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How an array's axes are laid out in torch and in Flax, as two inverse functions."""
+    """The order of an array's axes in torch and in Flax, as two inverse functions."""
 
     to_flax: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -41,7 +41,7 @@ POSITION = Layout(lambda w: w.transpose(0, 2, 3, 1), lambda w: w.transpose(0, 3,
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One torch array: its name and the Flax leaf (and loop, for NLLs) that it is."""
+    """One torch array: its name, and the Flax leaf (and loop, for NLLs) that it corresponds to."""
 
     torch_name: str
     path: tuple[str, ...]
@@ -95,10 +95,10 @@ def _batch_norm(torch: str, layer: str) -> Iterator[Entry]:
 
 
 def entries(model: SReT) -> Iterator[Entry]:
-    """Every array of the published state dict of `model`, shared ones as often as they appear.
+    """Every array of the published state dict of `model`; shared arrays appear once per loop.
 
     Raises:
-      ValueError: applications without an NLL, which the published names do not know.
+      ValueError: some applications have no NLL, so there are no published names.
     """
     if model.nll_every > 1:
         raise ValueError(
@@ -125,7 +125,7 @@ def entries(model: SReT) -> Iterator[Entry]:
 
 
 class StateDictError(ValueError):
-    """A state dict that does not fit the model; `problems` names each array that does not."""
+    """A state dict does not fit the model; `problems` lists each array that does not."""
 
     def __init__(self, problems: list[str]):
         places = f"{len(problems)} place{'s' if len(problems) > 1 else ''}"
@@ -139,20 +139,20 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
     """Converts a published SReT state dict to Flax variables; the inverse of `to_torch`.
 
     Args:
-      state_dict: torch tensors or NumPy arrays under the published names.
-        `num_batches_tracked` entries are ignored.
-      model: the architecture the arrays are for.
+      state_dict: torch tensors or NumPy arrays under the published names. Entries
+        `num_batches_tracked` are ignored.
+      model: the architecture of the arrays.
 
     Returns:
       {"params": ..., "batch_stats": ...}, float32 NumPy arrays.
 
     Raises:
-      ValueError: a model with nll_every above 1.
-      StateDictError: lists every missing or surplus name (the latter first where they are names of
-        the model behind a prefix), every value that is no array or has another shape, or else every
-        shared array whose copies differ.
+      ValueError: the model has nll_every above 1.
+      StateDictError: lists every missing or surplus name (surplus first if they are names of the
+        model after a prefix) and every value that is not an array or has another shape; if there
+        are none, every shared array whose copies differ.
     """
-    # Broadcast zeros have the right shapes and no memory.
+    # Broadcast zeros have the right shapes but take no memory.
     zeros = jax.tree.map(
         lambda s: np.broadcast_to(np.float32(0), s.shape), abstract_variables(model)
     )
@@ -175,7 +175,7 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
             arrays[name] = array
     surplus = [name for name in given if name not in expected]
     named = [f"surplus {_printable(name)}" for name in surplus]
-    # Names behind an unknown prefix explain those that are missing.
+    # Names after an unknown prefix explain why others are missing.
     problems = named + problems if _prefixed(surplus, expected) else problems + named
     if not problems:
         variables, problems = _gather(arrays, model)
@@ -192,10 +192,10 @@ def to_torch(variables: Mapping[str, Any], model: SReT) -> dict[str, np.ndarray]
       model: the architecture of the variables.
 
     Returns:
-      NumPy arrays under the published names, the copies of shared blocks included.
+      NumPy arrays under the published names, including the copies of shared blocks.
 
     Raises:
-      ValueError: a model with nll_every above 1.
+      ValueError: the model has nll_every above 1.
     """
     state_dict = {}
     for entry in entries(model):
@@ -208,7 +208,7 @@ def to_torch(variables: Mapping[str, Any], model: SReT) -> dict[str, np.ndarray]
 
 
 def _gather(given: dict[str, np.ndarray], model: SReT) -> tuple[dict[str, Any], list[str]]:
-    """Fills the Flax tree from checked torch arrays; also says which shared copies differ."""
+    """Fills the Flax tree from checked torch arrays; lists shared copies that differ."""
     problems, source = [], {}
     flat: dict[tuple[str, ...], Any] = {}
     for entry in entries(model):
@@ -231,7 +231,7 @@ def _gather(given: dict[str, np.ndarray], model: SReT) -> tuple[dict[str, Any], 
 
 
 def _to_numpy(value: Any) -> np.ndarray | None:
-    """A float32 array; None of what is no array of numbers."""
+    """The value as a float32 array; None if it is not an array of numbers."""
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu().float().numpy()
@@ -241,10 +241,10 @@ def _to_numpy(value: Any) -> np.ndarray | None:
 
 
 def _prefixed(surplus: Iterable[Any], expected: Mapping[str, Any]) -> bool:
-    """Whether some of these are expected names behind a prefix, such as encoder.head.bias."""
+    """Whether some names are expected ones after a prefix, such as encoder.head.bias."""
     return any(str(name).endswith(tuple(f".{known}" for known in expected)) for name in surplus)
 
 
 def _printable(name: Any) -> str:
-    """A name from a file; quoted if a terminal could take it for more than a name."""
+    """A name from a file, quoted if it contains characters that a terminal would interpret."""
     return name if isinstance(name, str) and name.isprintable() else repr(name)

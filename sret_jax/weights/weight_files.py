@@ -1,4 +1,4 @@
-"""Files of weights under the published PyTorch names: torch's, or safetensors."""
+"""Reads and writes files of weights under the published PyTorch names: torch or safetensors."""
 
 import argparse
 import dataclasses
@@ -14,26 +14,26 @@ from etils import epath
 from sret_jax.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt")
-SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")  # of files written here; those read have any
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")  # for writing; files with any suffix can be read
 
-RAW = ("model", "state_dict", "model_state_dict")  # what training scripts wrap weights in
+RAW = ("model", "state_dict", "model_state_dict")  # keys that training scripts put weights under
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")
-DESCRIPTION = "sret_jax"  # the key of what our files say of their weights
+DESCRIPTION = "sret_jax"  # key of the description in files written here
 COUNTERS = ("num_batches_tracked", "n_averaged")
 
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how torch files begin, since 1.6 and before
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of torch files since 1.6, and before
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 REFUSED_TYPE = re.compile(r"GLOBAL ([\w.]+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """What a weight file holds.
+    """The contents of a weight file.
 
     Attributes:
       state_dict: torch tensors or NumPy arrays by name, without wrappers and shared prefixes.
-      description: what the file says of its weights, if it was written here.
-      taken: a sentence on which of several sets of weights this is; "" of one.
+      description: the description of the weights, if the file was written here.
+      taken: a sentence about the choice, if the file contains several sets of weights; or "".
     """
 
     state_dict: dict[str, Any]
@@ -42,14 +42,14 @@ class WeightFile:
 
 
 def read_weight_file(path: epath.Path, *, ema: bool = False) -> WeightFile:
-    """Reads a torch or safetensors file, told by its content.
+    """Reads a torch or safetensors file; the format is recognised by the content.
 
     Args:
-      path: of the file.
-      ema: takes the averaged weights that a training script keeps beside the raw ones.
+      path: path of the file.
+      ema: reads the averaged weights that a training script stored beside the raw ones.
 
     Raises:
-      UserError: the file is unreadable, would run code, holds no state dict, or no averaged one.
+      UserError: the file is unreadable, would run code, or has no (averaged) state dict.
     """
     content, description = _read(path)
     state_dict, key, others = _choose(path, content, ema)
@@ -63,15 +63,15 @@ def read_weight_file(path: epath.Path, *, ema: bool = False) -> WeightFile:
 def write_weight_file(
     path: epath.Path, state_dict: Mapping[str, np.ndarray], description: Mapping[str, Any]
 ) -> None:
-    """Writes arrays by name, and what they are, in the format that the file's suffix says.
+    """Writes arrays by name with a description, in the format of the file's suffix.
 
     Args:
       path: ends in one of SUFFIXES.
-      state_dict: under the published names.
-      description: in values that JSON knows.
+      state_dict: arrays under the published names.
+      description: values that JSON can represent.
 
     Raises:
-      UserError: a torch file, and torch is not installed.
+      UserError: the file is a torch file, and torch is not installed.
     """
     text = json.dumps(description, ensure_ascii=False)
     if path.suffix in TORCH_SUFFIXES:
@@ -86,16 +86,16 @@ def write_weight_file(
 
 
 def read_torch(path: epath.Path) -> Any:
-    """What a torch file holds; it is only ever read with weights_only: it cannot run code.
+    """Reads a torch file, always with weights_only, so that it cannot run code.
 
     Raises:
-      UserError: torch is not installed, or the file is damaged or holds more than plain data.
+      UserError: torch is not installed, or the file is damaged or contains more than plain data.
     """
     torch = import_torch()
     try:
         with path.open("rb") as f, torch.serialization.safe_globals(_harmless_types()):
             return torch.load(f, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged file raises almost anything
+    except Exception as e:  # torch may raise anything on a damaged file
         raise UserError(
             f"{path} is no torch file of plain weights and was not loaded ({_reason(e)}); save its "
             "state dict alone with torch.save"
@@ -103,7 +103,7 @@ def read_torch(path: epath.Path) -> Any:
 
 
 def import_torch() -> Any:
-    """The torch module; raises UserError where it is not installed."""
+    """Imports torch; raises UserError if it is not installed."""
     try:
         import torch
     except ImportError as e:
@@ -115,9 +115,9 @@ def import_torch() -> Any:
 
 
 def without_shared_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Removes what wrappers put before every name: module._orig_mod.head.bias -> head.bias.
+    """Removes the prefix that wrappers add to every name: module._orig_mod.head.bias -> head.bias.
 
-    A layer's own name is no prefix: head.weight and head.bias alone keep theirs.
+    The name of a layer is not a prefix: a file with only head.weight and head.bias keeps them.
     """
     while True:
         first = {name.partition(".")[0] for name in arrays}
@@ -128,7 +128,7 @@ def without_shared_prefix(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choose(path: epath.Path, content: Any, ema: bool) -> tuple[Any, str, list[str]]:
-    """A state dict of a file's content, the key that it was under, and those of the others."""
+    """Chooses a state dict from a file's content; returns it, its key, and the keys of others."""
     keys = [
         key
         for key in (*RAW, *AVERAGED)
@@ -148,10 +148,10 @@ def _choose(path: epath.Path, content: Any, ema: bool) -> tuple[Any, str, list[s
 
 
 def _read(path: epath.Path) -> tuple[Any, Any]:
-    """The content of a file, and its description."""
+    """Reads the content of a file and its description."""
     with path.open("rb") as f:
         start = f.read(64)
-    if start[8:9] == b"{":  # after the length of a safetensors file's header
+    if start[8:9] == b"{":  # a safetensors header follows its length of 8 bytes
         content, metadata = _read_safetensors(path)
         return content, _parse(path, metadata.get(DESCRIPTION))
     if start.startswith((ZIP, PICKLE)):
@@ -173,7 +173,7 @@ def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str
         arrays = load(data)
     except SafetensorError as e:
         raise UserError(f"{path} is no readable safetensors file ({e})") from e
-    except KeyError as e:  # a type that NumPy has not
+    except KeyError as e:  # a type that NumPy does not have
         raise UserError(f"{path} holds arrays of type {e.args[0]}; save them as F32") from e
     length = int.from_bytes(data[:8], "little")
     return arrays, json.loads(data[8 : 8 + length]).get("__metadata__", {})
@@ -191,7 +191,7 @@ def _parse(path: epath.Path, text: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What torch did not load, in a line without terminal codes."""
+    """The reason why torch refused a file, in one line without terminal codes."""
     text = ESCAPES.sub("", str(error) or repr(error))
     if refused := REFUSED_TYPE.search(text):
         return f"it holds a {refused[1]}, which could run code"
@@ -206,9 +206,9 @@ def _plain_dict(factory: Any = None) -> dict[Any, Any]:
 
 
 def _harmless_types() -> list[Any]:
-    """What training scripts keep beside weights, and cannot run code.
+    """Types that training scripts store beside weights and that cannot run code.
 
-    Paths are read as pure ones, which any system has.
+    Paths are read as pure paths, which every system supports.
     """
     from numpy._core.multiarray import _reconstruct, scalar
 
@@ -217,13 +217,13 @@ def _harmless_types() -> list[Any]:
     posix, windows = pathlib.PurePosixPath, pathlib.PureWindowsPath
     return [
         *(argparse.Namespace, dict, float, int, list, set, str),
-        (_plain_dict, "collections.defaultdict"),  # which torch would not fill
+        (_plain_dict, "collections.defaultdict"),  # torch would leave it empty
         *(_reconstruct, scalar, np.ndarray, np.dtype),
         *((_reconstruct, f"{numpy_1}._reconstruct"), (scalar, f"{numpy_1}.scalar")),
         *(type(np.dtype(name)) for name in numbers.split()),
         *(
             (kind, f"{module}.{name}")
-            for module in ("pathlib", "pathlib._local")  # the latter of Python 3.13
+            for module in ("pathlib", "pathlib._local")  # the latter is used by Python 3.13
             for kind, names in (
                 (posix, ("PosixPath", "PurePosixPath")),
                 (windows, ("WindowsPath", "PureWindowsPath")),
