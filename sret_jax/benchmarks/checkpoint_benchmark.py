@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from sret_jax.errors import UserError
-from sret_jax.files import write_json
+from sret_jax.files import absolute, write_json
 from sret_jax.parallel.mesh import batch_sharding, with_shardings
 from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
@@ -70,6 +70,7 @@ def benchmark_checkpoint(
     for name, value in (("steps", steps), ("rounds", rounds)):
         if value < 1:
             raise UserError(f"--{name}={value} must be at least 1")
+    folder = absolute(folder)
     if folder.exists():
         raise UserError(f"--folder={folder} exists, and would be deleted; name a new folder")
     config.data.synthetic = True

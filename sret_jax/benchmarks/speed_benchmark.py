@@ -22,6 +22,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from sret_jax.benchmarks.compiled_bytes import benchmark_bytes
 from sret_jax.errors import UserError
 from sret_jax.evaluation.evaluation import empty_totals, make_eval_step
 from sret_jax.files import write_json
@@ -133,9 +134,12 @@ def benchmark_step(
     rounds: int,
     steps: int,
     against: str | None = None,
+    topology: str | None = None,
     json_file: epath.Path | None,
 ) -> dict[str, Any]:
     """Measures the train or evaluation step of a config and prints its share of the peak.
+
+    With a topology it compiles the train step instead; see `benchmark_bytes`.
 
     Args:
       config: from configs/common.py; no data set is read.
@@ -143,12 +147,15 @@ def benchmark_step(
       rounds: rounds of matrix products and steps in turn; medians are reported.
       steps: steps per round.
       against: "torch" also measures the PyTorch twin, in the same rounds.
+      topology: a name that `open_topology` takes.
       json_file: file that the figures are also written to.
 
     Raises:
       UserError: a number is out of range, training would refuse the config, or PyTorch is missing.
     """
     check_counts(rounds=rounds, steps=steps)
+    if topology:
+        return benchmark_bytes(config, topology, json_file=json_file)
     peers = _twin_of(config) if against == "torch" else None
     with tempfile.TemporaryDirectory() as folder:
         step = open_step(config, epath.Path(folder), train=train)
