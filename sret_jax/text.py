@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
-    """3725.0 -> '1h02m'; 65 -> '1m05s'."""
+    """3725.0 -> '1h02m'; 65 -> '1m05s'; 5 -> '5s'."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

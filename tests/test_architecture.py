@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "sret_jax"
 
-# Each room, and the rooms that it may import. Every room may import the files at the top: errors,
-# exit statuses, files, picture, text. Rooms stand below those that import them.
+# Each room, and the rooms that it may import. Every room may import the files of TOP.
+# Rooms stand below those that import them.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "parallel": (),
     "models": (),
@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *("training", "evaluation", "run", "planning", "benchmarks", "parallel"),
     ),
 }
-TOP = {"errors", "exit_status", "files", "picture", "text"}
+TOP = {"errors", "exit_status", "files", "picture", "terminal", "text"}
 COMMAND_LINE = {"cli", "config_files"}  # for the files that read arguments
 
 

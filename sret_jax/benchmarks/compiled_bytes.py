@@ -8,8 +8,9 @@ from ml_collections import ConfigDict
 from sret_jax.files import write_json
 from sret_jax.models.kernels.choice import IMPLEMENTATIONS
 from sret_jax.planning.compilation import Compilation, compile_step
-from sret_jax.planning.plan import computation_for, progress
+from sret_jax.planning.plan import computation_for
 from sret_jax.planning.topology import open_topology
+from sret_jax.terminal import Progress
 
 # GB per image; plain ViTs of the same FLOPs move more (v5e, bfloat16, 128 images per chip).
 GOALS = {"sret_s": 0.50, "sret_t": 0.28}
@@ -65,5 +66,5 @@ def compile_for(config: ConfigDict, topology: str) -> Compilation:
         memory does not suffice.
     """
     computation = computation_for(config, open_topology(topology).devices)
-    with progress(f"Compiling {config.model.name} for {topology}"):
+    with Progress(f"Compiling {config.model.name} for {topology}"):
         return compile_step(computation)

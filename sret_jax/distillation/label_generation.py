@@ -1,8 +1,6 @@
 """Labels crops of every image of a data set with a teacher, and verifies such labels."""
 
 import itertools
-import sys
-import time
 from collections.abc import Iterator
 
 import grain
@@ -20,10 +18,8 @@ from sret_jax.distillation.soft_labels import SoftLabels
 from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.errors import UserError
 from sret_jax.parallel.host import available_cores
-from sret_jax.text import duration
 
 MOST_BYTES_AHEAD = 1 << 30  # crops that are drawn before the teacher labels them
-LINE_SECONDS = 1.0
 
 
 def generate(
@@ -50,7 +46,6 @@ def generate(
     Raises:
       UserError: see `write_store`.
     """
-    progress = _Progress(manifest, hosts)
     views = grain.MapDataset.source(_DrawnViews(source, transform, manifest))
     rows = batch_rows(manifest.crops)
 
@@ -63,11 +58,8 @@ def generate(
                 images, np.split(probabilities, ends[:-1]), strict=True
             ):
                 yield pack(manifest, crops, *most_probable(manifest, of_image))
-            progress.add(len(images))
 
-    complete = write_store(folder, manifest, records, hosts=hosts, host=host)
-    progress.end()
-    return complete
+    return write_store(folder, manifest, records, hosts=hosts, host=host)
 
 
 def verify(
@@ -138,37 +130,6 @@ class _DrawnViews:
         except BadImage:
             size = self._transform.size
             return np.zeros(0, CROP), np.zeros((0, size, size, 3), np.uint8)
-
-
-class _Progress:
-    """A line on stderr that shows the progress of one host."""
-
-    def __init__(self, manifest: Manifest, hosts: int):
-        self._all = manifest.data.examples / hosts
-        self._crops = manifest.crops
-        self._done, self._printed = 0, 0.0
-        self._start = time.perf_counter()
-
-    def add(self, images: int) -> None:
-        """Counts `images` more images."""
-        self._done += images
-        now = time.perf_counter()
-        if now - self._printed < LINE_SECONDS:
-            return
-        self._printed = now
-        rate = self._done / (now - self._start)
-        print(
-            f"\r\033[K{self._done:,} images labelled, {rate:,.0f}/s "
-            f"({rate * self._crops:,.0f} crops/s), at most "
-            f"{duration(max(0.0, self._all - self._done) / rate)} left",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def end(self) -> None:
-        """Clears the line."""
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def _read_options(manifest: Manifest) -> grain.ReadOptions:

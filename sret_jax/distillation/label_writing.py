@@ -15,6 +15,7 @@ from sret_jax.distillation.label_manifest import MANIFEST, Manifest, as_dict
 from sret_jax.distillation.soft_labels import finished_shards, read_manifest
 from sret_jax.errors import UserError
 from sret_jax.files import is_remote, write_json
+from sret_jax.terminal import Progress
 
 INCOMPLETE = "incomplete."
 WRITER = "group_size:1,uncompressed"  # records are read singly; probabilities hardly compress
@@ -91,9 +92,13 @@ def write_store(
         raise UserError(f"--shard={host} of --shards={hosts} does not exist; count from 0")
     begin_store(folder, manifest)
     there = finished_shards(folder, manifest)
-    for shard in range(host, manifest.shards, hosts):
-        if shard not in there:
-            write_shard(folder, manifest, shard, records(manifest.shard_range(shard)))
+    own = {shard: manifest.shard_range(shard) for shard in range(host, manifest.shards, hosts)}
+    images = sum(map(len, own.values()))
+    done = sum(len(numbers) for shard, numbers in own.items() if shard in there)
+    with Progress("Storing labels", images, "images", done=done) as progress:
+        for shard, numbers in own.items():
+            if shard not in there:
+                write_shard(folder, manifest, shard, progress.counted(records(numbers)))
     return complete_store(folder, manifest)
 
 

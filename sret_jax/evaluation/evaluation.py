@@ -19,7 +19,9 @@ from sret_jax.evaluation.confusion import MOST_CLASSES, Confusion, count
 from sret_jax.models.apply import Variables, evaluation_logits, normalise
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.devices import fits_memory
+from sret_jax.parallel.distributed import is_leader
 from sret_jax.parallel.mesh import batch_sharding, replicated
+from sret_jax.terminal import Progress
 from sret_jax.text import table
 from sret_jax.training.losses import in_top_k
 from sret_jax.training.step import Batch, abstract_batch
@@ -118,14 +120,18 @@ class Evaluator:
         """
         totals = dict.fromkeys(weights, self._empty)
         better: dict[str, list[np.ndarray]] = {name: [] for name in weights}
-        for batch in islice(self.loader, self._steps):
-            with self._fits_memory():
-                found = {name: self._step(weights[name], batch, totals[name]) for name in weights}
-                totals = {name: total for name, (total, _) in found.items()}
-                for name, (_, bits) in found.items():
-                    better[name].append(jax.device_get(bits))
-                jax.block_until_ready(totals)  # keeps one batch on the device at a time
-            between_batches()
+        with Progress("Evaluating", self._images, "images", enabled=is_leader()) as progress:
+            for batch in islice(self.loader, self._steps):
+                with self._fits_memory():
+                    found = {
+                        name: self._step(weights[name], batch, totals[name]) for name in weights
+                    }
+                    totals = {name: total for name, (total, _) in found.items()}
+                    for name, (_, bits) in found.items():
+                        better[name].append(jax.device_get(bits))
+                    jax.block_until_ready(totals)  # keeps one batch on the device at a time
+                progress.add(self._batch_size)
+                between_batches()
         totals = jax.device_get(totals)
         self._better = {name: np.concatenate(bits) for name, bits in better.items()}
         self.confusions = {

@@ -1,13 +1,9 @@
 """Plans a run from a config and a topology: sizes, memory, traffic, and an estimate of the time."""
 
-import contextlib
 import copy
 import dataclasses
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,11 +28,9 @@ from sret_jax.planning.fitting import largest_batch
 from sret_jax.planning.plan_report import print_report
 from sret_jax.planning.roofline import FORMULA, roofline
 from sret_jax.planning.topology import Topology, open_topology
-from sret_jax.text import duration
+from sret_jax.terminal import Progress
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import Computation, build_computation, check_settings
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def plan(
@@ -127,7 +121,7 @@ class Planner:
 
     def _compile(self, batch: int) -> Compilation | DoesNotFit:
         if batch not in self._compilations:
-            with progress(f"Compiling the train step of {batch:,} images for {self._where}"):
+            with Progress(f"Compiling the train step of {batch:,} images for {self._where}"):
                 try:
                     self._compilations[batch] = compile_step(self._computation(batch))
                 except DoesNotFit as error:
@@ -233,30 +227,3 @@ def estimated(found: Compilation, chip: Chip, steps: int) -> dict[str, Any]:
             "hours": steps * line.step / 3600,
         },
     }
-
-
-@contextlib.contextmanager
-def progress(what: str) -> Iterator[None]:
-    """Prints what is being done if it takes long, and every few seconds the time it has taken."""
-    done = threading.Event()
-    live = sys.stderr.isatty()
-    start = time.perf_counter()
-
-    def show() -> None:
-        while not done.wait(1.0 if live else SECONDS_BETWEEN_LINES):
-            elapsed = duration(time.perf_counter() - start)
-            if live:
-                print(f"\r\033[K{what}: {elapsed}", end="", file=sys.stderr, flush=True)
-            else:
-                print(f"{what}: {elapsed}", file=sys.stderr, flush=True)
-
-    thread = threading.Thread(target=show, daemon=True)
-    print(f"{what}...", end="" if live else "\n", file=sys.stderr, flush=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        if live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)

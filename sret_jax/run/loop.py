@@ -31,6 +31,7 @@ from sret_jax.run.resume import compare_config
 from sret_jax.run.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
 from sret_jax.run.watchdog import Watchdog
 from sret_jax.settings.saved_config import Start
+from sret_jax.terminal import Progress
 from sret_jax.text import duration
 from sret_jax.training.batches import train_loader
 from sret_jax.training.checks import check_numbers, check_writable
@@ -420,10 +421,11 @@ class Run:
     def _compile_step(self) -> CompiledStep:
         start = time.perf_counter()
         self._reporter.say("Compiling the evaluation step and the train step...")
-        with self._watchdog.during("compiling the evaluation step"):
-            self._evaluator.rehearse(self.state.variables)
-        with self._watchdog.during("compiling the train step"), self._fits_memory():
-            compiled = self.experiment.compile_train_step()
+        with Progress("Compiling", enabled=is_leader()):
+            with self._watchdog.during("compiling the evaluation step"):
+                self._evaluator.rehearse(self.state.variables)
+            with self._watchdog.during("compiling the train step"), self._fits_memory():
+                compiled = self.experiment.compile_train_step()
         self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
         return compiled
 

@@ -1,13 +1,13 @@
 """How a run is going: throughput, waiting for data, and the live line."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
+from sret_jax.terminal import LiveLine
 from sret_jax.text import duration
 
 MEANS = ("loss", "top1", "teacher_top1", "grad_norm")
@@ -85,30 +85,36 @@ class ProgressLine:
         self._total = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._enabled = enabled
-        self._live = enabled and sys.stderr.isatty()
+        self._line = LiveLine(enabled=enabled)
 
     def show(self, step: int, report: dict[str, float], seconds_left: float) -> None:
-        """Shows the figures of the last window."""
-        line = (
-            f"step {step:,}/{self._total:,} | epoch {step / self._steps_per_epoch:.1f} | "
-            f"loss {report['loss']:.4f} | top-1 {100 * report['top1']:.1f}% | "
-            f"lr {report['lr']:.2e} | {report['images_per_second']:,.0f} images/s | "
-            f"waiting for data {100 * report['wait_share']:.0f}% | "
-            f"{duration(seconds_left)} left"
-        )
-        if report["skipped_steps"]:
-            line += f" | {report['skipped_steps']:.0f} steps not finite, skipped"
-        if self._live:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        """Shows the figures of the last window; a terminal, as many as fit its width."""
+        fields = self._fields(step, report, seconds_left)
+        if self._line.is_live:
+            self._line.show(fields)
         elif self._enabled:
-            print(line, flush=True)
+            print("  ".join(fields), flush=True)
 
     def say(self, message: str) -> None:
         """Prints a lasting message, above the live line."""
-        if self._live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        self._line.clear()
         if self._enabled:
             print(message, flush=True)
+
+    def _fields(self, step: int, report: dict[str, float], seconds_left: float) -> list[str]:
+        """The most important first."""
+        skipped = report["skipped_steps"]
+        return [
+            f"step {step:,}/{self._total:,}",
+            *([f"{skipped:.0f} steps not finite, skipped"] if skipped else []),
+            f"epoch {step / self._steps_per_epoch:.1f}",
+            f"loss {report['loss']:.3f}",
+            f"top-1 {100 * report['top1']:.1f}%",
+            f"{report['images_per_second']:,.0f} images/s",
+            f"{duration(seconds_left)} left",
+            f"waiting for data {100 * report['wait_share']:.0f}%",
+            f"lr {report['lr']:.2e}",
+        ]
 
 
 def _mean(values: list[np.ndarray]) -> float:

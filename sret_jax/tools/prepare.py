@@ -33,6 +33,7 @@ from sret_jax.data.sources.reencode import (
 )
 from sret_jax.data.sources.source import find_builder, is_folder
 from sret_jax.errors import UserError, few
+from sret_jax.terminal import Progress
 
 ARCHIVES = {  # name: published size in bytes
     "ILSVRC2012_img_train.tar": 147_897_477_120,
@@ -176,7 +177,7 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
         )
     check_tensorflow(f"reading {builder.info.file_format.value}")
     shards = [
-        (split, old, new)
+        (old, new)
         for split in builder.info.splits.values()
         for old, new in zip(
             shard_paths(split, builder.info.file_format, builder.data_path),
@@ -184,11 +185,12 @@ def convert(builder: tfds.core.DatasetBuilder) -> None:
             strict=True,
         )
     ]
-    for i, (split, old, new) in enumerate(shards, start=1):
-        print(f"\rConverting shard {i}/{len(shards)} ({split.name})", end="", flush=True)
-        if not new.exists():
-            write_shard(new, read_records(old, builder.info.file_format))
-    print()
+    there = sum(new.exists() for _, new in shards)
+    with Progress("Converting", len(shards), "shards", done=there) as progress:
+        for old, new in shards:
+            if not new.exists():
+                write_shard(new, read_records(old, builder.info.file_format))
+                progress.add(1)
     builder.info.add_alternative_file_format(ARRAY_RECORD)
     builder.info.write_to_directory(builder.data_dir)
 

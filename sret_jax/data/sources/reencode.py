@@ -23,6 +23,7 @@ from sret_jax.data.sources.source import classification_keys
 from sret_jax.data.views.images import BadImage, decode
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
+from sret_jax.terminal import Progress
 
 DEFAULT_QUALITY = 90
 PROVENANCE = "reencoded.json"
@@ -173,13 +174,10 @@ def _fill(folder: epath.Path, builder: tfds.core.DatasetBuilder, shrinking: Shri
     shards = _shards(builder, folder)
     left = [shard for shard in shards if shard.copy.name not in counts]
     _write_counts(folder, shrinking, counts)
-    for shard, done in _reencode_all(left, image_key, shrinking):
-        counts[shard.copy.name] = done
-        _write_counts(folder, shrinking, counts)
-        print(
-            f"\rRe-encoding shard {len(counts)}/{len(shards)} ({shard.split})", end="", flush=True
-        )
-    print()
+    with Progress("Re-encoding", len(shards), "shards", done=len(counts)) as progress:
+        for shard, done in progress.counted(_reencode_all(left, image_key, shrinking)):
+            counts[shard.copy.name] = done
+            _write_counts(folder, shrinking, counts)
     sizes = Counter[str]()
     for shard in shards:
         sizes[shard.split] += counts[shard.copy.name]["bytes_after"]

@@ -1,0 +1,145 @@
+"""How far a long piece of work is: one line that a terminal renews, plain lines elsewhere."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from sret_jax.text import duration
+
+LIVE_SECONDS, PLAIN_SECONDS = 1.0, 30.0  # between two lines
+BAR = 20  # characters
+COLUMNS = 80  # of a terminal that does not know its width
+
+Item = TypeVar("Item")
+
+
+def fitted(fields: Sequence[str], columns: int) -> str:
+    """Joins as many fields as fit a row, the most important first.
+
+    The last column stays empty, because some terminals begin a new row when it is written.
+    """
+    line = fields[0]
+    for field in fields[1:]:
+        if len(longer := f"{line}  {field}") >= columns:
+            break
+        line = longer
+    return line[: columns - 1]
+
+
+class LiveLine:
+    """The last row of a terminal, which is rewritten in place. It is on stderr.
+
+    Attributes:
+      is_live: whether stderr is a terminal, and the line is wanted; if not, nothing is written.
+    """
+
+    def __init__(self, *, enabled: bool = True):
+        self.is_live = enabled and sys.stderr.isatty()
+
+    def show(self, fields: Sequence[str]) -> None:
+        """Rewrites the row with the fields that fit it, the most important first."""
+        if self.is_live:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or COLUMNS
+            self._write(f"\r\033[K{fitted(fields, columns)}")
+
+    def clear(self) -> None:
+        """Empties the row."""
+        if self.is_live:
+            self._write("\r\033[K")
+
+    def _write(self, text: str) -> None:
+        print(text, end="", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Shows on stderr how far the enclosed work is, while it lasts.
+
+    A terminal shows the line from the first second on; elsewhere a plain line follows every
+    PLAIN_SECONDS. Work that ends earlier prints nothing.
+
+        with Progress("Evaluating", 50_000, "images") as progress:
+            ...
+            progress.add(128)
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None = None,
+        unit: str = "",
+        *,
+        done: int = 0,
+        enabled: bool = True,
+    ):
+        """Names the work.
+
+        Args:
+          what: the work, as the line begins.
+          total: how many units it has; None: the line shows how long it has taken.
+          unit: in the plural.
+          done: how many were done before.
+          enabled: whether this process shows the line.
+        """
+        self._what, self._total, self._unit = what, total, unit
+        self._before = self._done = done
+        self._enabled = enabled
+        self._line = LiveLine(enabled=enabled)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._show_until_ended, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        self._start = time.perf_counter()
+        if self._enabled:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._enabled:
+            self._thread.join()
+        self._line.clear()
+
+    def add(self, units: int) -> None:
+        """Counts more units as done."""
+        self._done += units
+
+    def counted(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Passes items on, and counts each as done when the next is asked for."""
+        for item in items:
+            yield item
+            self.add(1)
+
+    def fields(self, seconds: float) -> list[str]:
+        """What the line shows after so many seconds, the most important first."""
+        if self._total is None:
+            return [f"{self._what}: {duration(seconds)}"]
+        done = min(self._done, self._total)  # a last batch may be padded
+        share = done / max(1, self._total)
+        fields = [
+            f"{self._what} {int(100 * share):3}%",
+            f"[{'#' * int(BAR * share):.<{BAR}}]",
+            f"{done:,}/{self._total:,} {self._unit}",
+        ]
+        if rate := (done - self._before) / seconds:
+            digits = 0 if rate >= 10 else 1
+            fields.append(f"{duration((self._total - done) / rate)} left")
+            fields.append(f"{rate:,.{digits}f} {self._unit}/s")
+        return fields
+
+    def _show_until_ended(self) -> None:
+        live = self._line.is_live
+        while not self._ended.wait(LIVE_SECONDS if live else PLAIN_SECONDS):
+            fields = self.fields(time.perf_counter() - self._start)
+            if live:
+                self._line.show(fields)
+            else:
+                print("  ".join(fields), file=sys.stderr, flush=True)
