@@ -4,7 +4,8 @@ python -m sret_jax.tools.convert SReT_S.pth converted/
 python -m sret_jax.tools.convert SReT_T_wo_slice.pth converted/ --unsliced
 python -m sret_jax.tools.convert runs/quickstart digits.safetensors
 
-The result contains a description of its model, its classes and its evaluation view.
+The README of github.com/szq0214/SReT links the published PyTorch files. The result contains a
+description of its model, its classes and its evaluation view.
 """
 
 import contextlib
