@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from sret_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
-from sret_jax.parallel.mesh import batch_sharding, with_shardings
-from sret_jax.training.batches import train_loader
+from sret_jax.parallel.mesh import with_shardings
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.state import TrainState, to_items
 
@@ -123,14 +122,7 @@ class Bench:
         config = experiment.config
         self._targets = to_items(with_shardings(experiment.abstract_state, experiment.shardings))
         self._train_step = experiment.compile_train_step()
-        self._batches = train_loader(
-            experiment.train_source,
-            config,
-            experiment.model.image_size,
-            config.batch_size,
-            batch_sharding(experiment.mesh),
-            start_step=0,
-        )
+        self._batches = experiment.train_batches(start_step=0)
         self._numbers = count(1)
         self.state: TrainState = experiment.init_state()
         self.checkpoints = Checkpoints(

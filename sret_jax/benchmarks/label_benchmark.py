@@ -20,7 +20,7 @@ from sret_jax.data.sources.source import Source
 from sret_jax.data.views.crops import draw_views
 from sret_jax.distillation.label_manifest import Manifest, TeacherFacts
 from sret_jax.distillation.label_writing import most_probable, pack, write_store
-from sret_jax.distillation.stored_labels import UNCHANGED, crop_law, data_facts
+from sret_jax.distillation.stored_labels import UNCHANGED, crop_law, data_facts, stored_labels
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.families.sret import title
@@ -182,7 +182,10 @@ def open_loader(config: ConfigDict, source: Source) -> Loader:
     """The training batches of a config from the first."""
     sharding = batch_sharding(make_mesh(config.fsdp))
     size = config.model.image_size
-    loader = train_loader(source, config, size, config.batch_size, sharding, start_step=0)
+    labels = stored_labels(config)
+    loader = train_loader(
+        source, config, size, config.batch_size, sharding, start_step=0, soft_labels=labels
+    )
     assert isinstance(loader, Loader)
     return loader
 

@@ -29,7 +29,6 @@ from sret_jax.files import write_json
 from sret_jax.models.flops import model_macs
 from sret_jax.parallel.mesh import batch_sharding, replicated
 from sret_jax.text import duration, table
-from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
 
 OURS = "ours"  # listed beside PyTorch's names
@@ -93,14 +92,7 @@ class Step:
         self.images = experiment.config.batch_size
         self.passes = 3 if train else 1
         self.flops = 2 * self.passes * model_macs(experiment.model) * self.images
-        self._batches = train_loader(
-            experiment.train_source,
-            experiment.config,
-            experiment.model.image_size,
-            self.images,
-            batch_sharding(experiment.mesh),
-            start_step=0,
-        )
+        self._batches = experiment.train_batches(start_step=0)
         self._state = experiment.init_state()
         start = time.perf_counter()
         self._take = self._compile_training() if train else self._compile_inference()

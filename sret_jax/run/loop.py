@@ -20,7 +20,7 @@ from sret_jax.evaluation.bad_images import BadImages, TooManyBadImages
 from sret_jax.evaluation.evaluation import Evaluator, Results
 from sret_jax.parallel.devices import fits_memory
 from sret_jax.parallel.distributed import agreed, gather, is_leader
-from sret_jax.parallel.mesh import batch_sharding, with_shardings
+from sret_jax.parallel.mesh import with_shardings
 from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.run.crash import write_crash_report
 from sret_jax.run.data_record import record_images
@@ -33,7 +33,6 @@ from sret_jax.run.watchdog import Watchdog
 from sret_jax.settings.saved_config import Start
 from sret_jax.terminal import Progress
 from sret_jax.text import duration
-from sret_jax.training.batches import train_loader
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment, small_data
 from sret_jax.training.initial_weights import initial_state
@@ -233,14 +232,7 @@ class Run:
         if self._is_due(self.step) and not self._checkpoints.is_evaluated(self.step):
             self._save_and_evaluate()  # a preemption or a rollback may have skipped it
         with contextlib.ExitStack() as resources:
-            self._loader = train_loader(
-                experiment.train_source,
-                config,
-                experiment.model.image_size,
-                config.batch_size,
-                batch_sharding(experiment.mesh),
-                start_step=self.step,
-            )
+            self._loader = experiment.train_batches(self.step)
             resources.callback(self._loader.close)
             profiler = Profiler(config.profile, experiment.workdir)
             resources.callback(profiler.close)

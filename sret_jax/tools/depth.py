@@ -19,10 +19,9 @@ from sret_jax.files import absolute, write_json
 from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.families.sret import SReT, abstract_variables
 from sret_jax.models.inspection import block_names, residual_coefficients
-from sret_jax.parallel.mesh import batch_sharding, state_shardings, with_shardings
+from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.picture import picture
 from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
-from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import Experiment, open_experiment
 
 
@@ -84,12 +83,7 @@ def measure_depth(workdir: epath.Path) -> dict[str, Any]:
 
 
 def _first_batch(experiment: Experiment) -> dict[str, jax.Array]:
-    sharding = batch_sharding(experiment.mesh)
-    config = experiment.config
-    size = experiment.model.image_size
-    source = experiment.train_source
-    loader = train_loader(source, config, size, config.batch_size, sharding, start_step=0)
-    with contextlib.closing(loader):
+    with contextlib.closing(experiment.train_batches(start_step=0)) as loader:
         return next(loader)
 
 

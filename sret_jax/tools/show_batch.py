@@ -80,27 +80,26 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
 
     from sret_jax.data.sources.imagenet import display_names
     from sret_jax.data.views.mixing import row_keys
-    from sret_jax.distillation.soft_targets import marginal_smoothing
-    from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD, normalise
+    from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
     from sret_jax.training.batches import train_samples
     from sret_jax.training.experiment import open_experiment
+    from sret_jax.training.step import examples
 
     experiment = open_experiment(config, workdir)
-    source, mixing = experiment.train_source, experiment.mixing
-    samples = train_samples(source, config, config.model.image_size)
+    if experiment.teacher:
+        print("Above each image is its true label; in training config.teacher labels it.")
+    source = experiment.train_source
+    samples = train_samples(source, config, config.model.image_size, experiment.soft_labels)
     first = step * config.batch_size
     elements = range(first // samples.rows, -(-(first + count) // samples.rows))
     chunks = [samples.chunks(1)[element] for element in elements]
-    rows = {name: jnp.concatenate([c[name] for c in chunks])[:count] for name in chunks[0]}
-    keys = row_keys(config.seed, jnp.asarray(step), config.batch_size)[:count]
-    if experiment.soft_labels:
-        stored = rows["soft"], rows.get("soft_classes")
-        labels = marginal_smoothing(*stored, experiment.model.num_classes)
-    else:
-        labels = mixing.hard_targets(rows["label"], experiment.model.num_classes)
-    images, targets = jax.jit(mixing)(normalise(rows["image"]), {"shown": labels}, keys)
+    batch = {name: jnp.concatenate([c[name] for c in chunks])[:count] for name in chunks[0]}
+    batch["key"] = row_keys(config.seed, jnp.asarray(step), config.batch_size)[:count]
+    augment = jax.jit(examples, static_argnums=(1, 2))
+    images, targets = augment(batch, experiment.mixing, experiment.model.num_classes)
     pixels = np.asarray(images) * IMAGENET_STD + IMAGENET_MEAN
-    return np.clip(pixels, 0, 1), np.asarray(targets["shown"]), display_names(source.class_names)
+    labels = np.asarray(targets.get("soft", targets["hard"]))
+    return np.clip(pixels, 0, 1), labels, display_names(source.class_names)
 
 
 def _label(target: Any, names: list[str]) -> str:

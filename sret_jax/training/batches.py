@@ -8,8 +8,7 @@ from sret_jax.data import order
 from sret_jax.data.loader import Loader, SyntheticLoader, check_batch_size, train_transform
 from sret_jax.data.sources.source import Source
 from sret_jax.distillation.labelled_crops import LabelledCrops
-from sret_jax.distillation.soft_labels import open_soft_labels
-from sret_jax.files import absolute
+from sret_jax.distillation.soft_labels import SoftLabels
 
 
 def train_loader(
@@ -20,6 +19,7 @@ def train_loader(
     sharding: jax.sharding.Sharding,
     *,
     start_step: int,
+    soft_labels: SoftLabels | None = None,
 ) -> Loader | SyntheticLoader:
     """Yields augmented training batches endlessly, starting with that of `start_step`.
 
@@ -30,6 +30,7 @@ def train_loader(
       batch_size: size of the global batch.
       sharding: how the batch axis is split over the devices.
       start_step: the step whose batch comes first; earlier batches are not read.
+      soft_labels: the open store that config.data.soft_labels names.
 
     Raises:
       UserError: the batch cannot be split over the devices, or a data setting is invalid.
@@ -40,7 +41,7 @@ def train_loader(
     if config.data.synthetic:
         return SyntheticLoader(batch_size, image_size, len(source.class_names), sharding)
     return Loader(
-        train_samples(source, config, image_size),
+        train_samples(source, config, image_size, soft_labels),
         batch_size,
         sharding,
         start_step=start_step,
@@ -49,12 +50,15 @@ def train_loader(
     )
 
 
-def train_samples(source: Source, config: Any, image_size: int) -> order.Positions:
+def train_samples(
+    source: Source, config: Any, image_size: int, soft_labels: SoftLabels | None = None
+) -> order.Positions:
     """The samples at each position of the training stream; arguments as in `train_loader`."""
+    if bool(config.data.soft_labels) != (soft_labels is not None):
+        raise ValueError(f"open the store that data.soft_labels={config.data.soft_labels!r} names")
     stream = order.shuffled(source, config.seed)
-    if config.data.soft_labels:
-        labels = open_soft_labels(absolute(config.data.soft_labels))
-        return LabelledCrops(stream, labels, config.data.crops_per_image)
+    if soft_labels is not None:
+        return LabelledCrops(stream, soft_labels, config.data.crops_per_image)
     if config.augment.repeats > 1:
         stream = order.Repeated(stream, config.augment.repeats)
     transform = train_transform(config.augment, image_size)

@@ -13,7 +13,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.reading import has_checkpoints
-from sret_jax.data.loader import check_batch_size, eval_batch_size, train_transform
+from sret_jax.data.loader import (
+    Loader,
+    SyntheticLoader,
+    check_batch_size,
+    eval_batch_size,
+    train_transform,
+)
 from sret_jax.data.sources.classes import check_known
 from sret_jax.data.sources.source import Source
 from sret_jax.data.sources.splits import open_split
@@ -25,8 +31,15 @@ from sret_jax.distillation.teacher import Teacher, open_teacher, with_classes
 from sret_jax.errors import UserError
 from sret_jax.models.families.sret import SReT, title
 from sret_jax.models.kernel_use import Use, kernel_uses
-from sret_jax.parallel.mesh import make_mesh, process_count, replicated, state_shardings
+from sret_jax.parallel.mesh import (
+    batch_sharding,
+    make_mesh,
+    process_count,
+    replicated,
+    state_shardings,
+)
 from sret_jax.settings.config_model import build_model, create_from_config
+from sret_jax.training.batches import train_loader
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.hyperparameters import Hyperparameters, make_hyperparameters
 from sret_jax.training.losses import LabelLoss
@@ -160,6 +173,18 @@ class Experiment(Computation):
             return 0
         return self.save_every * max(
             1, round(checkpoint.keep_every_epochs / checkpoint.every_epochs)
+        )
+
+    def train_batches(self, start_step: int) -> Loader | SyntheticLoader:
+        """The training batches, starting with that of `start_step`; see `train_loader`."""
+        return train_loader(
+            self.train_source,
+            self.config,
+            self.model.image_size,
+            self.config.batch_size,
+            batch_sharding(self.mesh),
+            start_step=start_step,
+            soft_labels=self.soft_labels,
         )
 
     def _steps(self, epochs: float) -> int:

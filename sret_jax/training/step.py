@@ -29,6 +29,29 @@ Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 
 
+def examples(
+    batch: Batch, mixing: Mixing, num_classes: int, *, in_turn: bool = False
+) -> tuple[jax.Array, Targets]:
+    """What a step trains on, before a teacher labels it.
+
+    Args:
+      batch: "image" (B, H, W, 3) uint8, "label" (B,), "key" (B,) from `row_keys`, and stored soft
+        labels if there are any; see `make_train_step`.
+      mixing: erasing, mixup, cutmix and label smoothing.
+      num_classes: number of classes N.
+      in_turn: as in `Mixing`.
+
+    Returns:
+      The normalised, mixed images (B, H, W, 3), and their targets (B, N): "hard", and "soft" if
+      there are stored soft labels.
+    """
+    targets = {"hard": mixing.hard_targets(batch["label"], num_classes)}
+    if "soft" in batch:
+        stored = batch["soft"], batch.get("soft_classes")
+        targets["soft"] = marginal_smoothing(*stored, num_classes)
+    return mixing(normalise(batch["image"]), targets, batch["key"], in_turn=in_turn)
+
+
 def make_train_step(
     model: SReT,
     optimizer: optax.GradientTransformation,
@@ -86,14 +109,9 @@ def make_train_step(
     # XLA:CPU would draw noise for all images, and again at every use of an image.
     one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
-    def examples(batch: Batch, teacher_variables: Any) -> tuple[jax.Array, Targets]:
+    def labelled_examples(batch: Batch, teacher_variables: Any) -> tuple[jax.Array, Targets]:
         """The images the student sees, and its targets {"hard": y, optionally "soft": p}."""
-        targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
-        if "soft" in batch:
-            stored = batch["soft"], batch.get("soft_classes")
-            targets["soft"] = marginal_smoothing(*stored, model.num_classes)
-        images = normalise(batch["image"])
-        images, targets = mixing(images, targets, batch["key"], in_turn=one_cpu)
+        images, targets = examples(batch, mixing, model.num_classes, in_turn=one_cpu)
         if teacher:
             targets["soft"] = teacher.probabilities(teacher_variables, images)
         return images, targets
@@ -123,7 +141,7 @@ def make_train_step(
 
         def micro_step(batch_stats: Any, inputs: tuple[Batch, jax.Array]):
             micro_batch, key = inputs
-            images, targets = examples(micro_batch, teacher_variables)
+            images, targets = labelled_examples(micro_batch, teacher_variables)
             grads, (batch_stats, metrics) = grad_fn(
                 variables["params"], batch_stats, images, targets, key
             )

@@ -68,7 +68,7 @@ def test_training_shows_every_crop_with_what_the_teacher_says_of_it(crops, keep,
     config = config.copy_and_resolve_references()
     config.data.update(soft_labels=str(tmp_path / "store"), crops_per_image=3)
     check_same_data(stored_labels(config), source, config)
-    samples = train_samples(source, config, SIZE)
+    samples = train_samples(source, config, SIZE, labels)
     for element in range(18):
         rows = samples[element]
         exact = ColourTeacher()(rows["image"])

@@ -99,7 +99,10 @@ def global_batch(digits, folder, hosts, workers, step):
     for host in range(hosts):
         mine = Host(whole, jax.devices()[host::hosts])
         config = recipe(folder, workers=workers)
-        loader = train_loader(digits, config, SIZE, BATCH, mine, start_step=step)
+        labels = open_soft_labels(folder)
+        loader = train_loader(
+            digits, config, SIZE, BATCH, mine, start_step=step, soft_labels=labels
+        )
         parts |= loader.next_parts()
         loader.close()
     in_order = [parts[device] for device in whole.mesh.devices.ravel()]
@@ -120,8 +123,8 @@ def test_every_position_has_its_crop_and_label_on_any_hosts_and_workers(
 
 
 def test_all_crops_are_shown_before_one_returns(digits, folder):
-    samples = train_samples(digits, recipe(folder), SIZE)
     labels = open_soft_labels(folder)
+    samples = train_samples(digits, recipe(folder), SIZE, labels)
     shown = {}
     for element in range(3 * 200):  # three passes: every image six times
         row = samples[element]
@@ -136,7 +139,8 @@ def test_all_crops_are_shown_before_one_returns(digits, folder):
 def test_an_image_that_has_become_unreadable_shows_the_next_one_and_its_labels(digits, folder):
     stream = order.shuffled(digits, seed=3)
     broken, next_one = (int(stream[i]["record"]) for i in (4, 5))
-    samples = train_samples(WithBadRecords(digits, [broken]), recipe(folder), SIZE)
+    labels = open_soft_labels(folder)
+    samples = train_samples(WithBadRecords(digits, [broken]), recipe(folder), SIZE, labels)
     rows = samples[4]
     assert rows["bad"].all() and (rows["record"] == broken).all()
     np.testing.assert_array_equal(rows["soft"], samples[5]["soft"])

@@ -29,13 +29,12 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.apply import normalise
 from sret_jax.models.families.sret import abstract_variables, create_model
-from sret_jax.parallel.mesh import batch_sharding, make_mesh
+from sret_jax.parallel.mesh import make_mesh
 from sret_jax.planning.plan import Planner
 from sret_jax.planning.topology import open_topology
 from sret_jax.run import loop
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.tools import soft_labels
-from sret_jax.training.batches import train_loader
 from sret_jax.training.experiment import open_experiment
 from tests.conftest import ROOT, TINY_FLAGS, read_metrics
 
@@ -123,9 +122,7 @@ def test_a_replayed_batch_has_the_labels_the_teacher_gives_it(config, teacher, t
     experiment = open_experiment(config, absolute(tmp_path))
     config.teacher = str(teacher)
     live = open_teacher(config, make_mesh(), experiment.model)
-    loader = train_loader(
-        experiment.train_source, config, 16, 64, batch_sharding(experiment.mesh), start_step=9
-    )
+    loader = experiment.train_batches(start_step=9)
     batch = jax.device_get(next(loader))
     loader.close()
     kept = marginal_smoothing(batch["soft"], batch["soft_classes"], 10)
