@@ -1,7 +1,9 @@
 """The README stays short, and what the documents point at exists."""
 
+import operator
 import re
 
+from configs import common
 from tests.conftest import ROOT
 
 PLACES = ("*.md", "docs/*.md", "sret_jax/*/*.md")
@@ -49,3 +51,11 @@ def test_configs_and_commands_that_documents_name_exist():
             module = ROOT / (command.replace(".", "/") + ".py")
             if command != "sret_jax.tools.NAME":
                 assert module.exists(), f"{document.name}: {command}"
+
+
+def test_settings_that_documents_name_exist():
+    settings = common.get_config()
+    for document in DOCUMENTS:
+        for name in re.findall(r"\bconfig((?:\.[a-z_0-9]+)+)", document.read_text("utf-8")):
+            if name != ".json":
+                operator.attrgetter(name[1:])(settings)  # raises where there is none
