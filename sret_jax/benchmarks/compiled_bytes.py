@@ -6,11 +6,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sret_jax.files import write_json
+from sret_jax.models.kernel_use import KERNEL
 from sret_jax.models.kernels.choice import IMPLEMENTATIONS
 from sret_jax.planning.compilation import Compilation, compile_step
 from sret_jax.planning.plan import computation_for
 from sret_jax.planning.topology import open_topology
 from sret_jax.terminal import Progress
+from sret_jax.training.experiment import Computation
 
 # GB per image; plain ViTs of the same FLOPs move more (v5e, bfloat16, 128 images per chip).
 GOALS = {"sret_s": 0.50, "sret_t": 0.28}
@@ -30,12 +32,14 @@ def benchmark_bytes(
       UserError: training would refuse the config, the topology is unknown, libtpu is missing, or
         memory does not suffice.
     """
-    found = compile_for(config, topology)
+    computation = computation_for(config, open_topology(topology).devices)
+    found = _compile(computation, topology)
     name = found.model_title
     report = {
         "model": name,
         "attention": config.model.attention or IMPLEMENTATIONS[0],
         "mlp": config.model.mlp or IMPLEMENTATIONS[0],
+        "kernels": _parts_in_kernels(computation),
         "topology": topology,
         "dtype": config.model.dtype,
         "batch_size": config.batch_size,
@@ -65,6 +69,17 @@ def compile_for(config: ConfigDict, topology: str) -> Compilation:
       UserError: training would refuse the config, the topology is unknown, libtpu is missing, or
         memory does not suffice.
     """
-    computation = computation_for(config, open_topology(topology).devices)
-    with Progress(f"Compiling {config.model.name} for {topology}"):
+    return _compile(computation_for(config, open_topology(topology).devices), topology)
+
+
+def _compile(computation: Computation, topology: str) -> Compilation:
+    with Progress(f"Compiling {computation.model_title} for {topology}"):
         return compile_step(computation)
+
+
+def _parts_in_kernels(computation: Computation) -> str:
+    """How many of the model's parts run as fused kernels: "all", "some" or "no"."""
+    by_kernel = {use.by == KERNEL for use in computation.kernel_uses}
+    if by_kernel == {True, False}:
+        return "some"
+    return "all" if by_kernel == {True} else "no"

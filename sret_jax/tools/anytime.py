@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("workdirs", metavar="RUN", type=absolute, nargs="+", help="a workdir")
     parser.add_argument("--loops", required=True, help="numbers of loops, e.g. 1,2,3")
     parser.add_argument("--json", type=absolute, help="writes the rows to this file")
-    parser.add_argument("--picture", type=absolute, help="draws accuracy against GMACs to this PNG")
+    parser.add_argument("--picture", type=absolute, help="draws accuracy against cost to this PNG")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
@@ -126,28 +126,35 @@ def _config_of(workdir: epath.Path) -> ConfigDict:
 
 def accuracy_table(rows: Sequence[Row]) -> str:
     """Formats the rows: mean accuracy, and +- the standard deviation if there are several runs."""
+    unit, per_giga = _cost_unit(rows)
     lines = []
     for row in rows:
         spread = f" +- {100 * statistics.stdev(row['top1']):.2f}" if len(row["top1"]) > 1 else ""
         top1 = f"{100 * statistics.mean(row['top1']):.2f}%{spread}"
-        lines.append((row["run"], str(row["loops"]), f"{row['gmacs']:.4f}", top1))
-    return table(("run", "loops", "GMACs", "top-1"), lines)
+        lines.append((row["run"], str(row["loops"]), f"{row['gmacs'] * per_giga:.3g}", top1))
+    return table(("run", "loops", unit, "top-1"), lines)
+
+
+def _cost_unit(rows: Sequence[Row]) -> tuple[str, float]:
+    """GMACs or MMACs, in which costs are easy to read, and how many of them a GMAC is."""
+    return ("MMACs", 1e3) if max(row["gmacs"] for row in rows) < 1 else ("GMACs", 1)
 
 
 def draw(rows: Sequence[Row], path: epath.Path) -> None:
-    """Draws accuracy against GMACs per image: a line through the means, and a dot per run."""
+    """Draws accuracy against cost per image: a line through the means, and a dot per run."""
+    unit, per_giga = _cost_unit(rows)
+    loops = ", ".join(str(number) for number in dict.fromkeys(row["loops"] for row in rows))
     with picture(path, 6, 4) as figure:
         axes = figure.subplots()
         for colour, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
             own = [row for row in rows if row["run"] == run]
-            costs = [row["gmacs"] for row in own]
+            costs = [row["gmacs"] * per_giga for row in own]
             means = [100 * statistics.mean(row["top1"]) for row in own]
             axes.plot(costs, means, color=f"C{colour}", label=run)
             for cost, row in zip(costs, own, strict=True):
                 shares = [100 * share for share in row["top1"]]
                 axes.plot([cost] * len(shares), shares, ".", color=f"C{colour}", alpha=0.6)
-                axes.annotate(f" {row['loops']}", (cost, min(shares)), va="top", color=f"C{colour}")
-        axes.set_xlabel("GMACs per image (numbers: loops)")
+        axes.set_xlabel(f"{unit} per image; each line from left to right: {loops} loops")
         axes.set_ylabel("top-1 (%)")
         axes.legend(frameon=False)
 

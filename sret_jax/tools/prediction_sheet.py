@@ -5,14 +5,14 @@ from typing import Any
 
 from etils import epath
 
-from sret_jax.data.views.images import EvalTransform
-from sret_jax.picture import picture
+from sret_jax.data.views.images import EvalTransform, decode
+from sret_jax.picture import as_text, class_caption, picture
 from sret_jax.tools.trained import Trained
 
 MOST_PICTURES = 24
 COLUMNS = 3
 CELL_INCHES = (4.2, 1.9)
-LONGEST_NAME = 28  # characters
+LONGEST_NAME = 24  # characters
 
 
 def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Path) -> None:
@@ -37,22 +37,36 @@ def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Pat
                 empty.axis("off")
         view = EvalTransform(trained.model.image_size, trained.test_crop)
         for (image, bars), row in zip(axes, rows, strict=False):
-            image.imshow(view(epath.Path(row["path"]).read_bytes()))
-            image.set_title(_short(epath.Path(row["image"]).name), fontsize=7)
+            _draw_image(image, epath.Path(row["path"]).read_bytes(), view)
+            image.set_title(as_text(_short(epath.Path(row["image"]).name)), fontsize=9)
             image.axis("off")
             _draw_bars(bars, row["top"])
+
+
+def _draw_image(axes: Any, data: bytes, view: EvalTransform) -> None:
+    """Draws what evaluation sees of an image; of an image that it enlarges, the file's own pixels.
+
+    Enlarged pixels are drawn as squares, where the model's view would be blurred.
+    """
+    image = decode(data)
+    if min(image.size) >= view.shorter_side:
+        axes.imshow(view(data))
+        return
+    axes.imshow(image, interpolation="nearest")
+    half = min(image.size) * view.size / view.shorter_side / 2
+    x, y = ((side - 1) / 2 for side in image.size)  # the centres of the corner pixels are 0, side-1
+    axes.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
 
 
 def _draw_bars(axes: Any, top: list[dict[str, Any]]) -> None:
     colours = ["lightskyblue"] + ["0.88"] * (len(top) - 1)
     axes.barh(range(len(top)), [one["probability"] for one in top], color=colours, height=0.8)
     for rank, one in enumerate(top):
-        text = f"{_short(one['class'])}  {100 * one['probability']:.1f}%"
-        axes.text(0.02, rank, text, va="center", fontsize=7)
+        axes.text(0.02, rank, class_caption(_short(one["class"])), va="center", fontsize=9)
+        axes.text(0.98, rank, f"{one['probability']:.1%}", va="center", ha="right", fontsize=9)
     axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
     axes.axis("off")
 
 
 def _short(name: str) -> str:
-    name = name.replace("$", r"\$")  # matplotlib would typeset it as mathematics
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -1,17 +1,21 @@
 """Draws the images that a model is trained on: the first of a config, augmented and mixed.
 
 python -m sret_jax.tools.show_batch --config=sret_t --config.data.data_dir=DATA
+
+The picture is batch.png in the workdir.
 """
 
+import textwrap
 from typing import Any
 
 from absl import flags
 from etils import epath
 
-from sret_jax.picture import picture
+from sret_jax.picture import class_caption, picture
 
 FLAGS = flags.FLAGS
-SIDE_INCHES = 1.9
+SIDE_INCHES, LABEL_INCHES = 2.1, 0.35  # a label has two lines, and more if names are long
+MOST_CHARACTERS = 27  # in a line
 LAST_STEP = 2**31 - 1
 
 
@@ -21,8 +25,8 @@ def define_flags() -> None:
 
     define_config()
     flags.DEFINE_integer("step", 0, "The step whose batch is shown.", 0, LAST_STEP)
-    flags.DEFINE_integer("rows", 4, "Rows of pictures.", lower_bound=1)
-    flags.DEFINE_integer("columns", 8, "Pictures in a row, an even number.", lower_bound=2)
+    flags.DEFINE_integer("rows", 2, "Rows of pictures.", lower_bound=1)
+    flags.DEFINE_integer("columns", 4, "Pictures in a row, an even number.", lower_bound=2)
     flags.DEFINE_string("workdir", None, "Where the picture goes; default: runs/NAME.")
 
 
@@ -103,20 +107,21 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
 
 
 def _label(target: Any, names: list[str]) -> str:
-    """Formats a target without the part that smoothing gives all classes: "0.62 cat + 0.33 dog"."""
+    """Formats a target without the part that smoothing gives all classes: 62% cat, 33% dog."""
     smoothing = 1.01 * target.min() if len(target) > 2 else 0.0
     best = [i for i in target.argsort()[::-1][:2] if target[i] > smoothing]
-    return " + ".join(f"{target[i]:.2f} {names[i]}" for i in best)
+    shares = [f"{target[i]:.0%} {class_caption(names[i])}" for i in best]
+    return "\n".join(textwrap.fill(share, MOST_CHARACTERS) for share in shares)
 
 
 def _draw(images: Any, labels: list[str], columns: int, path: epath.Path) -> None:
     rows = len(images) // columns
-    with picture(path, columns * SIDE_INCHES, rows * SIDE_INCHES, dpi=90) as figure:
+    with picture(path, columns * SIDE_INCHES, rows * (SIDE_INCHES + LABEL_INCHES)) as figure:
         for axes, image, label in zip(
             figure.subplots(rows, columns, squeeze=False).flat, images, labels, strict=True
         ):
             axes.imshow(image)
-            axes.set_title(label, fontsize=7)
+            axes.set_title(label, fontsize=9)
             axes.axis("off")
 
 
