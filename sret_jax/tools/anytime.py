@@ -156,7 +156,8 @@ def draw(rows: Sequence[Row], path: epath.Path) -> None:
                 axes.plot([cost] * len(shares), shares, ".", color=f"C{colour}", alpha=0.6)
         axes.set_xlabel(f"{unit} per image; each line from left to right: {loops} loops")
         axes.set_ylabel("top-1 (%)")
-        axes.legend(frameon=False)
+        several = any(len(row["top1"]) > 1 for row in rows)
+        axes.legend(frameon=False, title="mean of the runs (dots)" if several else None)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,16 @@ def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Pat
                 empty.axis("off")
         view = EvalTransform(trained.model.image_size, trained.test_crop)
         for (image, bars), row in zip(axes, rows, strict=False):
-            _draw_image(image, epath.Path(row["path"]).read_bytes(), view)
+            draw_image(image, epath.Path(row["path"]).read_bytes(), view)
             image.set_title(as_text(_short(epath.Path(row["image"]).name)), fontsize=9)
             image.axis("off")
             _draw_bars(bars, row["top"])
 
 
-def _draw_image(axes: Any, data: bytes, view: EvalTransform) -> None:
-    """Draws what evaluation sees of an image; of an image that it enlarges, the file's own pixels.
+def draw_image(axes: Any, data: bytes, view: EvalTransform) -> None:
+    """Draws the part of an image that evaluation sees, as the model sees it.
 
-    Enlarged pixels are drawn as squares, where the model's view would be blurred.
+    An image that evaluation enlarges is blurred by that; here its own pixels are drawn, as squares.
     """
     image = decode(data)
     if min(image.size) >= view.shorter_side:

@@ -155,6 +155,20 @@ def test_slicing_is_compared_as_it_is_compiled(config):
     assert 0 < row["macs_saved"] < 1
 
 
+def test_only_reports_that_say_what_runs_as_kernels_become_bars_of_bytes(tmp_path):
+    files = [epath.Path(tmp_path) / f"{kernels}.json" for kernels in ("all", "no")]
+    for file in files:
+        size = {"gigabytes_per_image": 0.4, "goal_gigabytes_per_image": 0.5}
+        report = {"model": "sret_s", "topology": "v5e:1x1", "kernels": file.stem, **size}
+        file.write_text(json.dumps(report))
+    plot = epath.Path(tmp_path) / "bytes.png"
+    plot_reports(files, plot)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    files[1].write_text(json.dumps(size))  # no report, or an earlier one that does not say it
+    with pytest.raises(UserError, match="is no report of `benchmark train`"):
+        plot_reports(files, plot)
+
+
 @pytest.mark.slow  # compiles two train steps
 def test_the_bytes_of_compiled_steps_are_drawn_and_not_beside_shares(config, tmp_path):
     files = [epath.Path(tmp_path) / name for name in ("auto.json", "xla.json", "infer.json")]

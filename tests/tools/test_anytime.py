@@ -33,7 +33,9 @@ def test_each_number_of_loops_is_a_row_of_its_cost_and_accuracy(tiny_config, tmp
     assert rows[1]["top1"] == [top1, top1] != rows[0]["top1"]
     assert rows[1]["gmacs"] == model_macs(model.clone(loops=3)) / 1e9
     assert picture.stat().st_size > 5_000
-    assert f"{100 * top1:.2f}% +- 0.00" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{1000 * rows[1]['gmacs']:.3g}  {100 * top1:.2f}% +- 0.00" in printed
+    assert "  MMACs" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,19 @@
 """What the command says of images, writes to files, and refuses."""
 
 import csv
+import io
 import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 import sret_jax
+from sret_jax.data.views.images import EvalTransform
 from sret_jax.tools import predict
+from sret_jax.tools.prediction_sheet import draw_image
 from tests.conftest import refusal
 
 
@@ -59,6 +63,20 @@ def test_a_folder_is_predicted_in_order_as_the_run_evaluates(saved_run, folder, 
     assert f"{paths[1]}: {100 * expected[1].max():.1f}% digit {expected[1].argmax()}, " in out
     sheet = np.asarray(Image.open(files[2]).convert("RGB"))
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100  # more than bars and text
+
+
+def test_the_sheet_shows_the_own_pixels_of_an_image_that_evaluation_enlarges():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8)
+    for side, shown in ((32, pixels), (4, None)):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        view = EvalTransform(side, 0.5)
+        axes = Figure().subplots()
+        draw_image(axes, file.getvalue(), view)
+        expected = view(file.getvalue()) if shown is None else shown
+        np.testing.assert_array_equal(axes.images[0].get_array(), expected)
+        if shown is not None:  # the central half of 8 pixels
+            assert (axes.get_xlim(), axes.get_ylim()) == ((2.5, 6.5), (5.5, 1.5))
 
 
 def test_unreadable_images_are_named_and_the_others_predicted(saved_run, folder, tmp_path, capsys):
