@@ -78,7 +78,7 @@ def _compile(computation: Computation, topology: str) -> Compilation:
 
 
 def _parts_in_kernels(computation: Computation) -> str:
-    """How many of the model's parts run as fused kernels: "all", "some" or "no"."""
+    """Says how many parts of the step's models run as fused kernels: "all", "some" or "no"."""
     by_kernel = {use.by == KERNEL for use in computation.kernel_uses}
     if by_kernel == {True, False}:
         return "some"

@@ -11,7 +11,7 @@ from sret_jax.errors import UserError
 from sret_jax.picture import picture
 
 Report = dict[str, Any]
-KERNELS = {"all": "fused kernels", "some": "some kernels", "no": "XLA alone"}  # of a report
+KERNELS = {"all": "with kernels", "some": "some kernels", "no": "without kernels"}  # of a report
 
 
 def plot_reports(files: list[epath.Path], plot: epath.Path) -> None:
