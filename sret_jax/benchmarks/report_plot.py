@@ -39,7 +39,9 @@ def _read(file: epath.Path) -> Report:
             return report
     except (OSError, ValueError, TypeError):
         pass
-    raise UserError(f"{file} is no report of `benchmark train` or `infer`; write one with --json")
+    raise UserError(
+        f"{file} is not a report of `benchmark train` or `infer`; write one with --json"
+    )
 
 
 def _drawing(reports: list[Report]) -> Callable[[Any, list[Report]], None]:

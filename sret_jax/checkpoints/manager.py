@@ -233,7 +233,7 @@ class Checkpoints:
                     f"the checkpoint of step {step} in {self._workdir} cannot be read "
                     f"({reason(error)}), though nothing shows that it is damaged; start again "
                     "once the storage works, or move "
-                    f"{self._workdir / CHECKPOINTS / str(step)} away to go on without it"
+                    f"{self._workdir / CHECKPOINTS / str(step)} away to continue without it"
                 )
             say(f"{complaint}; trying again in {pause:.0f} s.")
             sleep(pause)
@@ -359,7 +359,7 @@ class Checkpoints:
             problems = differences(self.shapes(step, name), _shapes(target))
             if problems:
                 raise UserError(
-                    f"the checkpoint of step {step} in {self._workdir} is of another architecture "
+                    f"the checkpoint of step {step} in {self._workdir} has another architecture "
                     f"or optimizer; use its own config or another --workdir. {len(problems)} "
                     f"arrays of {name!r} differ: {few(problems)}"
                 )

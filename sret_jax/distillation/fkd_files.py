@@ -103,13 +103,13 @@ def _checked(coordinates: Any, flips: Any, labels: Any, classes: int) -> FkdLabe
         raise ValueError(f"shapes {coordinates.shape}, {flips.shape}, {labels.shape}")
     soft, best = _parts(labels.astype(np.float64), classes)
     if not ((soft >= 0) & (soft <= 1)).all():
-        raise ValueError("probabilities beyond 0 and 1")
+        raise ValueError("probabilities outside 0 to 1")
     if best is not None and not ((best >= 0) & (best < classes) & (best % 1 == 0)).all():
-        raise ValueError(f"classes beyond 0 to {classes - 1}")
+        raise ValueError(f"classes outside 0 to {classes - 1}")
     top, left, height, width = coordinates.astype(np.float64).T
     box = np.stack([left, top, left + width, top + height], axis=1)  # (K, 4)
     if not ((box > -1e-4) & (box < 1 + 1e-4)).all():
-        raise ValueError("crops beyond the image")
+        raise ValueError("crops outside the image")
     crops = np.zeros(count, CROP)
     crops["box"], crops["flip"] = np.round(box.clip(0, 1) * UNIT), flips.astype(bool)
     return FkdLabels(crops, soft, best)

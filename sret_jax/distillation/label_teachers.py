@@ -173,8 +173,8 @@ class OnnxTeacher:
         height = self._input.shape[self._layout.index("H")] if len(self._input.shape) == 4 else None
         if not isinstance(height, int):
             raise UserError(
-                f"{self._path} takes images {self._input.shape}, which states no size; give "
-                "--teacher_size"
+                f"{self._path} takes images {self._input.shape}, which does not include a size; "
+                "give --teacher_size"
             )
         return height
 
@@ -213,7 +213,7 @@ def _open_session(path: epath.Path, data: bytes) -> Any:
         )
     except Exception as e:  # onnxruntime's own types
         reason = str(e).splitlines()[0]
-        raise UserError(f"{path} is no readable ONNX model ({reason})") from e
+        raise UserError(f"{path} is not a readable ONNX model ({reason})") from e
 
 
 def _prepare(

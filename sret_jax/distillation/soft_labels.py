@@ -54,7 +54,7 @@ class SoftLabels:
         shard = self.manifest.shard_path(self.folder, record // SHARD_RECORDS)
         return UserError(
             f"the soft labels of image {record} in {shard} are damaged ({reason}); remove that "
-            "file and generate again, which makes it anew"
+            "file and generate it again"
         )
 
 
@@ -73,8 +73,8 @@ def open_soft_labels(folder: epath.Path) -> SoftLabels:
     if manifest.shard_bytes is None:
         there = len(finished_shards(folder, manifest))
         raise UserError(
-            f"the soft labels in {folder} are half generated ({there} of {manifest.shards} shards "
-            "are there); start the command that makes them again, which goes on where it stopped"
+            f"the soft labels in {folder} are incomplete ({there} of {manifest.shards} shards "
+            "exist); start the command that generates them again; it continues where it stopped"
         )
     sizes = finished_shards(folder, manifest)
     for shard, expected in enumerate(manifest.shard_bytes):
@@ -82,7 +82,7 @@ def open_soft_labels(folder: epath.Path) -> SoftLabels:
             found = f"has {sizes[shard]:,} bytes" if shard in sizes else "is missing"
             raise UserError(
                 f"{manifest.shard_path(folder, shard)} {found}, expected {expected:,} bytes; "
-                "remove it and generate again, which makes it anew"
+                "remove it and generate it again"
             )
     return SoftLabels(folder, manifest)
 
@@ -99,7 +99,7 @@ def read_manifest(folder: epath.Path) -> Manifest | None:
     try:
         return Manifest.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}); fix it, or make the soft labels anew") from e
+        raise UserError(f"{path} is damaged ({e}); fix it, or make the soft labels again") from e
 
 
 def finished_shards(folder: epath.Path, manifest: Manifest) -> dict[int, int]:

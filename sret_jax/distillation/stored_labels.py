@@ -24,7 +24,7 @@ def stored_labels(config: ConfigDict) -> SoftLabels | None:
     if not config.data.soft_labels:
         if config.data.crops_per_image != 1:
             raise UserError(
-                f"config.data.crops_per_image={config.data.crops_per_image} is of stored soft "
+                f"config.data.crops_per_image={config.data.crops_per_image} requires stored soft "
                 "labels; set config.data.soft_labels, or crops_per_image=1"
             )
         return None
@@ -42,7 +42,7 @@ def stored_labels(config: ConfigDict) -> SoftLabels | None:
         if value != unchanged:
             raise UserError(
                 f"config.augment.{name}={value!r} changes what the teacher saw, so its stored "
-                f"label would be untrue; set config.augment.{name}={unchanged!r}"
+                f"label would be wrong; set config.augment.{name}={unchanged!r}"
             )
     if config.augment.repeats != 1:
         raise UserError(

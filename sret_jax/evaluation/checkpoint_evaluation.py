@@ -172,7 +172,7 @@ def _open(
     check_writable(workdir)
     head = saved_shapes(workdir, step).get("params/head/bias", ())
     if len(head) != 1:
-        raise UserError(f"{workdir} holds weights of no model of this project; correct the path")
+        raise UserError(f"{workdir} holds no weights of a model of this project; correct the path")
     source, remark = open_labelled(config, workdir, logits=head[0])
     given = config.model.num_classes
     return create_from_config(config, head[0] if given is None else given), source, mesh, remark

@@ -64,8 +64,8 @@ def _names_of_logits(
     if len(own) != logits:
         raise UserError(
             f"{workdir} keeps no class names, and {data} has {len(own):,} classes for its "
-            f"{logits:,} logits; give data of as many, or put a {CLASSES_FILE} there, a list of "
-            "the names"
+            f"{logits:,} logits; give data with as many classes, or put a "
+            f"{CLASSES_FILE} there, a list of the names"
         )
     return own, (
         f"{workdir} keeps no class names, so names are not compared: its logits are numbered as "

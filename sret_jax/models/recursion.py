@@ -189,8 +189,8 @@ class RecursiveBlock(nn.Module):
         if permutes and draws and not self.is_initializing():
             what = "random" if permutation == "random" else "a function of a key"
             raise ValueError(
-                f"the permutations are {what}, and no rng stream 'permutation' was given, without "
-                "which all would be the same; pass rngs={'permutation': key} to apply"
+                f"the permutations are {what}, but no rng stream 'permutation' was given, without "
+                "which all of them would be equal; pass rngs={'permutation': key} to apply"
             )
         return self._split(jax.random.key(0))  # these keys are never used
 

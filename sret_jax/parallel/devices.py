@@ -57,7 +57,7 @@ def unusable_accelerators(complaints: list[str], root: pathlib.Path = ROOT) -> l
     sentences = []
     if _has_nvidia_driver(root) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         if not _has_nvidia_device(root):
-            remedy = "give a container access to it, as docker run --gpus=all does"
+            remedy = "give a container access to it, e.g. with docker run --gpus=all"
         else:
             installed = [f"jax_cuda{version}_plugin" for version in (12, 13)]
             remedy = _remedy(_cuda_extra(root), installed, complaints)
@@ -70,7 +70,7 @@ def unusable_accelerators(complaints: list[str], root: pathlib.Path = ROOT) -> l
 def _sentence(accelerator: str, remedy: str) -> str:
     return (
         f"Warning: this machine has {accelerator} that JAX cannot use, so the run is on the CPU; "
-        f"{remedy}, or set JAX_PLATFORMS=cpu where the CPU is meant."
+        f"{remedy}, or set JAX_PLATFORMS=cpu to use the CPU."
     )
 
 

@@ -219,7 +219,7 @@ def _who_waits_for_whom() -> tuple[str, str]:
     """Names for this process and for those it waits for, as far as JAX knows them."""
     state = jax_distributed.global_state
     if not state.coordinator_address or not state.num_processes:
-        return "this process", "what names the other processes of this run"
+        return "this process", "the names of the other processes of this run"
     others = f"the other {state.num_processes - 1} of this run at {state.coordinator_address}"
     return f"process {state.process_id}", others
 

@@ -88,7 +88,7 @@ class Planner:
         if self._available is None:
             raise UserError(
                 f"--find-batch needs the memory of a device, which {self._topology.devices[0]} "
-                "does not tell; give another --topology"
+                "does not report; give another --topology"
             )
         found = self._search()
         return self._report(found["largest_batch"] or self._config.batch_size) | found

@@ -48,23 +48,23 @@ def changed_images(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str
     """Sentences about changes of the images between two starts, and their consequences."""
     if then is None:
         return [
-            f"There is no {DATA_FILE} of an earlier start, so whether the images are the same as "
-            "then is not known."
+            f"There is no {DATA_FILE} of an earlier start, so it is unknown whether the images are "
+            "the same as then."
         ]
     sentences = []
     if then["train"] != now["train"]:
         sentences.append(
             f"The training images have changed: {_both(then['train'], now['train'])}. From here "
-            "on they come in another order, so that some are seen once more or less in this epoch."
+            "on they come in another order, so some are seen once more or once less in this epoch."
         )
     if then["eval"] != now["eval"]:
         sentences.append(
             f"The test images have changed: {_both(then['eval'], now['eval'])}. Accuracies from "
-            "here on do not compare with earlier ones."
+            "here on are not comparable with earlier ones."
         )
     if len(sentences) == 2:
         sentences.append(
-            "Where the two are slices of one folder, images may have moved from one to the other, "
+            "If both are slices of one folder, images may have moved from one to the other, "
             "so that some test images have been trained on."
         )
     return sentences
@@ -72,5 +72,5 @@ def changed_images(then: dict[str, Any] | None, now: dict[str, Any]) -> list[str
 
 def _both(then: dict[str, Any], now: dict[str, Any]) -> str:
     if then["images"] == now["images"]:
-        return f"{now['images']:,} as at the last start, but some others or renamed"
+        return f"{now['images']:,} as at the last start, but some are others or renamed"
     return f"{then['images']:,} at the last start, {now['images']:,} now"

@@ -60,7 +60,7 @@ def _run(values: flags.FlagValues) -> None:
     if values.mode == "train":
         if workdir != place:
             raise UserError(
-                f"--workdir={place} names one step, and training goes on from the newest; give "
+                f"--workdir={place} names one step, but training continues from the newest; give "
                 f"--workdir={workdir}, or start from these weights in another --workdir with "
                 f"--config.init_from={place}"
             )
@@ -102,8 +102,8 @@ def chosen_config(config_flag: Any, workdir: epath.Path) -> tuple[ConfigDict, St
         given.update_from_flattened_dict(start.overrides)
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(
-            f"{workdir / START_FILE} has settings that {start.config} has not ({e}); move it away "
-            "and give --config with all that it should go on with"
+            f"{workdir / START_FILE} has settings that {start.config} lacks ({e}); move it away "
+            "and give --config with all settings that the run should have"
         ) from e
     if kept := [
         f"--config.{name}={start.overrides[name]}" for name in start.overrides.keys() - typed

@@ -17,11 +17,11 @@ SCHEDULE = (
     *("optim.lr_per_512", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr"),
 )
 OTHER_ORDER = (
-    "the images that follow come in another order, so that of the current epoch some may come "
-    "twice and some not at all"
+    "later images come in another order, so in the current epoch some images may be seen "
+    "twice and others not at all"
 )
 OTHER_TEST = "accuracies before and after are not comparable; the best checkpoint is chosen by them"
-NO_EFFECT = "no effect, for the run goes on with its own weights"
+NO_EFFECT = "no effect, because the run continues with its own weights"
 # The consequence of a change, unless it is only that the new value holds from the next step on.
 FOLLOWS = {
     "seed": OTHER_ORDER,
@@ -32,7 +32,7 @@ FOLLOWS = {
     "data.test_crop": OTHER_TEST,
     "init_from": NO_EFFECT,
     "init_ema": NO_EFFECT,
-    "grad_accum": "BatchNorm's statistics are those of micro-batches of another size",
+    "grad_accum": "BatchNorm normalises micro-batches of another size",
 }
 
 
@@ -59,7 +59,7 @@ def compare_config(experiment: Experiment, step: int) -> list[str]:
         images = then["train"]["images"]
     sentences = []
     if changed:
-        sentences.append(f"From step {step + 1:,} on, other settings hold than before:")
+        sentences.append(f"These settings change from step {step + 1:,} on:")
     for name, (old, new) in changed.items():
         follows = f" ({FOLLOWS[name]})" if name in FOLLOWS else ""
         sentences.append(f"  {name}: {old} -> {new}{follows}")
@@ -84,7 +84,7 @@ def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: i
         old, _ = changed["data.folder_slices"]
         raise UserError(
             f"{workdir} was trained on {slices}, so that its training images would become test "
-            f"images; go on with --config.data.folder_slices={old}, or give another --workdir"
+            f"images; continue with --config.data.folder_slices={old}, or give another --workdir"
         )
     if "batch_size" in changed:
         old, new = changed["batch_size"]

@@ -70,7 +70,7 @@ class Start:
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as e:
             raise UserError(
                 f"{path} is damaged ({_one_line(e)}); move it away and give --config with all "
-                "that it should go on with"
+                "settings that the run should have"
             ) from e
 
     def is_of(self, config: str) -> bool:

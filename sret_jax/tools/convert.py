@@ -32,17 +32,21 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("convert", __doc__)
     parser.add_argument("source", metavar="IN", type=absolute, help="a weight file or a folder")
-    parser.add_argument("target", metavar="OUT", type=absolute, help="the other of the two")
+    parser.add_argument(
+        "target", metavar="OUT", type=absolute, help="the other kind: a folder or a weight file"
+    )
     parser.add_argument(
         "--model", help=f"one of {', '.join(list_models())}; default: found from what IN holds"
     )
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     groups = parser.add_mutually_exclusive_group()
     groups.add_argument(
         "--unsliced", action="store_true", help="published weights trained without slices"
     )
     groups.add_argument(
-        "--groups", metavar="16-14-1", help="of attention by stage, in the first of a block's loops"
+        "--groups",
+        metavar="16-14-1",
+        help="attention groups per stage, in the first loop of a block",
     )
     args = parser.parse_args(argv)
     quiet_libraries()

@@ -150,7 +150,7 @@ class Process:
 
     def __str__(self) -> str:
         if self.missing:
-            return f"{self.name} hung or was stopped: it went on when another had ended"
+            return f"{self.name} hung or was stopped: it continued when another had ended"
         name = SIGNALS.get(self.status)
         how = f"was ended by {name}" if name else f"ended with exit status {self.status}"
         meaning = MEANINGS.get(self.status)
@@ -273,7 +273,7 @@ def supervise(job: Job) -> int:
             return status
         failures = failures + 1 if time.monotonic() - started < LONG_RUN else 1
         if failures > job.restarts:
-            say(f"{culprit}; no restart is left of {job.restarts}")
+            say(f"{culprit}; no restarts are left (of {job.restarts})")
             return status
         say(f"{culprit}; starting again (restart {failures} of {job.restarts})")
 

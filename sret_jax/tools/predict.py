@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser.of("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of them")
     add_arguments(parser)
-    parser.add_argument("--json", type=absolute, metavar="FILE", help="a list, an image a line")
-    parser.add_argument("--csv", type=absolute, metavar="FILE", help="a table, an image a line")
+    parser.add_argument("--json", type=absolute, metavar="FILE", help="a list, one image per line")
+    parser.add_argument("--csv", type=absolute, metavar="FILE", help="a table, one image per line")
     parser.add_argument(
         "--sheet",
         type=absolute,
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"Written: {file}")
         if unreadable:
             raise UserError(
-                f"of {len(paths):,} images {len(unreadable):,} cannot be read: {few(unreadable)}; "
+                f"{len(unreadable):,} of {len(paths):,} images cannot be read: {few(unreadable)}; "
                 "fix or remove them"
             )
 

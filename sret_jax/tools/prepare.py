@@ -152,13 +152,13 @@ def check_imagenet_archives(archives: epath.Path | None) -> None:
     if strange:
         raise UserError(
             f"{validation} holds {few(strange, 3)}, expected ILSVRC2012_val_########.JPEG only; "
-            "use the published flat file, for every label would shift"
+            "use the published flat file; otherwise every label would shift"
         )
     for rank, name in enumerate(names, start=1):
         if int(name[len("ILSVRC2012_val_") : -len(".JPEG")]) != rank:
             raise UserError(
                 f"{validation} holds {name} where number {rank:08d} should be; use the complete "
-                "file, for every later label would shift"
+                "file; otherwise every later label would shift"
             )
 
 
@@ -199,7 +199,9 @@ def _shrinking(args: argparse.Namespace) -> Shrinking | None:
     """How the images of a copy are shrunk; None if no copy is requested."""
     if args.max_side is None:
         if args.quality is not None or args.copy_to is not None:
-            raise UserError("--quality and --copy_to are of a smaller copy; add --max_side=PIXELS")
+            raise UserError(
+                "--quality and --copy_to belong to a smaller copy; add --max_side=PIXELS"
+            )
         return None
     if args.convert:
         raise UserError("--convert and --max_side exclude each other; a copy is converted anyway")
@@ -213,12 +215,11 @@ def _member_names(path: epath.Path) -> list[str]:
         with path.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
             members = tar.getmembers()
     except (tarfile.TarError, OSError, EOFError) as e:
-        raise UserError(f"{path} is no readable tar archive ({e}); download it again") from e
+        raise UserError(f"{path} is not a readable tar archive ({e}); download it again") from e
     special = [m.name for m in members if not m.isreg() or m.issparse()]
     if special:
         raise UserError(
-            f"{path} holds {few(special, 3)}, no plain file but a link, folder or device; use the "
-            "published file"
+            f"{path} holds {few(special, 3)}, which are not plain files; use the published file"
         )
     return [member.name for member in members]
 

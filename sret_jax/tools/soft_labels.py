@@ -89,7 +89,7 @@ def run_generate(
     """Labels the images whose shards are missing."""
     config, source = _open(parser, rest)
     if args.crops < 1:
-        raise UserError(f"--crops={args.crops} must be at least 1 of each image")
+        raise UserError(f"--crops={args.crops} must be at least 1")
     kept_classes(args.keep, len(source.class_names))
     transform = train_transform(config.augment, config.model.image_size)
     teacher = _teacher(args.teacher, args, config, source)
@@ -151,7 +151,7 @@ def run_inspect(parser: argparse.ArgumentParser, args: argparse.Namespace, rest:
         "data set": f"{data.name} {data.split}, {data.examples:,} images, {data.classes:,} classes",
         "coverage": f"{images:,} images ({images / data.examples:.1%}), {len(sizes):,} of "
         f"{manifest.shards:,} shards; {complete}",
-        "crops": f"{manifest.crops} of each image, at {law.image_size} pixels",
+        "crops": f"{manifest.crops} per image, at {law.image_size} pixels",
         "law": f"crop_scale {law.crop_scale}, crop_ratio {law.crop_ratio}, flip {law.flip}, "
         f"seed {law.seed}"
         if law.crop_scale
@@ -179,8 +179,8 @@ def run_verify(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: 
         teacher = _teacher(path, args, config, source)
         if made.fingerprint not in (None, _fingerprint(teacher, made.fingerprint, args.store)):
             raise UserError(
-                f"{path} is not the teacher of {args.store}, or is used otherwise (its weights, "
-                "settings, size or preprocessing differ); give --teacher and its flags as then"
+                f"{path} is not the teacher of {args.store}, or is used differently (its weights, "
+                "settings, size or preprocessing differ); give --teacher and its flags as before"
             )
     found = verify(labels, source, teacher, args.images)
     print(f"Compared {found['crops']:,} crops of {found['images']:,} images.")
@@ -251,7 +251,7 @@ def _fingerprint(teacher: LabelTeacher, made: str | None, store: epath.Path) -> 
     """The teacher's fingerprint; for an older store, in the form that was used then."""
     if isinstance(teacher, CheckpointTeacher) and made == teacher.earlier_fingerprint:
         print(
-            f"The fingerprint of the teacher in {store} is an earlier one, which does not cover "
+            f"The fingerprint of the teacher in {store} has an older form, which does not include "
             "heads, dim, nll_every and permutation; they are assumed to be this teacher's."
         )
         return made

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a run, one of its steps (RUN/checkpoints/120), a converted folder or a weight file",
     )
-    parser.add_argument("--ema", action="store_true", help="take the averaged weights")
+    parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     parser.add_argument(
         "--unsliced", action="store_true", help="published weights trained without slices"
     )
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=absolute,
         metavar="FILE",
-        help="class names, one a line, in the order of the logits; default: the run's own",
+        help="class names, one per line, in the order of the logits; default: the run's own",
     )
 
 
@@ -99,7 +99,7 @@ def _read_names(
     if len(names) != count:
         raise UserError(
             f"--classes={file} has {len(names):,} names, but {checkpoint} has {count:,} classes; "
-            "give one name a line, in the order of the logits"
+            "give one name per line, in the order of the logits"
         )
     if kept and sorted(names) == sorted(kept) and (differs := difference(kept, names)):
         raise UserError(

@@ -299,8 +299,8 @@ def build_computation(
     mixing = make_mixing(config)
     if train_classes < 2:
         raise UserError(
-            f"{config.data.name} has {train_classes} class, which leaves nothing to tell apart; "
-            "give data of two classes or more, one folder for each where they are folders"
+            f"{config.data.name} has {train_classes} class, but a classifier needs at least two; "
+            "give data with more classes (in a folder data set, one folder per class)"
         )
     steps_per_epoch = images / config.batch_size
     steps = total_steps(config.epochs, steps_per_epoch)

@@ -168,7 +168,7 @@ def from_torch(state_dict: Mapping[str, Any], model: SReT) -> dict[str, Any]:
         if name not in given:
             problems.append(f"missing {name}")
         elif array is None:
-            problems.append(f"{name} is no array of numbers")
+            problems.append(f"{name} is not an array of numbers")
         elif array.shape != template.shape:
             problems.append(f"{name} has shape {array.shape}, expected {template.shape}")
         else:

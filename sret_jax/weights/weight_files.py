@@ -97,8 +97,8 @@ def read_torch(path: epath.Path) -> Any:
             return torch.load(f, map_location="cpu", weights_only=True)
     except Exception as e:  # torch may raise anything on a damaged file
         raise UserError(
-            f"{path} is no torch file of plain weights and was not loaded ({_reason(e)}); save its "
-            "state dict alone with torch.save"
+            f"{path} is not a torch file of plain weights and was not loaded ({_reason(e)}); save "
+            "its state dict alone with torch.save"
         ) from e
 
 
@@ -108,7 +108,7 @@ def import_torch() -> Any:
         import torch
     except ImportError as e:
         raise UserError(
-            "torch is not installed, which torch files (.pth, ...) need; pip install torch, or use "
+            "torch files (.pth, ...) need torch, which is not installed; pip install torch, or use "
             "a .safetensors file"
         ) from e
     return torch
@@ -172,7 +172,7 @@ def _read_safetensors(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str
     try:
         arrays = load(data)
     except SafetensorError as e:
-        raise UserError(f"{path} is no readable safetensors file ({e})") from e
+        raise UserError(f"{path} is not a readable safetensors file ({e})") from e
     except KeyError as e:  # a type that NumPy does not have
         raise UserError(f"{path} holds arrays of type {e.args[0]}; save them as F32") from e
     length = int.from_bytes(data[:8], "little")
@@ -186,7 +186,7 @@ def _parse(path: epath.Path, text: Any) -> Any:
         return json.loads(text)
     except (TypeError, ValueError, RecursionError) as e:
         raise UserError(
-            f"what {path} says of its weights ({DESCRIPTION}) is damaged ({e}); write it again"
+            f"the description ({DESCRIPTION}) in {path} is damaged ({e}); write it again"
         ) from e
 
 

@@ -58,7 +58,7 @@ def test_the_train_step_is_timed_and_its_share_of_the_peak_printed(tmp_path, cap
     plot_reports([file, file], plot)
     assert plot.read_bytes().startswith(b"\x89PNG")
     file.write_text("{}")
-    with pytest.raises(UserError, match="figures.json is no report of"):
+    with pytest.raises(UserError, match="figures.json is not a report of"):
         plot_reports([file], plot)
 
 

@@ -137,16 +137,16 @@ class Malicious:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (Malicious(), "is no torch file of plain weights and was not loaded"),
-        ([np.array([Malicious()], dtype=object)] * 3, "is no torch file of plain weights"),
+        (Malicious(), "is not a torch file of plain weights and was not loaded"),
+        ([np.array([Malicious()], dtype=object)] * 3, "is not a torch file of plain weights"),
         ([np.zeros((5, 4)), np.zeros(5, bool)], "not enough values to unpack"),
         ({"model": torch.zeros(3)}, "not enough values to unpack"),
         ([np.zeros((5, 3)), np.zeros(5, bool), np.zeros((5, 2, 2))], r"shapes (5, 3), (5,)"),
         ([np.zeros((5, 4)), np.zeros(5, bool), np.zeros((5, 7))], "labels of shape (5, 7)"),
-        ([np.zeros((5, 4)), np.zeros(5, bool), np.full((5, 2, 2), 3.0)], "beyond 0 and 1"),
-        ([np.full((5, 4), 2.0), np.zeros(5, bool), np.zeros((5, 2, 2))], "beyond the image"),
-        ([np.full((5, 4), np.nan), np.zeros(5, bool), np.zeros((5, 2, 2))], "beyond the image"),
-        ([np.zeros((5, 4)), np.zeros(5, bool), np.full(5, 3)], "classes beyond 0 to 2"),
+        ([np.zeros((5, 4)), np.zeros(5, bool), np.full((5, 2, 2), 3.0)], "outside 0 to 1"),
+        ([np.full((5, 4), 2.0), np.zeros(5, bool), np.zeros((5, 2, 2))], "outside the image"),
+        ([np.full((5, 4), np.nan), np.zeros(5, bool), np.zeros((5, 2, 2))], "outside the image"),
+        ([np.zeros((5, 4)), np.zeros(5, bool), np.full(5, 3)], "classes outside 0 to 2"),
         ([np.zeros((3, 4)), np.zeros(3, bool), np.zeros((3, 2, 2))], "import files that are alike"),
     ],
 )

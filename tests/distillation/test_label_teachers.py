@@ -113,7 +113,7 @@ def test_models_of_another_form_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"has 2 outputs \(logits, p\), expected one"):
         open_model(path)
     path.write_bytes(b"no model")
-    with pytest.raises(UserError, match="is no readable ONNX model"):
+    with pytest.raises(UserError, match="is not a readable ONNX model"):
         open_model(path)
 
 
@@ -149,7 +149,7 @@ def test_the_command_labels_with_it_and_verifies(digits_dir, tmp_path, capsys):
     command("verify", out, *flags)
     difference = capsys.readouterr().out.split("Largest difference of a probability: ")[1]
     assert float(difference.split()[0]) < 5e-4
-    assert "used otherwise" in fails(capsys, ["verify", out, *flags, "--teacher_std=1,1,1"])
+    assert "used differently" in fails(capsys, ["verify", out, *flags, "--teacher_std=1,1,1"])
 
 
 @pytest.mark.parametrize(

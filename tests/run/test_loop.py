@@ -397,5 +397,5 @@ def test_one_class_is_refused(rotten_folder, tiny_config, tmp_path):
         shutil.rmtree(rotten_folder / split / "b")
     tiny_config.data.name = str(rotten_folder)
     tiny_config.batch_size = 16
-    with pytest.raises(UserError, match="has 1 class, which leaves nothing to tell apart; give"):
+    with pytest.raises(UserError, match="has 1 class, but a classifier needs at least two; give"):
         loop.train(tiny_config, epath.Path(tmp_path / "run"))

@@ -142,9 +142,9 @@ def test_what_has_changed_and_what_follows_is_said_last_before_the_first_step(
     compiled = next(i for i, line in enumerate(lines) if line.startswith("Compiled in"))
     first_step = next(i for i, line in enumerate(lines) if line.startswith("step 7/12"))
     said = lines[compiled + 1 : first_step]
-    assert said[0] == "From step 7 on, other settings hold than before:"
+    assert said[0] == "These settings change from step 7 on:"
     assert said[1].startswith(f"  epochs: {epochs(6)} -> {epochs(12)}")
-    assert said[2].startswith("  seed: 0 -> 1 (the images that follow come in another order")
+    assert said[2].startswith("  seed: 0 -> 1 (later images come in another order")
     assert said[3].startswith("  stop_at_step: None -> 7")
     rate = float(lines[first_step].partition("| lr ")[2].split()[0])
     assert said[4] == (

@@ -179,7 +179,7 @@ def test_a_torch_file_that_would_run_code_is_refused_unrun(tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
     torch.save({"model": Malicious(tmp_path / "owned")}, tmp_path / "evil.pth")
     error = fails(capsys, tmp_path / "evil.pth", tmp_path / "out", "--model=sret_t")
-    assert "is no torch file of plain weights and was not loaded" in error
+    assert "is not a torch file of plain weights and was not loaded" in error
     assert "save its state dict alone" in error
     assert not (tmp_path / "owned").exists()
     assert not (tmp_path / "out").exists()
@@ -208,7 +208,7 @@ def test_a_damaged_torch_file_is_refused_with_a_sentence(
             change = name.endswith(part)
             damaged.writestr(name, content[:i] + put + content[i + 1 :] if change else content)
     with pytest.raises(
-        UserError, match=r"damaged.pth (is no torch file|holds no state|does not fit)"
+        UserError, match=r"damaged.pth (is not a torch file|holds no state|does not fit)"
     ):
         convert.convert(path, path.parent / "out", "sret_t")
 
@@ -222,7 +222,7 @@ def tensor(dtype, shape, begin, end):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-NO_FILE = r"is no readable safetensors file \(.*"
+NO_FILE = r"is not a readable safetensors file \(.*"
 LYING = {
     struct.pack("<Q", 2**60) + b"{}": NO_FILE + "header too large",
     struct.pack("<Q", 1000) + b"{}": NO_FILE + "invalid header length",

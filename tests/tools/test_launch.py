@@ -161,7 +161,7 @@ elif start == 1:
     assert status == 0
     assert re.search(r"process [02] was ended by SIGABRT .*; the others have 1 s to end", errors)
     assert errors.count("process 1 did not end within 1 s and is killed") == 1
-    assert "process 1 hung or was stopped: it went on when another had ended; starting" in errors
+    assert "process 1 hung or was stopped: it continued when another had ended; starting" in errors
     assert [len(starts(rank)) for rank in range(3)] == [2, 2, 2]
 
 
@@ -185,7 +185,7 @@ def test_when_the_restarts_are_used_up_the_status_is_that_of_the_process(
     assert ended == status
     assert len(starts(0)) == 2
     assert f"Launcher: {sentence}; starting again (restart 1 of 1).\n" in errors
-    assert errors.endswith(f"Launcher: {sentence}; no restart is left of 1.\n")
+    assert errors.endswith(f"Launcher: {sentence}; no restarts are left (of 1).\n")
 
 
 def test_failures_before_a_long_run_no_longer_count(run, starts):
@@ -376,7 +376,7 @@ def shared_memory():
     ("rank", "how", "sentence"),
     [
         (1, signal.SIGKILL, "process 1 was ended by SIGKILL (out of memory, perhaps)"),
-        (0, signal.SIGSTOP, "process 0 hung or was stopped: it went on when another had ended"),
+        (0, signal.SIGSTOP, "process 0 hung or was stopped: it continued when another had ended"),
     ],
 )
 def test_a_run_goes_on_to_its_end_when_a_process_is_lost_midway(

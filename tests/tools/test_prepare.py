@@ -119,7 +119,7 @@ def test_archives_that_are_not_what_they_should_be_are_refused(tmp_path, capsys)
 
     train_bytes = train.read_bytes()
     train.write_bytes(b"not a tar" * 1000)
-    assert "is no readable tar archive" in imagenet_error(capsys, tmp_path, folder)
+    assert "is not a readable tar archive" in imagenet_error(capsys, tmp_path, folder)
     train.write_bytes(validation.read_bytes())
     assert "expected n########.tar only" in imagenet_error(capsys, tmp_path, folder)
     train.write_bytes(train_bytes)

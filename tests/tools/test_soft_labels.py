@@ -155,7 +155,7 @@ def test_hosts_together_write_what_one_writes(store, teacher, digits_dir, tmp_pa
         command(*generate_args(out, teacher, digits_dir, *more))
         if host == 1:
             assert "1 of 3 are there" in capsys.readouterr().out
-            with pytest.raises(UserError, match=r"half generated \(1 of 3 shards are there\)"):
+            with pytest.raises(UserError, match=r"incomplete \(1 of 3 shards exist\)"):
                 open_soft_labels(absolute(out))
     assert contents(out) == contents(store)
 
@@ -181,7 +181,7 @@ def test_a_killed_generation_goes_on_and_its_half_store_is_not_trained_on(
     assert 0 < len(finished) < 3, "the kill came too early or too late to test anything"
 
     config.data.soft_labels = str(out)
-    with pytest.raises(UserError, match="are half generated .* start the command that makes them"):
+    with pytest.raises(UserError, match="are incomplete .* start the command that generates them"):
         open_experiment(config, absolute(tmp_path / "run"))
     command(*args)
     assert contents(out) == contents(store)
@@ -239,7 +239,9 @@ def test_stores_with_an_earlier_fingerprint_are_verified_and_gone_on_with(
     args = generate_args(old, teacher, digits_dir)
     command("verify", old, "--images=2", *[arg for arg in args if arg.startswith("--config")])
     said = capsys.readouterr().out
-    assert "is an earlier one, which does not cover heads" in said and "Largest difference" in said
+    assert (
+        "has an older form, which does not include heads" in said and "Largest difference" in said
+    )
     command(*args)
     assert f"Complete: {old}" in capsys.readouterr().out
 
@@ -260,7 +262,7 @@ def test_stores_with_an_earlier_fingerprint_are_verified_and_gone_on_with(
         ({"data.train_split": "train[1:]+test[:1]"}, r"train \(its images differ\), and this is"),
         ({"data.crops_per_image": 4}, "crops_per_image=4 is more than the 3 crops"),
         ({"data.crops_per_image": 0}, "crops_per_image=0 must be above 0"),
-        ({"data.soft_labels": "", "data.crops_per_image": 2}, "is of stored soft labels; set"),
+        ({"data.soft_labels": "", "data.crops_per_image": 2}, "requires stored soft labels; set"),
         ({"data.soft_labels": "/nowhere"}, "/nowhere holds no soft labels .* make some with"),
         ({"data.synthetic": True}, "synthetic=True has no images to label"),
         ({"teacher": "runs/x"}, "teacher=runs/x and config.data.soft_labels=.* leave one out"),

@@ -19,7 +19,7 @@ SETTINGS = [
     ({"batch_size": 60}, "config.batch_size=60 is not divisible by the 8 devices"),
     ({"grad_accum": 3}, "the 8 devices times config.grad_accum=3; use 72"),
     ({"model.groups": (8, 4)}, "groups=(8, 4) must hold a tuple of whole numbers"),
-    ({"augment.crop_scale": (0.9, 0.1)}, "augment.crop_scale=(0.9, 0.1) is no range"),
+    ({"augment.crop_scale": (0.9, 0.1)}, "augment.crop_scale=(0.9, 0.1) must be two"),
     ({"profile": (5, 3)}, "config.profile=(5, 3) must be () or (first, last)"),
     ({"eval_batch_size": 9}, "config.eval_batch_size=9 is not divisible by the 8 devices"),
     ({"model.loops": 40, "model.nll_every": 17}, "config.model: stage 0 repeats only every 34"),

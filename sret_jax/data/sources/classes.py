@@ -35,9 +35,9 @@ def labels_of(names: Sequence[str], classes: Sequence[str], where: str) -> list[
     hint = f" (perhaps {twin!r} is {alike[_plain(twin)]!r})" if twin is not None else ""
     count, those = (f"{len(unknown):,} classes", "these") if len(unknown) > 1 else ("a class", "it")
     raise UserError(
-        f"{where} has {count} that the training has not, {quoted(unknown)}{hint}, where the "
-        f"training has {quoted(classes, 4)}; rename {those}, or sort the images into folders that "
-        "are named as the training's classes"
+        f"{where} has {count} that the training data lack, {quoted(unknown)}{hint}; the training "
+        f"data have {quoted(classes, 4)}; rename {those}, or sort the images into folders with the "
+        "names of the training classes"
     )
 
 

@@ -46,7 +46,7 @@ def clear_downloads(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
         raise _no_network(builder, list(addresses), _reason(e)) from e
     except DownloadError as e:
         raise UserError(
-            f"{builder.name} cannot be downloaded: {e} Where the address has moved, a newer TFDS "
+            f"{builder.name} cannot be downloaded: {e} If the address has moved, a newer TFDS "
             "may know the new one (pip install --upgrade tensorflow-datasets)"
         ) from e
     except NonMatchingChecksumError as e:
@@ -69,7 +69,7 @@ def _no_network(builder: tfds.core.DatasetBuilder, hosts: Sequence[str], reason:
     where = few(hosts, 3) if hosts else "the web"
     return UserError(
         f"{builder.name} is downloaded from {where}, which cannot be reached ({reason}); "
-        "set HTTPS_PROXY where the way out is a proxy, or prepare it on a machine with a network "
+        "set HTTPS_PROXY if the network needs a proxy, or prepare it on a machine with a network "
         f"and copy it to {builder.data_dir}"
     )
 

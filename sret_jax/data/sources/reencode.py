@@ -48,9 +48,9 @@ class Shrinking:
 
     def __post_init__(self):
         if self.max_side < 1:
-            raise UserError(f"--max_side={self.max_side} is no length; use 1 pixel or more")
+            raise UserError(f"--max_side={self.max_side} must be at least 1 pixel")
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality={self.quality} is no JPEG quality; use one in 1..100")
+            raise UserError(f"--quality={self.quality} must be a JPEG quality from 1 to 100")
 
     def __call__(self, data: bytes) -> bytes | None:
         """Returns the file of the shrunk image; None if the image is small enough.
@@ -106,9 +106,7 @@ def reencode(
     if ARRAY_RECORD not in builder.info.available_file_formats():
         check_tensorflow(f"reading {builder.info.file_format.value}")
     if absolute(copy_to) == absolute(builder.data_dir_root):
-        raise UserError(
-            f"--copy_to={copy_to} is where the data set itself lies; give another folder"
-        )
+        raise UserError(f"--copy_to={copy_to} contains the data set itself; give another folder")
     target = absolute(copy_to) / builder.info.full_name
     if not target.exists():
         partial = target.with_name(INCOMPLETE + target.name)
@@ -268,7 +266,7 @@ def _read_counts(folder: epath.Path, shrinking: Shrinking) -> dict[str, dict[str
         provenance = json.loads(path.read_text())
         begun, shards = Shrinking(**provenance["settings"]), dict(provenance["shards"])
     except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path} is damaged ({e}); remove {folder} and make the copy anew") from e
+        raise UserError(f"{path} is damaged ({e}); remove {folder} and make the copy again") from e
     if begun != shrinking:
         raise UserError(
             f"the copy in {folder} was begun with --max_side={begun.max_side} "

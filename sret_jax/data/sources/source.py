@@ -119,7 +119,7 @@ class TfdsSource:
         except RuntimeError as e:  # wrong checksum
             reason = str(e).splitlines()[0]
             raise UserError(
-                f"record {index} of {self._title} is damaged ({reason}); prepare the data set anew"
+                f"record {index} of {self._title} is damaged ({reason}); prepare the data set again"
             ) from e
 
 
@@ -301,8 +301,8 @@ def classification_keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
         if is_image and isinstance(features[label_key], tfds.features.ClassLabel):
             return image_key, label_key
     raise UserError(
-        f"{builder.info.full_name} is no image classification data set: its supervised keys are "
-        f"{builder.info.supervised_keys}, expected an Image and a ClassLabel"
+        f"{builder.info.full_name} is not an image classification data set: its supervised keys "
+        f"are {builder.info.supervised_keys}, expected an Image and a ClassLabel"
     )
 
 
@@ -339,7 +339,7 @@ def _left_out(found: FolderSplit) -> list[str]:
     for images in found.left_out:
         if images.files:
             remarks.append(
-                f"{images.folder}: {len(images.files):,} images lie beside the class folders and "
+                f"{images.folder}: {len(images.files):,} images are outside the class folders and "
                 "are left out."
             )
         if images.passed_over:

@@ -66,7 +66,7 @@ def data_remarks(train: Source, test: Source) -> list[str]:
     """Sentences about data of a run that are left out, missing or doubtful."""
     remarks = list(dict.fromkeys([*train.remarks, *test.remarks]))
     remarks += [
-        f"The classes {first!r} and {second!r} differ in case or blanks alone, and are two classes."
+        f"The classes {first!r} and {second!r} differ only in case or blanks, and are two classes."
         for first, second in near_duplicates(train.class_names)
     ]
     for source, what in ((train, "training"), (test, "test")):
@@ -126,7 +126,7 @@ def _difference(theirs: dict[str, Any], usual: dict[str, Any]) -> str:
             return f"the class {name!r} instead of the {other!r}"
     if len(theirs["classes"]) != len(usual["classes"]):
         return f"{len(theirs['classes']):,} classes instead of the {len(usual['classes']):,}"
-    return "files of other names than those"
+    return "files with other names than those"
 
 
 def _data_dir(config: ConfigDict, workdir: epath.Path) -> epath.Path | None:

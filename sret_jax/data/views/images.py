@@ -116,7 +116,7 @@ class EvalTransform:
 
     def __post_init__(self):
         if not 0 < self.crop <= 1:
-            raise UserError(f"data.test_crop={self.crop} is no share; use a number in (0, 1]")
+            raise UserError(f"data.test_crop={self.crop} must be a fraction in (0, 1]")
 
     @property
     def shorter_side(self) -> int:

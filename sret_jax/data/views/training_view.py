@@ -153,6 +153,5 @@ def _check_range(name: str, values: tuple[float, float], *, above: float, most: 
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(values) != 2 or numbers != list(values) or not above < values[0] <= values[1] <= most:
         raise UserError(
-            f"config.augment.{name}={values} is no range; use two ascending numbers in "
-            f"({above}, {most}]"
+            f"config.augment.{name}={values} must be two ascending numbers in ({above}, {most}]"
         )

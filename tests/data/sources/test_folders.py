@@ -110,7 +110,7 @@ def test_test_images_in_one_folder_are_no_class(tmp_path):
     root = make(tmp_path, "train/n01/images/1.JPEG", "train/n02/images/2.JPEG", "val/images/3.JPEG")
     classes = opened(root, "train").class_names
     assert classes == ["n01", "n02"]
-    with pytest.raises(UserError, match=r"'images', where the training has 'n01', 'n02'; .* sort"):
+    with pytest.raises(UserError, match=r"'images'; the training data have 'n01', 'n02'; .* sort"):
         opened(root, "val", classes)
 
 
@@ -119,7 +119,7 @@ def test_images_beside_the_class_folders_are_counted(tmp_path):
     source = opened(root, "train")
     assert names(source) == ["1.jpg", "2.jpg"]
     assert source.remarks == [
-        f"{root}/train: 2 images lie beside the class folders and are left out."
+        f"{root}/train: 2 images are outside the class folders and are left out."
     ]
 
 
@@ -195,12 +195,14 @@ def test_a_split_is_labelled_by_the_names_it_is_opened_with(folder, digits_dir):
 
 def test_a_class_that_was_not_trained_on_is_named_with_its_likely_twin(folder, digits_dir):
     with pytest.raises(
-        UserError, match=r"'val' of .* has a class that the training has not, 'ape'"
+        UserError, match=r"'val' of .* has a class that the training data lack, 'ape'"
     ):
         open_source(str(folder), "val", None, ["cat", "ünder"])
-    with pytest.raises(UserError, match=r"has not, 'cat' \(perhaps 'cat' is 'Cat '\), where "):
+    with pytest.raises(UserError, match=r"lack, 'cat' \(perhaps 'cat' is 'Cat '\); the "):
         open_source(str(folder), "val", None, ["Cat ", "ape", "ünder"])
-    with pytest.raises(UserError, match=r"'digits/1.0.0 test' has 2 classes that .*, '8', '9', wh"):
+    with pytest.raises(
+        UserError, match=r"'digits/1.0.0 test' has 2 classes that .*, '8', '9'; the"
+    ):
         open_source("digits", "test", digits_dir, [str(digit) for digit in range(8)])
 
 

@@ -240,16 +240,16 @@ def test_a_preparation_is_never_overwritten(tmp_path, digits_dir, capsys):
     assert "holds another preparation" in fails(capsys, *options, f"--copy_to={tmp_path}")
     for same in (digits_dir, digits_dir / ".." / digits_dir.name):
         error = fails(capsys, *options, f"--copy_to={same}")
-        assert "is where the data set itself lies" in error
+        assert "contains the data set itself" in error
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--max_side=4"], "add --copy_to=DIR"),
-        (["--max_side=0", "--copy_to=x"], "--max_side=0 is no length"),
-        (["--max_side=4", "--copy_to=x", "--quality=0"], "--quality=0 is no JPEG quality"),
-        (["--max_side=4", "--copy_to=x", "--quality=101"], "use one in 1..100"),
+        (["--max_side=0", "--copy_to=x"], "--max_side=0 must be at least 1 pixel"),
+        (["--max_side=4", "--copy_to=x", "--quality=0"], "--quality=0 must be a JPEG quality"),
+        (["--max_side=4", "--copy_to=x", "--quality=101"], "JPEG quality from 1 to 100"),
         (["--quality=90"], "add --max_side=PIXELS"),
         (["--copy_to=x"], "add --max_side=PIXELS"),
         (["--max_side=4", "--copy_to=x", "--convert"], "exclude each other"),
