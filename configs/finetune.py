@@ -8,8 +8,8 @@
 The folder is laid out as SPLIT/CLASS/IMAGE.jpg, with the splits train and val
 (--config.data.eval_split=test for another name), or as CLASS/IMAGE.jpg, to be sliced with
 --config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'. The classes are the
-folders of the training split. SReT_T.pth is linked in the README of github.com/szq0214/SReT. Weights
-that were trained without slicing go on without it: leave out "sliced".
+folders of the training split. The README of github.com/szq0214/SReT links SReT_T.pth. For weights
+that were trained without slicing, leave out "sliced".
 
 Costs: forward and backward, 30 epochs of 1.28M images on ImageNet,
 
