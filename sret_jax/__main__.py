@@ -9,9 +9,9 @@ from sret_jax import __version__
 from sret_jax.cli import PROGRAM, fail
 from sret_jax.errors import did_you_mean
 
-EVAL = "eval"  # training's --mode=eval, as a command of its own
+EVAL = "eval"  # runs training with --mode=eval
 EVAL_LINE = "Evaluates the checkpoint of a run, or converted weights."
-# In the order of their use; but for `eval`, each is a module of sret_jax.tools.
+# In the order of their use. Except for `eval`, each is a module of sret_jax.tools.
 COMMANDS = (
     "train",
     EVAL,
@@ -31,7 +31,7 @@ COMMANDS = (
 
 
 def main() -> None:
-    """Runs the command that is named first with the arguments after it."""
+    """Runs the command named first, with the arguments that follow."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(commands_help())
@@ -40,7 +40,7 @@ def main() -> None:
     elif name not in COMMANDS:
         fail(did_you_mean("command", name, COMMANDS))
     else:
-        # Commands read sys.argv, and name themselves by its first word in help and messages.
+        # Commands read sys.argv; its first word is their name in help and messages.
         mode = ["--mode=eval"] if name == EVAL else []
         sys.argv = [f"{PROGRAM} {name}", *mode, *arguments]
         runpy.run_module(f"sret_jax.tools.{module(name)}", run_name="__main__")
@@ -52,7 +52,7 @@ def module(command: str) -> str:
 
 
 def commands_help() -> str:
-    """Each command with one line: the first of its module's docstring."""
+    """Lists the commands with one line each, the first line of the module's docstring."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {_line(name)}" for name in COMMANDS]
     return "\n".join(
@@ -65,7 +65,7 @@ def commands_help() -> str:
 
 
 def _line(command: str) -> str:
-    """What a command does; its module is read, not imported, which would take seconds."""
+    """The first line about a command. Its module is not imported, which would take seconds."""
     if command == EVAL:
         return EVAL_LINE
     file = importlib.resources.files("sret_jax") / "tools" / f"{command}.py"

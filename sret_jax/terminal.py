@@ -1,4 +1,4 @@
-"""How far a long piece of work is: one line that a terminal renews, plain lines elsewhere."""
+"""Shows the progress of long work: a line that a terminal rewrites, plain lines elsewhere."""
 
 import os
 import sys
@@ -10,15 +10,15 @@ from typing import TypeVar
 
 from sret_jax.text import duration
 
-LIVE_SECONDS, PLAIN_SECONDS = 1.0, 30.0  # between two lines
+LIVE_SECONDS, PLAIN_SECONDS = 1.0, 30.0  # time between two lines
 BAR = 20  # characters
-COLUMNS = 80  # of a terminal that does not know its width
+COLUMNS = 80  # assumed if a terminal does not report its width
 
 Item = TypeVar("Item")
 
 
 def fitted(fields: Sequence[str], columns: int) -> str:
-    """Joins as many fields as fit a row, the most important first.
+    """Joins as many fields as fit in a row, the most important first.
 
     The last column stays empty, because some terminals begin a new row when it is written.
     """
@@ -31,23 +31,23 @@ def fitted(fields: Sequence[str], columns: int) -> str:
 
 
 class LiveLine:
-    """The last row of a terminal, which is rewritten in place. It is on stderr.
+    """The last row of a terminal, which is rewritten in place on stderr.
 
     Attributes:
-      is_live: whether stderr is a terminal, and the line is wanted; if not, nothing is written.
+      is_live: whether stderr is a terminal and the line is enabled; otherwise nothing is written.
     """
 
     def __init__(self, *, enabled: bool = True):
         self.is_live = enabled and sys.stderr.isatty()
 
     def show(self, fields: Sequence[str]) -> None:
-        """Rewrites the row with the fields that fit it, the most important first."""
+        """Rewrites the row with as many fields as fit, the most important first."""
         if self.is_live:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns or COLUMNS
             self._write(f"\r\033[K{fitted(fields, columns)}")
 
     def clear(self) -> None:
-        """Empties the row."""
+        """Clears the row."""
         if self.is_live:
             self._write("\r\033[K")
 
@@ -56,9 +56,9 @@ class LiveLine:
 
 
 class Progress:
-    """Shows on stderr how far the enclosed work is, while it lasts.
+    """Shows the progress of the enclosed work on stderr.
 
-    A terminal shows the line from the first second on; elsewhere a plain line follows every
+    A terminal shows the line after the first second. Elsewhere a plain line is printed every
     PLAIN_SECONDS. Work that ends earlier prints nothing.
 
         with Progress("Evaluating", 50_000, "images") as progress:
@@ -75,13 +75,13 @@ class Progress:
         done: int = 0,
         enabled: bool = True,
     ):
-        """Names the work.
+        """Describes the work.
 
         Args:
-          what: the work, as the line begins.
-          total: how many units it has; None: the line shows how long it has taken.
-          unit: in the plural.
-          done: how many were done before.
+          what: the work, as the line names it.
+          total: number of units; None: the line shows the elapsed time.
+          unit: name of the unit in the plural.
+          done: number of units that were done before.
           enabled: whether this process shows the line.
         """
         self._what, self._total, self._unit = what, total, unit
@@ -113,13 +113,13 @@ class Progress:
         self._done += units
 
     def counted(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes items on, and counts each as done when the next is asked for."""
+        """Yields the items, and counts each as done when the next is requested."""
         for item in items:
             yield item
             self.add(1)
 
     def fields(self, seconds: float) -> list[str]:
-        """What the line shows after so many seconds, the most important first."""
+        """The fields of the line after so many seconds, the most important first."""
         if self._total is None:
             return [f"{self._what}: {duration(seconds)}"]
         done = min(self._done, self._total)  # a last batch may be padded

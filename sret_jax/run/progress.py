@@ -1,4 +1,4 @@
-"""How a run is going: throughput, waiting for data, and the live line."""
+"""The progress of training: throughput, waiting for data, and the progress line."""
 
 import contextlib
 import time
@@ -16,10 +16,10 @@ MEANS = ("loss", "top1", "teacher_top1", "grad_norm")
 class Window:
     """Collects the steps since the last report.
 
-    Times are wall-clock seconds; time spent in `paused` (evaluation, say) does not count.
+    Times are wall-clock seconds; time within `paused` (e.g. of an evaluation) does not count.
 
     Attributes:
-      seconds: of training in all closed windows, and before this process.
+      seconds: training time in all closed windows, and before this process.
     """
 
     def __init__(self, seconds_before: float) -> None:
@@ -27,7 +27,7 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the window anew, from now."""
+        """Starts a new window now."""
         self._start = time.perf_counter()
         self._waited = 0.0
         self._paused = 0.0
@@ -35,7 +35,7 @@ class Window:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the enclosed time as waiting for data, unless the devices were busy all along."""
+        """Counts the enclosed time as waiting for data, unless the devices were busy throughout."""
         start = time.perf_counter()
         yield
         if not self._metrics or self._metrics[-1]["loss"].is_ready():  # type: ignore[attr-defined]
@@ -43,16 +43,16 @@ class Window:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the enclosed time out."""
+        """Excludes the enclosed time."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     def add(self, metrics: dict[str, jax.Array]) -> dict[str, jax.Array] | None:
-        """Takes one step's metrics and waits for the step before it, so one runs ahead at most.
+        """Adds one step's metrics and waits for the step before, so at most one step runs ahead.
 
         Returns:
-          The metrics of the step before it, if that is in this window.
+          The metrics of the step before, if it is in this window.
         """
         self._metrics.append(metrics)
         if len(self._metrics) < 2:
@@ -60,9 +60,9 @@ class Window:
         return jax.block_until_ready(self._metrics[-2])
 
     def close(self, batch_size: int) -> dict[str, float]:
-        """Ends the window: mean metrics, images/s and the share of time waited for data.
+        """Ends the window: mean metrics, images/s and the fraction of time waited for data.
 
-        The means are over the steps that updated the state, nan where none did.
+        The means are over the steps that updated the state; nan if there is none.
         """
         metrics = jax.device_get(self._metrics)
         elapsed = time.perf_counter() - self._start - self._paused
@@ -79,7 +79,7 @@ class Window:
 
 
 class ProgressLine:
-    """One line that renews itself in a terminal, and a plain line per report elsewhere."""
+    """A line that is rewritten in a terminal; elsewhere one plain line per report."""
 
     def __init__(self, total_steps: int, steps_per_epoch: float, *, enabled: bool):
         self._total = total_steps
@@ -88,7 +88,7 @@ class ProgressLine:
         self._line = LiveLine(enabled=enabled)
 
     def show(self, step: int, report: dict[str, float], seconds_left: float) -> None:
-        """Shows the figures of the last window; a terminal, as many as fit its width."""
+        """Shows the figures of the last window; in a terminal, as many as fit in its width."""
         fields = self._fields(step, report, seconds_left)
         if self._line.is_live:
             self._line.show(fields)
@@ -96,13 +96,13 @@ class ProgressLine:
             print("  ".join(fields), flush=True)
 
     def say(self, message: str) -> None:
-        """Prints a lasting message, above the live line."""
+        """Prints a message that stays, above the progress line."""
         self._line.clear()
         if self._enabled:
             print(message, flush=True)
 
     def _fields(self, step: int, report: dict[str, float], seconds_left: float) -> list[str]:
-        """The most important first."""
+        """The fields of the line, the most important first."""
         skipped = report["skipped_steps"]
         return [
             f"step {step:,}/{self._total:,}",

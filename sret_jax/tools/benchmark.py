@@ -44,12 +44,12 @@ class Benchmark(NamedTuple):
     """A command.
 
     Attributes:
-      function: what measures, MODULE:NAME in sret_jax.benchmarks. Its arguments are the config, the
-        options and `arguments`.
-      title: for --help.
+      function: the function that measures, MODULE:NAME in sret_jax.benchmarks. Its arguments are
+        the config, the options and `arguments`.
+      title: description in --help.
       options: all options of the command.
       arguments: further arguments of the function.
-      takes_config: whether there is a config.
+      takes_config: whether the function takes a config.
     """
 
     function: str
@@ -101,11 +101,11 @@ BENCHMARKS = {
     ),
     "checkpoint": Benchmark(
         "checkpoint_benchmark:benchmark_checkpoint",
-        "what saving costs of training, and on disk",
+        "the delay of training and the disk space of checkpoints",
         (
             _option(
                 "--folder",
-                "a new one, deleted at the end",
+                "new folder, deleted at the end",
                 type=epath.Path,
                 default="runs/checkpoint_benchmark",
             ),
@@ -139,7 +139,7 @@ BENCHMARKS = {
     ),
     "plot": Benchmark(
         "report_plot:plot_reports",
-        "draws what train and infer wrote",
+        "draw reports of train and infer",
         (
             _option("files", "their --json files", nargs="+", type=epath.Path),
             _option("--plot", "a PNG", type=epath.Path, required=True),
@@ -152,7 +152,7 @@ BENCHMARKS = {
         (
             _option(
                 "--models",
-                "separated by commas",
+                "names separated by commas",
                 type=lambda text: text.split(","),
                 default="sret_t,sret_lt,sret_s",
             ),
@@ -177,7 +177,7 @@ BENCHMARKS = {
         (
             _option(
                 "--loops",
-                "of every block; default: 10,100,1000",
+                "numbers of loops per block; default: 10,100,1000",
                 type=_numbers,
                 default="10,100,1000",
             ),
@@ -229,7 +229,7 @@ def _prepare_process(topology: str | None) -> None:
     if topology in (None, "local"):
         from sret_jax.parallel.freed_memory import keep_temporaries
 
-        keep_temporaries()  # now, because it has no effect once a device was used
+        keep_temporaries()  # now: it has no effect after a device was used
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"  # compiles for devices that need not exist here
 
