@@ -13,7 +13,7 @@ PER_CLASS, VALIDATION = 6, 10
 
 
 def photographs(count: int, seed: int) -> list[Image.Image]:
-    """Crops of different shapes of the two photographs that scikit-learn ships."""
+    """Crops of different shapes from the two photographs of scikit-learn."""
     rng = np.random.default_rng(seed)
     pictures = load_sample_images().images
     crops = []
@@ -42,7 +42,7 @@ def write_tar(path: pathlib.Path, members: dict[str, bytes]) -> bytes:
 
 
 def write_imagenet(folder: pathlib.Path, **validation_changes: bytes) -> pathlib.Path:
-    """Writes both archives; among the training images a greyscale, a CMYK and a PNG one."""
+    """Writes both archives; one training image is greyscale, one CMYK and one a PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     odd = {0: ("JPEG", "L"), 1: ("JPEG", "CMYK"), 2: ("PNG", "RGB")}
     classes = {}

@@ -1,4 +1,4 @@
-"""What all tests share: eight fake devices, strict JAX, and small real data."""
+"""Shared by all tests: eight fake devices, strict JAX, and small real data."""
 
 import importlib.metadata
 import importlib.util
@@ -7,16 +7,16 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Programs here run for moments but compile for seconds: skip LLVM's optimizations, keep the rest.
+# Programs run for moments here but compile for seconds, so LLVM's optimizations are skipped.
 FAST_COMPILE = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FAST_COMPILE += " --xla_cpu_use_fusion_emitters=false"  # the older ones take half the time
 EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
 
-# What the caller gives is kept, e.g. XLA_FLAGS=--xla_cpu_max_isa=AVX2 python -m pytest.
+# Flags of the caller are kept, e.g. XLA_FLAGS=--xla_cpu_max_isa=AVX2 python -m pytest.
 FAST_COMPILE = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}".strip()
 
-# Set before jax is imported anywhere.
+# These must be set before jax is imported anywhere.
 os.environ["XLA_FLAGS"] = f"{FAST_COMPILE} {EIGHT_DEVICES}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
@@ -44,7 +44,7 @@ from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data.sources.source import prepare_embedded
 from sret_jax.settings.config_model import create_from_config
 
-# `pytest --hypothesis-profile=long` looks far longer, and elsewhere each time.
+# `pytest --hypothesis-profile=long` searches far longer, with other random examples each time.
 settings.register_profile("default", derandomize=True, deadline=None, database=None)
 settings.register_profile(
     "long", settings.get_profile("default"), derandomize=False, max_examples=20_000
@@ -60,7 +60,7 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.fixture
 def no_compilation_cache():
-    """For what is compiled for devices that are not there, which JAX cannot read back."""
+    """No cache for programs compiled for devices that do not exist here: JAX cannot reload them."""
 
     def use(cache):
         jax.config.update("jax_enable_compilation_cache", cache)
@@ -73,7 +73,7 @@ def no_compilation_cache():
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory) -> epath.Path:
-    """The digits, really prepared by TFDS."""
+    """The digits, prepared by TFDS."""
     folder = epath.Path(tmp_path_factory.mktemp("tfds"))
     prepare_embedded("digits", folder)
     return folder
@@ -86,7 +86,7 @@ def tiny_config(digits_dir):
 
 
 def make_tiny_config(digits_dir: epath.Path) -> ConfigDict:
-    """As `tiny_config`."""
+    """The config of the fixture `tiny_config`."""
     config = quickstart.get_config()
     config.model.update(image_size=16, blocks=(1,), groups=((2, 2),), heads=(4,), dim=8)
     config.epochs = 1.0
@@ -98,7 +98,7 @@ def make_tiny_config(digits_dir: epath.Path) -> ConfigDict:
 
 
 def make_synthetic_config() -> ConfigDict:
-    """As `tiny_config`, whose programs it has, without data."""
+    """`tiny_config` without data; its compiled programs are the same."""
     config = make_tiny_config(epath.Path("unused"))
     config.model.num_classes = 10
     config.data.synthetic = True
@@ -107,7 +107,7 @@ def make_synthetic_config() -> ConfigDict:
 
 @pytest.fixture(scope="session")
 def saved_run(tmp_path_factory) -> epath.Path:
-    """A workdir as a run leaves it: weights as they start, half of each as their average."""
+    """A workdir that looks like a run's: initial weights, and half of each as moving average."""
     config = quickstart.get_config()
     config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
     config.data.test_crop = 0.8
@@ -140,7 +140,7 @@ TINY_FLAGS = (
 
 
 def refusal(capsys, main: Callable[[list[str]], None], *args: object) -> str:
-    """The one sentence with which a command ends, at exit status 2."""
+    """The one sentence with which a command ends, with exit status 2."""
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in args])
     assert stop.value.code == 2
@@ -150,28 +150,28 @@ def refusal(capsys, main: Callable[[list[str]], None], *args: object) -> str:
 
 
 def read_metrics(workdir, name="loss"):
-    """A metric of a run by step, as far as the run has come."""
+    """A metric of a run by step, up to the run's last report."""
     if not (workdir / "metrics.jsonl").exists():
         return {}
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
 
 
-# Only the preparation of data needs TensorFlow: other commands run as where it is missing.
+# Only the preparation of data needs TensorFlow; other commands run as if it were not installed.
 WITHOUT_TENSORFLOW = ROOT / "tests" / "without_tensorflow"
 
 
 def run_python(
     *args: str, devices: int = 1, timeout: float = 600, tensorflow: bool = False, **kwargs
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a real command of the project in its own process, with so many fake devices.
+    """Runs a command of the project in its own process, on fake devices.
 
     Args:
-      args: of python.
-      devices: fake ones.
+      args: arguments of python.
+      devices: number of fake devices.
       timeout: seconds.
       tensorflow: whether the command can import TensorFlow.
-      kwargs: of subprocess.run.
+      kwargs: further arguments of subprocess.run.
     """
     path = [ROOT] if tensorflow else [WITHOUT_TENSORFLOW, ROOT]
     environment = {
@@ -217,8 +217,8 @@ def run_commands(
 
     Args:
       commands: each a script or module, and its arguments.
-      folder: an empty one, for what they print.
-      devices: fake ones.
+      folder: an empty folder for their output.
+      devices: number of fake devices.
     """
     text = json.dumps(commands)
     done = run_python("-c", FORKS, str(folder), devices=devices, input=text)

@@ -1,4 +1,4 @@
-"""The published implementation's numbers, and the weights they were computed with."""
+"""Numbers computed by the published implementation, and the weights that it used."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ ARRAYS64 = np.load(DATA / "golden64.npz")
 
 
 def build(name: str, **overrides) -> SReT:
-    """Our model of a golden model's arguments."""
+    """Builds our model with the arguments of a golden model."""
     kwargs = MODELS[name]["kwargs"]
     first, second = kwargs.get("groups1"), kwargs.get("groups2")
     settings = dict(
@@ -38,7 +38,7 @@ def build(name: str, **overrides) -> SReT:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The generated value of a parameter or buffer, from its canonical name."""
+    """The generated value of a parameter or buffer; it depends on its canonical name."""
     rng = np.random.default_rng([0, zlib.crc32(name.encode())])
     n = rng.standard_normal(shape).astype(np.float32)
     if "coefficient" in name:
@@ -84,7 +84,7 @@ def images(*seed: int, batch: int, size: int) -> np.ndarray:
 
 
 def adamw_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a step of the 40-step AdamW curve."""
+    """Images and labels for a step of the 40-step AdamW curve."""
     rng = np.random.default_rng([0, 100 + step])
     labels = rng.integers(0, 10, 16)
     nchw = rng.standard_normal((16, 3, 64, 64))

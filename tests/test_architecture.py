@@ -1,4 +1,4 @@
-"""Which room may import which: imports run one way, and no circle exists."""
+"""Which room may import which: imports run one way, without circles."""
 
 import ast
 import graphlib
@@ -51,7 +51,7 @@ COMMAND_LINE = {"cli", "config_files"}  # for the files that read arguments
 
 
 def imported(file: pathlib.Path) -> set[str]:
-    """The rooms, and the files at the top, that a file imports."""
+    """The rooms and top-level files that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Which config a command line names, and which of its settings there are not."""
+"""Which config a command line names, and which of its settings do not exist."""
 
 import pytest
 from hypothesis import given

@@ -17,7 +17,7 @@ PACKAGED = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "confi
 
 
 def ended(capsys, monkeypatch, *arguments):
-    """What a command prints, and its exit status."""
+    """The output of a command, and its exit status."""
     monkeypatch.setattr(sys, "argv", ["sret-jax", *arguments])
     status = 0
     try:

@@ -1,4 +1,4 @@
-"""The README stays short, and what the documents point at exists."""
+"""The README stays short, and everything that documents link to exists."""
 
 import operator
 import re

@@ -29,7 +29,7 @@ MISTAKES = [
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory, digits_dir):
-    """What each of the mistakes ends in."""
+    """The outcome of each mistake."""
     commands = []
     for flags, _ in MISTAKES:
         command = ["main.py", *flags]

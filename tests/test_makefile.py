@@ -1,4 +1,4 @@
-"""The Makefile takes the versions of Python that pyproject.toml names, and no others."""
+"""The Makefile accepts the Python versions in pyproject.toml, and no others."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 
 from tests.conftest import ROOT
 
-# A Python of another version, which makes no environments.
+# A Python of another version, which cannot make environments.
 FAKE = """#!/bin/sh
 [ "$1" = --version ] && echo "Python {version}.0" && exit
 [ "$1" = -c ] && exec python3 -c "import sys; sys.version_info = {numbers}; $2"

@@ -1,4 +1,4 @@
-"""What the README promises of the quickstart."""
+"""The README's promises about the quickstart."""
 
 import json
 

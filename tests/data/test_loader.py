@@ -1,4 +1,4 @@
-"""Batches on devices: real workers, eight devices, one of them in an odd order."""
+"""Batches on devices: real workers and eight devices, one of them in an unusual order."""
 
 import hashlib
 import multiprocessing
@@ -48,13 +48,13 @@ def same(first, second):
 
 
 def digest(batch):
-    """What a batch holds, as a hash."""
+    """A hash of a batch's contents."""
     parts = (np.ascontiguousarray(batch[key]).tobytes() for key in ("image", "label", "record"))
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 class Host:
-    """What one of several hosts sees of a sharding: its own devices alone."""
+    """One of several hosts: a view of a sharding with that host's devices only."""
 
     def __init__(self, whole, devices):
         self.num_devices = whole.num_devices
@@ -69,7 +69,7 @@ INTERLEAVED = (0, 3, 6, 1, 4, 7, 2, 5)
 
 
 def global_batches(source, hosts, workers, *, start_step=0, count=2, seed=3):
-    """Hashes of the batches that so many hosts load together, their devices interleaved."""
+    """Hashes of the batches that several hosts load together, with their devices interleaved."""
     config = full_recipe(seed, workers)
     whole = sharding([jax.devices()[i] for i in INTERLEAVED])
     steps = [{} for _ in range(count)]
@@ -96,7 +96,7 @@ def full_recipe(seed=3, workers=0):
 
 @pytest.fixture(scope="module")
 def expected(digits_dir):
-    """The stream's first batches, taken sample by sample."""
+    """The first batches of the stream, computed sample by sample."""
     source = open_source("digits", "train", digits_dir)
     samples = train_samples(source, full_recipe(), 16)
     return [digest(samples.batch(32)[step]) for step in range(6)]
@@ -125,7 +125,7 @@ def test_another_seed_is_another_stream(digits, expected):
 
 
 class Counted:
-    """A source that leaves a mark in a file for every record that is read, in any process."""
+    """A source that writes a mark to a file for every record that any process reads."""
 
     def __init__(self, source, file):
         self.source, self.file, self.class_names = source, str(file), source.class_names
@@ -142,7 +142,7 @@ class Counted:
         return self.source.record_name(index)
 
     def reads(self):
-        """How many, once reading has come to rest."""
+        """The number of reads, once reading has stopped."""
         path, before = pathlib.Path(self.file), -1
         while (now := path.stat().st_size if path.exists() else 0) != before:
             before = now

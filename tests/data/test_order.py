@@ -116,7 +116,7 @@ def test_hosts_together_hold_the_global_batch_whatever_their_number_or_interleav
 
 
 class WithBadRecords:
-    """A source some of whose images are broken files."""
+    """A source that contains broken files."""
 
     def __init__(self, source, bad):
         self.source, self.bad, self.class_names = source, set(bad), source.class_names

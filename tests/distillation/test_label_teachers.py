@@ -87,7 +87,7 @@ def test_images_are_resized_to_the_models_own_size(tmp_path):
     assert teacher.image_size == 24
     assert teacher(np.full((2, 16, 16, 3), 100, np.uint8)).shape == (2, CLASSES)
     write_model(tmp_path / "m.onnx", side="side")
-    with pytest.raises(UserError, match="states no size; give --teacher_size"):
+    with pytest.raises(UserError, match="does not include a size; give --teacher_size"):
         open_model(tmp_path / "m.onnx")
     assert open_model(tmp_path / "m.onnx", size=20).image_size == 20
 

@@ -1,4 +1,4 @@
-"""Ours against the published implementation, number by number."""
+"""Our numbers against those of the published implementation."""
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,8 @@ FULL_SIZE = [
     for name in golden.MODELS
     if name not in TINY
 ]
-# Relative to the largest entry. Whatever the order in which a processor sums, float64 leaves 1e-13
-# of rounding in these models and float32 less than 1e-3, even in sums that nearly cancel.
+# Relative to the largest entry. For any order of summation, rounding in these models is at most
+# 1e-13 in float64 and below 1e-3 in float32, even in sums that nearly cancel.
 LIMITS = {"float64": 1e-10, "float32": 1e-3}
 
 GMACS = [  # from the published table, to three decimals
@@ -146,7 +146,7 @@ def check_training_mode(name, dtype):
     for key, published in gradients.items():
         gradient = ours[key.removeprefix("grad/")]
         if "patch_embed.conv" in key and key.endswith("bias"):
-            # BatchNorm takes the mean away: the exact gradient is 0, both hold rounding noise.
+            # BatchNorm subtracts the mean, so the exact gradient is 0; both contain rounding noise.
             assert np.abs(gradient).max() < LIMITS[dtype] * largest
         else:
             assert_close(gradient, published, dtype, key)

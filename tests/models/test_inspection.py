@@ -1,4 +1,4 @@
-"""Groups and coefficients that are read off a model are those it computes with."""
+"""Inspected groups and coefficients are those that the model computes with."""
 
 import jax
 import jax.numpy as jnp

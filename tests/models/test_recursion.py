@@ -1,4 +1,4 @@
-"""Recursion in depth: what every way of computing it must have in common."""
+"""Recursion over depth: properties that all ways of computing it share."""
 
 import functools
 
@@ -32,7 +32,7 @@ def abstract_init(block):
 
 
 def init(block):
-    """Variables that are all distinct: scales and coefficients near 1, the others near 0."""
+    """Variables with distinct values: scales and coefficients near 1, the others near 0."""
 
     def draw(path, p):
         near = 1 if path[-1].key in ("scale", "skip", "branch") else 0

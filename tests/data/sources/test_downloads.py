@@ -1,4 +1,4 @@
-"""A data set that TFDS really downloads, from servers that are not as they should be."""
+"""A data set that TFDS downloads, from servers with faults."""
 
 import functools
 import hashlib
@@ -38,7 +38,7 @@ class DownloadedPhoto(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture
 def server(tmp_path):
-    """The folder of a web server, and its address."""
+    """The folder and the address of a web server."""
     folder = tmp_path / "www"
     folder.mkdir()
 

@@ -10,7 +10,7 @@ from sret_jax.errors import UserError
 
 
 def records(root, split, **options):
-    """What a split of a folder holds: (file, label) of each image."""
+    """The contents of a folder's split: (file, label) of each image."""
     source = open_source(str(root), split, None, **options)
     return [(source.record_name(i), source[i]["label"]) for i in range(len(source))]
 

@@ -10,7 +10,7 @@ from tests.archives import encode, photographs
 
 
 def make(root, *files):
-    """Empty files by their paths below `root`."""
+    """Creates empty files at paths below `root`."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_bytes(b"")

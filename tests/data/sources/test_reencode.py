@@ -32,7 +32,7 @@ def copy(data_dir, copy_to, name="digits", **settings):
 
 
 def turned_photograph() -> bytes:
-    """A photograph that a camera held sideways took."""
+    """A photograph from a camera that was held sideways."""
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -42,7 +42,7 @@ def turned_photograph() -> bytes:
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """A data_dir with an ImageNet that has a small, a broken and a turned image."""
+    """A data_dir of an ImageNet with a small, a broken and a turned image."""
     folder = epath.Path(tmp_path_factory.mktemp("imagenet"))
     small = archives.photographs(1, seed=4)[0].resize((MAX_SIDE, 90))
     archives.write_imagenet(
@@ -60,7 +60,7 @@ def imagenet(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def smaller(imagenet):
-    """The data_dir of its smaller copy, made by the command."""
+    """The data_dir of the smaller copy, made by the command."""
     folder = imagenet.parent / "smaller"
     done = run_python(
         *COMMAND,
@@ -153,7 +153,7 @@ def test_tfrecord_data_are_copied_as_array_record(tmp_path, digits_dir):
 
 
 def as_left_by_an_interruption(target: epath.Path, lost: str) -> epath.Path:
-    """Makes a finished copy what it was before its shard of the split `lost` was written."""
+    """Undoes the shard of the split `lost` in a finished copy, as if it had been interrupted."""
     partial = target.with_name("incomplete." + target.name)
     target.replace(partial)
     provenance = json.loads((partial / reencode.PROVENANCE).read_text())
@@ -205,7 +205,7 @@ def test_a_killed_command_leaves_no_worker_and_starts_again(tmp_path, digits_dir
 
 
 def is_running(pid: str) -> bool:
-    """Whether there is such a process that is not just waiting to be reaped."""
+    """Whether a process exists and is not a zombie."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
     except OSError:

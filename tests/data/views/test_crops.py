@@ -1,4 +1,4 @@
-"""Stored crops: drawn by the law of training, and shown again to the last bit."""
+"""Stored crops: drawn from the training distribution, and reproduced to the last bit."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Whatever the bytes: a bad image or a view of the right shape, in bounded memory."""
+"""Any bytes give BadImage or a view of the right shape, in bounded memory."""
 
 import io
 import struct
@@ -60,10 +60,10 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 LARGE = [b"\xff\xff\xff\xff", bytes(4), b"\x7f\xff\xff\xff", b"\x00\x00\x40\x00"]
 EDITS = st.lists(
     st.tuples(
-        st.integers(0, 63) | st.integers(0, 1 << 16),  # where; most of what matters comes first
-        st.integers(0, 20) | st.just(1 << 16),  # bytes removed
-        st.binary(max_size=2) | st.sampled_from(LARGE),  # put there
-        st.integers(0, 60),  # bytes that then come twice
+        st.integers(0, 63) | st.integers(0, 1 << 16),  # position; the beginning matters most
+        st.integers(0, 20) | st.just(1 << 16),  # number of bytes removed
+        st.binary(max_size=2) | st.sampled_from(LARGE),  # bytes inserted
+        st.integers(0, 60),  # number of bytes repeated afterwards
     ),
     min_size=1,
     max_size=4,
@@ -72,7 +72,7 @@ EDITS = st.lists(
 
 @st.composite
 def damaged_files(draw):
-    """A real image file, changed, cut or repeated at a few places; perhaps with sums that fit."""
+    """A real image file, changed, cut or repeated at a few places; checksums may be corrected."""
     data = FILES[draw(st.sampled_from(list(FILES)))]
     for place, removed, put, repeated in draw(EDITS):
         place %= len(data) + 1
@@ -87,7 +87,7 @@ def chunk(kind, content):
 
 
 def with_right_sums(data):
-    """A PNG whose chunks have the checksums of what they now hold; other files as they are."""
+    """Corrects the checksums of a PNG's chunks; returns other files unchanged."""
     if not data.startswith(PNG_START):
         return data
     chunks, rest = [PNG_START], data[len(PNG_START) :]
@@ -99,7 +99,7 @@ def with_right_sums(data):
 
 
 def views(data):
-    """(what, array) of each way to see the image, None where it is a bad image."""
+    """Yields (name, array) for each way to view the image; None for a bad image."""
     ways = {
         "decode": lambda: np.asarray(decode(data)),
         "part": lambda: decode_crop(data, lambda w, h: (w // 3, h // 4, w, h), SIZE),
@@ -169,7 +169,7 @@ def plain_png(*chunks):
 
 
 def webp(side):
-    """A lossless WebP of one colour: five Huffman codes of one symbol each, and no bit a pixel."""
+    """A lossless WebP of one colour: five Huffman codes of one symbol each, no bits per pixel."""
     fields = [(side - 1, 14), (side - 1, 14), (0, 4), (0, 3), *[(1, 4)] * 5]
     bits = "".join(f"{value:0{width}b}"[::-1] for value, width in fields)
     content = b"\x2f" + int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
@@ -178,7 +178,7 @@ def webp(side):
 
 
 def tiff(side, tile):
-    """One tile whose sides are far beyond those of the image."""
+    """A TIFF with one tile whose sides are far larger than the image's."""
     data = deflated_zeros(1 << 28)
     tags = [(256, side), (257, side), (258, 8), (259, 8), (262, 1), (277, 1), (322, tile)]
     tags += [(323, tile), (324, 8 + 2 + 12 * 10 + 4), (325, len(data))]

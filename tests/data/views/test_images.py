@@ -105,7 +105,7 @@ def test_exif_orientation_is_applied(orientation, form):
 
 
 def damaged_jpeg():
-    """Bytes in the middle overwritten: Pillow puts up with it."""
+    """A JPEG with overwritten bytes in the middle, which Pillow tolerates."""
     data = bytearray(encode(photographs(1, seed=0)[0]))
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(range(40))
     return bytes(data)

@@ -1,4 +1,4 @@
-"""Decoding a part of a JPEG gives the pixels of the whole."""
+"""Decoding a part of a JPEG gives the same pixels as decoding all of it."""
 
 import io
 

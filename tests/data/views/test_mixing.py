@@ -21,7 +21,7 @@ def keys(count, seed=0):
 def mix(mixing, pairs=2000, side=SIDE):
     """Mixes pairs of a black image of class 0 and a white one of class 1.
 
-    Returns the white share of every pixel of the first of each pair, and its label.
+    Returns the fraction of white in every pixel of the first image of each pair, and its label.
     """
     images = jnp.tile(jnp.asarray([0.0, 1.0])[:, None, None, None], (pairs, side, side, 1))
     labels = {"hard": mixing.hard_targets(jnp.tile(jnp.asarray([0, 1]), pairs), 2)}
@@ -79,7 +79,7 @@ def test_the_switch_chooses_cutmix_and_the_probability_leaves_pairs_alone(switch
 
 
 def mixed_targets(mixing, images, labels):
-    """Of five classes; "soft" are other targets of the same images."""
+    """Mixes targets of five classes; "soft" are other targets of the same images."""
     hard = mixing.hard_targets(jnp.asarray(labels), 5)
     return mixing(images, {"hard": hard, "soft": 1 - hard}, keys(len(labels)))
 

@@ -1,7 +1,7 @@
-"""Every operation against Pillow's own output.
+"""Every operation against Pillow's output.
 
-augment.npz holds one 96x72 image and what Pillow 13.0.0 makes of it (bicubic, fill 124, 116, 104)
-for each operation and argument that augment.json lists, with the level that timm derives it from.
+augment.npz contains a 96x72 image and Pillow 13.0.0's results (bicubic, fill 124, 116, 104) for
+each operation and argument in augment.json, which also lists timm's level for the argument.
 """
 
 import json

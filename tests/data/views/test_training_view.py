@@ -29,7 +29,7 @@ def test_training_crops_have_the_area_aspect_and_flips_that_were_asked_for():
     # Uniform on [0.08, 1], less the largest boxes, many of which do not fit and are drawn again.
     assert np.mean(shares) == pytest.approx(0.50, abs=0.03)
 
-    # A horizontal ramp tells whether a crop was flipped.
+    # A horizontal ramp shows whether a crop was flipped.
     ramp = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None], (48, 1, 3))
     png = encode(Image.fromarray(ramp), "PNG")
     crops = [transform(png, np.random.default_rng(i)).astype(int) for i in range(400)]

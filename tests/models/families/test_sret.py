@@ -31,7 +31,7 @@ def init(model):
 
 
 def weights(model):
-    """Variables that are all distinct: scales and variances near 1, the others near 0."""
+    """Variables with distinct values: scales and variances near 1, the others near 0."""
 
     def draw(path, x):
         near = 1 if path[-1].key in ("scale", "skip", "branch", "var") else 0

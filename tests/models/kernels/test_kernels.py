@@ -42,7 +42,7 @@ def assert_close(ours, theirs, tolerance=2e-5):
 
 
 def assert_rounds_like(ours, plain, exact):
-    """In bfloat16, no result of ours is further from the exact one than twice plain JAX's is."""
+    """In bfloat16 our errors are at most twice those of plain JAX."""
     for a, b, c in zip(*map(jax.tree.leaves, (ours, plain, exact)), strict=True):
         assert a.dtype == b.dtype
         a, b, c = (np.asarray(x, np.float32) for x in (a, b, c))
@@ -209,7 +209,7 @@ def test_large_mlps_that_a_kernel_is_given_compile(chip, tokens, channels, hidde
 
 
 def compile_on(chip, run, *arguments):
-    """Compiles for a TPU that is not there, and finds a kernel in it."""
+    """Compiles for a TPU that does not exist here; the program must contain a kernel."""
     sharding = jax.sharding.SingleDeviceSharding(open_topology(chip).devices[0])
     compiled = jax.jit(run, in_shardings=sharding).lower(*arguments).compile()
     assert "tpu_custom_call" in compiled.as_text()
@@ -295,7 +295,7 @@ def test_the_mlp_kernel_in_bfloat16_is_as_exact_as_the_plain_layer():
 
 
 def moved_bytes(call):
-    """Bytes that the grid's blocks move: each whenever its index differs from the step before."""
+    """Bytes that the blocks of a grid move: each one when its index changes between steps."""
     total = 0
     mapping = call.params["grid_mapping"]
     for block in mapping.block_mappings:
