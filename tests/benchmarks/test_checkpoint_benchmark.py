@@ -1,4 +1,4 @@
-"""The benchmark of checkpoints runs, and its figures are those of what it measured."""
+"""The checkpoint benchmark runs, and its figures follow from its measurements."""
 
 import json
 

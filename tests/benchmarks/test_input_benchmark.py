@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline runs, compares like with like, and finds memory flat."""
+"""The input benchmark runs, compares equal work, and finds that memory does not grow."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The table of docs/planning.md, from plans that are already there."""
+"""The table of docs/planning.md, made from existing plans."""
 
 import json
 

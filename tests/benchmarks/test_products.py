@@ -1,4 +1,4 @@
-"""The products of a program are those that it computes, and are timed by themselves."""
+"""The products found in a program are those that it computes; each is timed by itself."""
 
 import json
 

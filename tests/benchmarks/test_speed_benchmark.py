@@ -1,4 +1,4 @@
-"""The benchmarks of steps run the actual steps, and their shares follow from what they time."""
+"""The step benchmarks run the actual steps, and their shares follow from the times measured."""
 
 import json
 
@@ -31,7 +31,7 @@ from tests.conftest import make_synthetic_config, run_commands
 
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
-    """The real ones take seconds on the fake devices of the tests."""
+    """Smaller products: the real ones take seconds on the fake devices of the tests."""
     monkeypatch.setattr(speed_benchmark, "CPU_SIDE", 64)
     monkeypatch.setattr(speed_benchmark, "BURST_SECONDS", 0.0)
 

@@ -1,4 +1,4 @@
-"""The twin in PyTorch computes what our model does, from the arrays that `to_torch` writes."""
+"""The PyTorch twin computes what our model does, from the arrays that `to_torch` writes."""
 
 import jax
 import numpy as np

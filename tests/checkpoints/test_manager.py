@@ -21,7 +21,7 @@ def workdir(tmp_path):
 
 
 def save(workdir, scores, **settings):
-    """Saves a checkpoint per score, opening the manager anew each time as a restart does."""
+    """Saves a checkpoint per score, reopening the manager each time as a restart does."""
     for step, top1 in scores.items():
         checkpoints = Checkpoints(workdir, **settings)
         checkpoints.save(step, {"model": TREE})

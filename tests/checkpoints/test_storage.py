@@ -1,4 +1,4 @@
-"""What storage does to checkpoints: it fills up, turns read-only, flips bytes, loses its writer."""
+"""Storage faults and checkpoints: a full disk, a read-only disk, flipped bytes, a dead writer."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ from tests.conftest import ROOT, TINY_FLAGS, run_python, save_evaluated
 
 MEGABYTE = 1 << 20
 DISK = 16 * MEGABYTE  # room for two checkpoints
-# A mount of its own for each program, gone with it.
+# Each program gets its own mount, which ends with it.
 OWN_MOUNTS = ("unshare", "--map-root-user", "--mount")
 
 
 def tree(step):
-    """3 MB that do not compress, and small arrays, all of them a function of the step."""
+    """3 MB that do not compress, and small arrays; all depend on the step alone."""
     rng = np.random.default_rng(step)
     small = {f"small{i}": rng.normal(size=200).astype(np.float32) for i in range(8)}
     return jax.device_put(
@@ -40,7 +40,7 @@ def items(step):
 
 
 def restored(checkpoints, step):
-    """What a checkpoint holds, or None if it is found to be damaged."""
+    """The contents of a checkpoint, or None if it is found to be damaged."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = jax.eval_shape(lambda: items(0))
     targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
@@ -130,7 +130,7 @@ def train_on_a_disk_that_fills_up(folder):
 
 
 def goes_on(checkpoints, workdir):
-    """Storage that works again is used again, now and after a restart."""
+    """Storage that works again is used again, at once and after a restart."""
     save_evaluated(checkpoints, 4, items(4), 0.6)
     assert checkpoints.settle()
     assert checkpoints.steps == [4] and on_disk(workdir) == {"4"}
@@ -230,7 +230,7 @@ def test_damaged_metrics_make_a_checkpoint_count_as_not_evaluated_and_nothing_wo
 
 
 def run_with_own_mounts(program, folder, timeout=120):
-    """Runs a function of this file on a small disk of its own."""
+    """Runs a function of this file on its own small disk."""
     probe = subprocess.run(
         [*OWN_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", folder], capture_output=True, check=False
     )
@@ -261,7 +261,7 @@ def remount(folder, mode):
 
 
 def main(program, folder):
-    """Runs a function of this file; fails where a thread is left that would hold up the end."""
+    """Runs a function of this file; fails if a thread is left that would delay the exit."""
     status = 1
     try:
         globals()[program](epath.Path(folder))

@@ -1,4 +1,4 @@
-"""Published files of FKD, taken over; and files that are none, refused."""
+"""Published FKD files are imported; files of another form are refused."""
 
 import os
 
@@ -24,7 +24,7 @@ NAMES = ["one", "two.a"]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder of six photographs, whose names repeat in every class."""
+    """A folder of six photographs whose names repeat in every class."""
     root = tmp_path_factory.mktemp("images")
     photos = iter(photographs(6, seed=0))
     for name in CLASSES:
@@ -36,7 +36,7 @@ def images(tmp_path_factory):
 
 
 def fkd_content(seed, form="smoothed", as_tensors=False):
-    """What FKD saves of an image: coordinates, flips, labels."""
+    """The content that FKD saves for an image: coordinates, flips, labels."""
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.3, 0.9, (CROPS, 2))
     coordinates = np.hstack([rng.uniform(0, 1 - size), size]).astype(np.float32)
@@ -55,7 +55,7 @@ def fkd_content(seed, form="smoothed", as_tensors=False):
 
 
 def save_all(folder, **form):
-    """Files of all images, as FKD names them."""
+    """Saves files for all images, named as FKD names them."""
     for i, (name, image) in enumerate((n, i) for n in CLASSES for i in NAMES):
         path = folder / "imagenet" / "train" / name / f"{image}.tar"
         path.parent.mkdir(parents=True, exist_ok=True)

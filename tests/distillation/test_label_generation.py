@@ -1,4 +1,4 @@
-"""Labels of a folder of images: those of a teacher that can be checked by hand."""
+"""Labels of a folder of images by a teacher that can be checked by hand."""
 
 import resource
 
@@ -22,7 +22,7 @@ SIZE, BROKEN = 12, 4
 
 
 class ColourTeacher:
-    """p = mean colour of an image, as shares of red, green and blue."""
+    """p = the mean colour of an image, as fractions of red, green and blue."""
 
     image_size, fingerprint = SIZE, "colour"
 
@@ -33,7 +33,7 @@ class ColourTeacher:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Nine photographs in three classes, one of them broken; JPEG and PNG."""
+    """Nine photographs in three classes, JPEG and PNG; one is broken."""
     root = tmp_path_factory.mktemp("images")
     for i, photo in enumerate(photographs(9, seed=0)):
         form, folder = ("PNG", "JPEG")[i % 2], root / "train" / "abc"[i // 3]

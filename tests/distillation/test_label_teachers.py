@@ -1,4 +1,4 @@
-"""A small real ONNX model as a teacher: fed as its flags say, and refused where it does not fit."""
+"""A small real ONNX model as a teacher: used as its flags specify, refused if it does not fit."""
 
 import builtins
 
@@ -22,7 +22,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
 
 def write_model(path, *, layout="NCHW", batch="batch", side=SIDE, softmax=False, outputs=1):
-    """logits = W mean over the positions (H, W) of x, and perhaps their softmax."""
+    """logits = W mean of x over the positions (H, W), optionally followed by softmax."""
     from onnx import TensorProto, helper
 
     shape = {"NCHW": [batch, 3, side, side], "NHWC": [batch, side, side, 3]}[layout]

@@ -1,4 +1,4 @@
-"""The stream of stored labels: every position's crop and label, on any hosts and workers."""
+"""The stream of stored labels: crop and label at every position, on any hosts and workers."""
 
 import copy
 import dataclasses
@@ -70,7 +70,7 @@ def folder(digits, tmp_path_factory):
 
 
 def rows(digits, folder, positions):
-    """What stands at positions, by the law and one by one."""
+    """The rows at given positions, computed one by one from the definition."""
     labels = open_soft_labels(folder)
     stream = order.shuffled(digits, seed=3)
     for position in positions:
@@ -93,7 +93,7 @@ def rows(digits, folder, positions):
 
 
 def global_batch(digits, folder, hosts, workers, step):
-    """The rows of a batch that so many hosts load together, their devices interleaved."""
+    """The rows of a batch that several hosts load together, with their devices interleaved."""
     whole = sharding([jax.devices()[i] for i in INTERLEAVED])
     parts = {}
     for host in range(hosts):

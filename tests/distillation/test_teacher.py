@@ -1,4 +1,4 @@
-"""Distillation: the step learns what its teacher says of the very images it sees."""
+"""Distillation: the step learns its teacher's labels for the same images that it sees."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ DIGITS = [str(i) for i in range(10)]
 
 @pytest.fixture(scope="module")
 def teacher_dir(tmp_path_factory):
-    """A run on 32-pixel images in ten classes, whose logits are far apart."""
+    """A run on 32-pixel images in ten classes, with widely spread logits."""
     workdir = epath.Path(tmp_path_factory.mktemp("teacher"))
     config = quickstart.get_config()
     config.model.update(
@@ -73,7 +73,7 @@ def batch(size=32):
 
 
 def plain_loss(variables, student, teacher, label_loss, data):
-    """The loss of a micro-batch, composed of the models' own calls; and the teacher's accuracy."""
+    """A micro-batch's loss, computed from the models' own calls, and the teacher's accuracy."""
     targets = {"hard": FULL.hard_targets(data["label"], 10)}
     if "soft" in data:
         targets["soft"] = data["soft"].astype(jnp.float32)

@@ -33,7 +33,7 @@ def model(tiny_config):
 
 @pytest.fixture
 def weights(model):
-    """Random, and sharp enough that no two logits are nearly equal."""
+    """Random weights, sharp enough that no two logits are nearly equal."""
     image = jnp.zeros((1, model.image_size, model.image_size, 3))
     variables = jax.jit(model.init)(jax.random.key(1), image)
     variables["params"]["head"]["kernel"] = 30 * variables["params"]["head"]["kernel"]
@@ -41,14 +41,14 @@ def weights(model):
 
 
 class PlainCount:
-    """Counts in NumPy, from the logits of one image at a time."""
+    """Counts in NumPy over the logits of one image at a time."""
 
     def __init__(self, model, weights, config):
         self._view = EvalTransform(model.image_size, config.data.test_crop)
         self._apply = jax.jit(lambda image: model.apply(weights, normalise(image), train=False))
 
     def check(self, results, source):
-        """Asserts that these are the results of the source."""
+        """Asserts that the results are those of the source."""
         top1, top5, losses = 0, 0, []
         for record in (source[i] for i in range(len(source))):
             try:
@@ -66,7 +66,7 @@ class PlainCount:
 
 
 class WithBadRecords:
-    """The records of a source, every tenth without readable bytes."""
+    """The records of a source; every tenth has unreadable bytes."""
 
     def __init__(self, source):
         self._source = source
@@ -153,7 +153,7 @@ def test_evaluation_by_any_number_of_processes_is_the_plain_count(
 
 
 def evaluate(workdir, processes, digits_dir):
-    """Runs main.py --mode=eval in so many processes of two devices each."""
+    """Runs main.py --mode=eval in several processes of two devices each."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]

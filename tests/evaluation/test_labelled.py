@@ -1,4 +1,4 @@
-"""Evaluation labels data by the names of the classes that the weights were trained on."""
+"""Evaluation matches labels to logits by class names."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @pytest.fixture
 def run(saved_run, tmp_path):
-    """A run on digits that are called by words, its head sharp."""
+    """A run on digits whose classes are called by words, with a sharp head."""
     _, variables = sret_jax.load(saved_run)
     variables["params"]["head"]["kernel"] *= 30
     workdir = epath.Path(tmp_path) / "run"
@@ -46,7 +46,7 @@ def config_of(run, folder, train="train", test="test"):
 
 @pytest.fixture
 def digits(tmp_path):
-    """Writes scans to ROOT/SPLIT/NAME/INDEX.png, for names by digit."""
+    """Writes scans to ROOT/SPLIT/NAME/INDEX.png, with a name for each digit."""
 
     def write(names, split="test", each=12):
         target, images = load_digits().target, load_digits().images

@@ -1,4 +1,4 @@
-"""Probabilities of pictures in every form."""
+"""Probabilities of pictures in all accepted forms."""
 
 import io
 

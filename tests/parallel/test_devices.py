@@ -1,4 +1,4 @@
-"""What is said of accelerators that JAX cannot use, by the files that their drivers make."""
+"""Warnings about accelerators that JAX cannot use, recognised by their drivers' files."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""What a step freed serves the next one."""
+"""Memory that a step freed is used by the next step."""
 
 import sys
 
@@ -46,5 +46,5 @@ def test_steps_find_the_temporaries_of_the_last_one(choice, faults_of_left_memor
         faults = page_faults(choice)  # the first steps still cut up what was freed
         return faults[len(faults) // 2] < faults_of_left_memory / 10
 
-    # Where another thread holds the heap at the wrong moment, glibc allocates elsewhere.
+    # If another thread holds the heap at the wrong moment, glibc allocates elsewhere.
     assert any(keeps() for _ in range(3))

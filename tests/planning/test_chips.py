@@ -1,4 +1,4 @@
-"""Names of slices: ours and the cloud's."""
+"""Names of slices, ours and the cloud's."""
 
 import pytest
 

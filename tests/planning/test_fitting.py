@@ -1,4 +1,4 @@
-"""The search for the largest batch, on memory that needs no compiler."""
+"""The search for the largest batch, with a model of memory instead of a compiler."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a compiled program's text tells, against answers known by hand."""
+"""Figures read from a compiled program's text, against answers known by hand."""
 
 import jax
 import jax.numpy as jnp

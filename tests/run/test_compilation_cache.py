@@ -1,4 +1,4 @@
-"""What a run compiled, the next start loads."""
+"""A run's compiled programs are loaded at the next start."""
 
 import jax
 import pytest

@@ -10,7 +10,7 @@ from sret_jax.run.event_file import EventWriter
 
 
 def scalars(path):
-    """(step, name, value) of each scalar in an event file, whose checksums are right."""
+    """(step, name, value) of each scalar in an event file; the checksums must be right."""
     reader, found = PyRecordReader_New(str(path)), []
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The train loop, run, while something goes wrong."""
+"""The train loop while something goes wrong."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ def epochs(steps):
 
 
 def when(condition, action):
-    """Acts, in a thread, as soon as a condition holds."""
+    """Calls the action, in a thread, as soon as the condition holds."""
 
     def wait():
         while not condition():
@@ -73,7 +73,7 @@ def test_asked_to_stop_in_an_evaluation_it_saves_and_then_evaluates_what_it_save
 def test_steps_that_are_not_finite_lead_back_to_the_last_good_checkpoint(
     tiny_config, workdir, capfd
 ):
-    """A warm-up that starts absurdly high makes the first steps overflow, and only them."""
+    """An absurdly high initial warm-up rate makes only the first steps overflow."""
     tiny_config.epochs = epochs(16)
     tiny_config.checkpoint.every_epochs = epochs(6)
     tiny_config.optim.update(warmup_lr=1e30, warmup_epochs=epochs(9))

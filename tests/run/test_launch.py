@@ -57,7 +57,7 @@ def test_runs_of_different_arguments_have_different_default_workdirs(one, other)
 
 
 def chosen(workdir, *argv):
-    """The config of a command line, and its start, which is then kept as a run keeps it."""
+    """The config for a command line, and its start, which is then stored as a run stores it."""
     values = flags.FlagValues()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", *argv])  # which ml_collections reads

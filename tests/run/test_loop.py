@@ -1,4 +1,4 @@
-"""The train loop, run: resuming, results, meshes, several processes, damaged checkpoints."""
+"""The train loop in action: resuming, results, meshes, several processes, damaged checkpoints."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.conftest import ROOT, TINY_FLAGS, WITHOUT_TENSORFLOW, read_metrics, r
 
 
 def main(workdir, *flags, digits_dir, devices=1):
-    """Runs main.py on the tiny model in its own process; returns what it printed."""
+    """Runs main.py with the tiny model in its own process; returns its output."""
     done = run_python(
         "main.py",
         f"--workdir={workdir}",
@@ -35,7 +35,7 @@ def main(workdir, *flags, digits_dir, devices=1):
 
 
 def start_main(workdir, *flags, digits_dir, devices=1):
-    """Starts main.py on the tiny model in its own process."""
+    """Starts main.py with the tiny model in its own process."""
     flags = (
         f"--workdir={workdir}",
         f"--config.data.data_dir={digits_dir}",
@@ -55,7 +55,7 @@ def start_main(workdir, *flags, digits_dir, devices=1):
 
 
 def evaluate(workdir, *flags, devices=1):
-    """Runs main.py --mode=eval in its own process; returns what it printed."""
+    """Runs main.py --mode=eval in its own process; returns its output."""
     done = run_python("main.py", "--mode=eval", f"--workdir={workdir}", *flags, devices=devices)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -63,7 +63,7 @@ def evaluate(workdir, *flags, devices=1):
 
 @pytest.fixture(scope="module")
 def twenty_steps(tmp_path_factory, digits_dir):
-    """One device, twenty steps without interruption; also where the others compare."""
+    """Twenty steps on one device without interruption, the reference for other runs."""
     workdir = epath.Path(tmp_path_factory.mktemp("whole"))
     output = main(workdir, "--config.epochs=0.9", digits_dir=digits_dir)
     return workdir, output
@@ -157,9 +157,9 @@ def test_every_mesh_of_eight_devices_gives_the_curve_of_one(
 
 
 def in_processes(count, workdir, *flags, digits_dir, devices=2, stop_after=None):
-    """Runs main.py on the tiny model in several processes; returns what each printed.
+    """Runs main.py with the tiny model in several processes; returns the output of each.
 
-    After the step `stop_after`, the last of them is asked to stop.
+    After the step `stop_after`, the last process is asked to stop.
     """
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -207,7 +207,7 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
 
 @pytest.fixture(scope="module")
 def stopped_on_two_hosts_of_four(tmp_path_factory, digits_dir):
-    """A workdir that two processes of four devices each left at a step before the 20th."""
+    """A workdir that two processes of four devices each stopped in before step 20."""
     workdir = tmp_path_factory.mktemp("stopped")
     flags = ("--config.epochs=0.9", "--config.fsdp=2")
     in_processes(2, workdir, *flags, digits_dir=digits_dir, devices=4, stop_after=6)

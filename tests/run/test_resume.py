@@ -1,4 +1,4 @@
-"""What a run goes on from: the newest checkpoint that can be read, and only one of its own."""
+"""A run resumes from its newest readable checkpoint, and only from its own."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def trained(digits_dir, tmp_path_factory):
 
 @pytest.fixture
 def two_checkpoints(trained, tmp_path):
-    """The same, to be changed."""
+    """A copy of `trained`, which a test may change."""
     config, workdir = trained
     return copy.deepcopy(config), epath.Path(shutil.copytree(workdir, tmp_path / "run"))
 

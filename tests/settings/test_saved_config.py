@@ -1,4 +1,4 @@
-"""Workdirs stay readable when settings are added: a missing one means what was done before it."""
+"""Workdirs stay readable when settings are added; a missing setting means the old behaviour."""
 
 import json
 import pathlib
@@ -16,7 +16,7 @@ KEPT = pathlib.Path(__file__).parent.parent / "data" / "saved_config.json"
 
 
 def older(settings):
-    """The settings of a workdir that is older than all that `BEFORE` names."""
+    """The settings of a workdir older than all settings in `BEFORE`."""
     for name in saved_config.BEFORE:
         *sections, last = name.split(".")
         inner = settings

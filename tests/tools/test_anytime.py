@@ -1,4 +1,4 @@
-"""The table of accuracy over loops, of a real checkpoint."""
+"""The table of accuracy over loops, for a real checkpoint."""
 
 import contextlib
 import json

@@ -9,7 +9,7 @@ from sret_jax.tools.compare import main
 
 @pytest.fixture
 def runs(tmp_path):
-    """Files as two runs of each of two kinds leave them."""
+    """The files that two runs of each of two groups leave."""
     for name, accuracies in {"hard": (0.90, 0.92), "soft": (0.95, 0.95)}.items():
         for seed, top1 in enumerate(accuracies):
             workdir = tmp_path / f"{name}-{seed}"

@@ -1,4 +1,4 @@
-"""The exported model, run where this package is not."""
+"""The exported model runs where this package is not installed."""
 
 import importlib.util
 import io
@@ -81,7 +81,7 @@ def test_the_script_beside_it_says_what_predict_says(exported, saved_run, tmp_pa
 
 
 def run_script(exported):
-    """The run.py of an export, as a module."""
+    """The run.py of an export, imported as a module."""
     spec = importlib.util.spec_from_file_location("run", exported / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

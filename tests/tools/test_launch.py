@@ -1,4 +1,4 @@
-"""The launcher, with real processes that really die."""
+"""The launcher, with real processes that die."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from sret_jax.tools import launch
 from tests.conftest import FAST_COMPILE, ROOT, TINY_FLAGS
 
-# What every script of these tests begins with; it counts its own starts in files.
+# The beginning of every script in these tests; it counts its own starts in files.
 OPENING = """
 import json, os, pathlib, signal, subprocess, sys, time
 flags = dict(arg[2:].split("=", 1) for arg in sys.argv[1:])
@@ -34,7 +34,7 @@ SHORT_WAITS = "launch.MARGIN = 0; launch.LEFTOVER_SECONDS = 0.3"
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts the launcher, with short waits, on a script with this body."""
+    """Starts the launcher, with short timeouts, on a script with this body."""
 
     def start(body, *flags, settings=SHORT_WAITS):
         (tmp_path / "script.py").write_text(OPENING + body)
@@ -47,7 +47,7 @@ def start(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # These tests may run under nohup, whose way with hang-ups would be inherited.
+            # These tests may run under nohup, which makes children ignore hang-ups.
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         launchers.append(launcher)
@@ -61,7 +61,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def run(start):
-    """Runs it to its end; returns its status, its output and its sentences."""
+    """Runs a script to its end; returns the status, the output and the launcher's sentences."""
 
     def run(*args, **kwargs):
         launcher = start(*args, **kwargs)
@@ -73,7 +73,7 @@ def run(start):
 
 @pytest.fixture
 def starts(tmp_path):
-    """The flags of every start of a process, in that order."""
+    """The flags of every start of a process, in order."""
 
     def starts(rank):
         return [json.loads(line) for line in (tmp_path / f"starts.{rank}").read_text().splitlines()]
@@ -329,7 +329,7 @@ class Training:
         self._launcher.kill()
 
     def reach(self, step):
-        """Waits for a step, and remembers the shared memory that the loaders use meanwhile."""
+        """Waits for a step, and records the shared memory that the loaders use then."""
         while not (self.workdir / "metrics.jsonl").exists() or step not in self.steps():
             assert self._launcher.poll() is None, self.output()
             self.memory |= shared_memory() - self._memory_before
@@ -340,7 +340,7 @@ class Training:
         return [json.loads(line)["step"] for line in lines if '"loss"' in line]
 
     def ranks(self):
-        """The processes of main.py, each the leader of a session."""
+        """The processes of main.py, each of which leads a session."""
         pid = self._launcher.pid
         return sorted(
             map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -355,7 +355,7 @@ class Training:
 
 
 def members(sessions):
-    """All processes of those sessions."""
+    """All processes in those sessions."""
     processes = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*")]
     return [process for process in processes if session(process) in sessions]
 

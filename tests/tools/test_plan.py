@@ -1,4 +1,4 @@
-"""Plans: of this machine, of TPU slices that are not there, and of what cannot be."""
+"""Plans for this machine, for TPU slices that do not exist here, and for impossible requests."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory):
-    """A planner that has compiled, its report, and what it compiled."""
+    """A planner that has compiled, its report, and its compilations."""
     planner = Planner(make_synthetic_config(), open_topology("local"))
     return planner, planner.plan(), planner._compilations[64]
 
@@ -53,8 +53,8 @@ def test_the_plan_of_this_machine_counts_what_is_known_by_hand(planned, capsys):
     assert (report["chips"], report["hosts"], report["mesh"]) == (8, 1, {"data": 8, "fsdp": 1})
     forward = report["gmacs_per_image"] * 2e9 * 64
     assert 2.5 < report["flops_per_step"] / forward <= 3
-    # All gradients are reduced, on CPU those of a block at each of its two loops; beside them only
-    # BatchNorm's sums and the metrics.
+    # All gradients are reduced (on CPUs, a block's gradients in each of its two loops), and besides
+    # them only BatchNorm's sums and the metrics.
     reduced = sum(c["bytes"] for c in report["collectives"] if c["kind"] == "all-reduce")
     assert size * FLOAT <= reduced <= 2 * size * FLOAT + 4_000
     assert sum(c["bytes"] for c in report["collectives"]) - reduced < 4_000
@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_devices_of_the_topolog
 
 def test_the_largest_batch_needs_to_know_the_memory(config):
     planner = Planner(config, open_topology("local"))
-    planner._available = None  # as of a device that does not tell
+    planner._available = None  # as for a device that does not report its memory
     with pytest.raises(UserError, match="--find-batch needs the memory of a device"):
         planner.find_batch()
 

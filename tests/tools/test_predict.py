@@ -1,4 +1,4 @@
-"""What the command says of images, writes to files, and refuses."""
+"""The command's predictions, the files it writes, and the input it refuses."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from tests.conftest import refusal
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two scans, a photograph in a folder below, and files that are none."""
+    """A folder with two scans, a photograph in a subfolder, and files that are not images."""
     root = tmp_path / "images"
     (root / "below").mkdir(parents=True)
     for i in (1, 0):

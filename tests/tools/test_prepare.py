@@ -20,7 +20,7 @@ from tests.conftest import ROOT, run_commands, run_python
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """A data_dir with the tiny ImageNet, prepared by the command."""
+    """A data_dir with the tiny ImageNet, which the command has prepared."""
     folder = tmp_path_factory.mktemp("imagenet")
     archives.write_imagenet(folder / "archives")
     done = run_python(

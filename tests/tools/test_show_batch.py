@@ -1,4 +1,4 @@
-"""The picture of a batch, and the mistakes one can make asking for it."""
+"""The picture of a batch, and mistakes in asking for it."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory, digits_dir):
-    """What each of the commands did, and the folder in which each has a workdir of its name."""
+    """The result of each command, and the folder that contains their workdirs."""
     folder = tmp_path_factory.mktemp("show_batch")
     named = {**PICTURES, **{flag: [flag] for flag in MISTAKES}}
     commands = [

@@ -1,4 +1,4 @@
-"""Soft labels made, resumed, imported, inspected and verified, by the real command."""
+"""Soft labels are generated, resumed, imported, inspected and verified by the real command."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ MODEL_FLAGS = TINY_FLAGS[:4]
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A run of an untrained model, whose logits are far apart."""
+    """A run of an untrained model with widely spread logits."""
     return write_teacher(tmp_path_factory.mktemp("teacher"), classes=10)
 
 
@@ -76,7 +76,7 @@ def generate_args(out, teacher, digits_dir, *more):
 
 
 def command(*args):
-    """The command line, in this process."""
+    """Runs the command line in this process."""
     argv = [str(arg) for arg in args]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["soft_labels", *argv])  # ml_collections reads settings there
@@ -99,7 +99,7 @@ def fails(capsys, args):
 
 @pytest.fixture(scope="module")
 def store(teacher, digits_dir, tmp_path_factory):
-    """Labels of all digits."""
+    """A store with labels of all digits."""
     out = tmp_path_factory.mktemp("labels") / "store"
     command(*generate_args(out, teacher, digits_dir))
     return out
@@ -107,7 +107,7 @@ def store(teacher, digits_dir, tmp_path_factory):
 
 @pytest.fixture
 def config(tiny_config, store):
-    """Of a student that may learn them."""
+    """The config of a student that can learn from the store."""
     tiny_config.augment.update(PLAIN)
     tiny_config.model.update(blocks=(1,), groups=((2,),), loops=1, heads=(2,))
     tiny_config.data.update(soft_labels=str(store), crops_per_image=2)
@@ -137,7 +137,7 @@ def test_a_student_learns_stored_labels(config, tmp_path):
     config.stop_at_step = 2
     loop.train(config, epath.Path(tmp_path))
     assert all(np.isfinite(read_metrics(tmp_path)[step]) for step in (1, 2))
-    # Untrained, the teacher is mostly wrong: the labels learnt are not the true classes.
+    # The untrained teacher is mostly wrong, so the labels learnt are not the true classes.
     assert read_metrics(tmp_path, "teacher_top1")[2] < 0.7
 
 

@@ -1,4 +1,4 @@
-"""The names that a command shows for the logits of the weights it is given."""
+"""The class names that a command shows for the logits of given weights."""
 
 import argparse
 import contextlib

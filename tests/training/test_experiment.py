@@ -1,4 +1,4 @@
-"""What is read back from a workdir: the settings of its run, or one clear sentence."""
+"""A workdir is read back: the settings of its run, or one clear sentence."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Runs that start from the weights of another."""
+"""Runs that start from another run's weights."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def make_config(digits_dir, **model):
 
 @pytest.fixture(scope="module")
 def run(digits_dir, tmp_path_factory):
-    """A workdir as a run leaves it at step 2, its weights and their average."""
+    """A workdir that looks like a run's at step 2: weights and their moving average."""
     workdir = epath.Path(tmp_path_factory.mktemp("run"))
     config = make_config(digits_dir)
     config.seed = 7
@@ -48,7 +48,7 @@ def run(digits_dir, tmp_path_factory):
 
 @pytest.fixture
 def start(digits_dir, tmp_path):
-    """Begins a run, not a step of it, from a path; gives its experiment, state and sentence."""
+    """Starts a run from a path, without a step; returns its experiment, state and sentence."""
 
     def start(path, *, fsdp=1, init_ema=False, **model):
         config = make_config(digits_dir, **model)
@@ -128,7 +128,7 @@ def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, t
 
     _, other, said = start(tmp_path / "weights.safetensors", loops=1)
     assert "1 loop instead of 2 (the first NLLs stay)" in said
-    # No config.json there.
+    # There is no config.json.
     shutil.copytree(workdir / "checkpoints", tmp_path / "converted" / "checkpoints")
     assert_equal(start(tmp_path / "converted", loops=1)[1].variables, other.variables)
 

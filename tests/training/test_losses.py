@@ -1,4 +1,4 @@
-"""The losses of hard and soft labels, against the published numbers."""
+"""The losses for hard and soft labels, against published numbers."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_classes_that_are_not_kept_share_the_rest_equally():
     expected = [
         [0.2, 0.1, 0.1, 0.5, 0.1],
         [0, 0.75, 0.25, 0, 0],
-        [0, 0, 0, 0.2, 0.9],  # rounding may exceed 1
+        [0, 0, 0, 0.2, 0.9],  # the sum may round above 1
     ]
     np.testing.assert_allclose(marginal_smoothing(kept, classes, 5), expected, atol=3e-4)
     np.testing.assert_array_equal(marginal_smoothing(kept, None, 2), kept.astype(jnp.float32))

@@ -65,7 +65,7 @@ WEIGHTS = {part: {"kernel": jnp.ones(3)} for part in ("stem", "stage0_block0", "
 
 
 def first_direction(**changes):
-    """Where WEIGHTS, whose gradient is 0.01, go in the first step; and Adam's state."""
+    """The first step's direction for WEIGHTS with gradient 0.01, and Adam's state."""
     optim = common.get_config().optim
     optim.update(changes)
     optimizer = make_optimizer(optim)

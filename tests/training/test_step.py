@@ -58,14 +58,14 @@ def numbers(**changes):
 
 @functools.cache
 def fresh_variables(model):
-    """The first weights, as NumPy arrays."""
+    """Initial weights as NumPy arrays."""
     images = jnp.zeros((1, model.image_size, model.image_size, 3))
     return jax.device_get(jax.jit(model.init)(jax.random.key(0), images))
 
 
 @functools.cache
 def make_step(model, optimizer, fsdp, **settings):
-    """The step, compiled once for all tests; shapes of its state, and how that lies."""
+    """The step, compiled once for all tests, and the shapes and shardings of its state."""
     mesh = make_mesh(fsdp)
     abstract = jax.eval_shape(lambda: init_state(model, optimizer, 0))
     shardings = state_shardings(abstract, mesh)
@@ -136,7 +136,7 @@ def test_only_the_head_moves_where_the_backbone_is_frozen():
 
 
 def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient():
-    """For SGD, the step of deep + w shallow is the sum of the steps of the two models alone."""
+    """With SGD, the step for deep + w shallow is the sum of the two models' own steps."""
 
     def stepped(model, mixed_depth=DEEP_ONLY):
         state, step, data = start(model, SGD, mixed_depth=mixed_depth)
@@ -165,11 +165,11 @@ def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient():
 
 
 def test_mixed_depth_draws_the_permutations_of_its_paths_independently():
-    """With one key for both paths, the loss would be the sum of the losses of the two alone."""
+    """If both paths had the same key, the loss would be the sum of their losses alone."""
     model = MODEL.clone(loops=3, permutation="random")
 
     def losses(loops, mixed_depth=DEEP_ONLY):
-        """Of eight steps with the same weights, each with its own key."""
+        """The losses of eight steps with the same weights, each with its own key."""
         alone, weights = with_loops(model, fresh_variables(model), loops)
         state, step, data = start(alone, SGD, mixed_depth=mixed_depth)
         loss = jax.jit(lambda state, *data: step(state, *data)[1]["loss"])  # needs no gradient
@@ -207,7 +207,7 @@ def test_accumulation_takes_equal_shares_of_every_devices_rows():
 
 
 def test_accumulated_gradients_are_the_mean_over_micro_batches():
-    """With BatchNorm per micro-batch, a batch of equal halves must give what one half gives."""
+    """BatchNorm works per micro-batch, so a batch of equal halves gives what one half gives."""
     half = batch()
     rows = np.arange(64).reshape(8, 2, 4)  # device, micro-batch, row
     twice = {key: np.empty((64, *value.shape[1:]), value.dtype) for key, value in half.items()}

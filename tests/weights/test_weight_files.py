@@ -1,4 +1,4 @@
-"""Weight files are told by what they hold, however they are called, wrapped and prefixed."""
+"""Weight files are recognised by content, whatever their names, wrappers and prefixes."""
 
 import argparse
 import collections
