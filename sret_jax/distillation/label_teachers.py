@@ -1,4 +1,4 @@
-"""Teachers that label stored crops: models of this project, and any ONNX file."""
+"""Teachers that label stored crops: models of this project, and ONNX files of others."""
 
 import functools
 import hashlib
@@ -20,18 +20,18 @@ from sret_jax.models.families.sret import SReT, function_settings
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.settings.config_model import create_from_config
 
-MOST_ROWS = 256  # that a teacher sees at once
+MOST_ROWS = 256  # images per call of a teacher
 ONNX = "onnx:"
 LAYOUTS = ("NCHW", "NHWC")
 LEAST_PROBABILITY = 1e-12
 
 
 class LabelTeacher(Protocol):
-    """Class probabilities p = softmax(t / T) of images as a student sees them.
+    """Computes class probabilities p = softmax(t / T) of images as a student sees them.
 
     Attributes:
-      image_size: side of what the teacher is shown, in pixels.
-      fingerprint: of its weights.
+      image_size: side of the images that the teacher gets, in pixels.
+      fingerprint: fingerprint of its weights.
     """
 
     image_size: int
@@ -43,19 +43,18 @@ class LabelTeacher(Protocol):
 
 
 class CheckpointTeacher:
-    """A checkpoint of a model here, in evaluation mode, on all devices of this host.
+    """A checkpoint of a model of this project, in evaluation mode, on all devices of this host.
 
     Args:
-      path: of the teacher.
-      config: of its student.
-      class_names: of the data.
+      path: path of the teacher.
+      config: config of the student.
+      class_names: class names of the data.
 
     Attributes:
-      earlier_fingerprint: as stores have it that were made before fingerprints covered all
-        settings.
+      earlier_fingerprint: the fingerprint in older stores, which did not cover all settings.
 
     Raises:
-      UserError: no model there, or one of other classes.
+      UserError: there is no model, or it was trained on other classes.
     """
 
     def __init__(self, path: str, config: ConfigDict, class_names: list[str]):
@@ -85,19 +84,20 @@ class CheckpointTeacher:
 
 
 class OnnxTeacher:
-    """An ONNX model of one input and one output (B, K), run by onnxruntime.
+    """An ONNX model with one input and one output (B, K), run by onnxruntime.
 
     Args:
-      path: of the file.
+      path: path of the file.
       classes: K.
-      size: side of its images in pixels; default: what the model's input states.
-      mean, std: it sees (x / 255 - mean) / std.
+      size: side of its images in pixels; default: the size of the model's input.
+      mean, std: its input is (x / 255 - mean) / std.
       layout: NCHW or NHWC.
-      probabilities: whether it gives probabilities p, else logits; of p the logits are log p.
+      probabilities: whether its output is probabilities p rather than logits; then log p are used
+        as logits.
       temperature: T.
 
     Raises:
-      UserError: onnxruntime is not installed, or the model is unreadable or of another form.
+      UserError: onnxruntime is not installed, or the model is unreadable or has another form.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class OnnxTeacher:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """See `LabelTeacher`."""
         rows = len(images)
-        fixed = self._input.shape[0]  # a batch size, or a name where any will do
+        fixed = self._input.shape[0]  # a batch size, or a name if any size is allowed
         step = fixed if isinstance(fixed, int) else rows
         outputs = []
         for first in range(0, rows, step):
@@ -151,14 +151,14 @@ class OnnxTeacher:
     def _run(self, images: np.ndarray) -> np.ndarray:
         try:
             (output,) = self._session.run(None, {self._input.name: images})
-        except Exception as e:  # onnxruntime's own types, for images of a shape it does not take
+        except Exception as e:  # onnxruntime's own types, for a shape that it does not accept
             raise UserError(
-                f"{self._path} takes no images of shape {images.shape} "
+                f"{self._path} does not accept images of shape {images.shape} "
                 f"({str(e).splitlines()[0]}); correct --teacher_layout or --teacher_size"
             ) from e
         if output.shape != (len(images), self._classes):
             raise UserError(
-                f"{self._path} gives an array {output.shape} for {len(images)} images, expected "
+                f"{self._path} returns an array {output.shape} for {len(images)} images, expected "
                 f"{(len(images), self._classes)}; give a teacher trained on these classes"
             )
         return output
@@ -180,22 +180,22 @@ class OnnxTeacher:
 
 
 def batch_rows(crops: int) -> int:
-    """How many crops a teacher sees at once: those of whole images, or an equal part of one's."""
+    """Crops per call of a teacher: all crops of several images, or an equal part of one image's."""
     if crops <= MOST_ROWS:
         return MOST_ROWS // crops * crops
     return math.ceil(crops / math.ceil(crops / MOST_ROWS))
 
 
 def label(teacher: LabelTeacher, images: np.ndarray, rows: int) -> np.ndarray:
-    """A teacher's probabilities of any number of images, `rows` at a time, the last ones padded.
+    """Labels any number of images, `rows` per call; the last call is padded.
 
     Shapes: (B, S, S, 3) uint8 -> (B, K) float32.
     """
     parts = []
-    for first in range(0, max(len(images), 1), rows):  # once for none, which has a shape, too
+    for first in range(0, max(len(images), 1), rows):  # once for no images, to know the shape
         part = images[first : first + rows]
         padded = np.pad(part, [(0, rows - len(part)), (0, 0), (0, 0), (0, 0)])
-        parts.append(teacher(padded)[: len(part)])  # one shape, compiled once
+        parts.append(teacher(padded)[: len(part)])  # always the same shape, so it compiles once
     return np.concatenate(parts)
 
 
@@ -232,15 +232,15 @@ def _prepare(
 
 
 def fingerprint(model: SReT, variables: Any) -> str:
-    """Of all that a model's output depends on: settings, type of activations, weights."""
+    """A fingerprint of all that a model's output depends on: settings, dtype, weights."""
     defaults = {name: field.default for name, field in SReT.__dataclass_fields__.items()}
-    # A setting that is added later has what was done before as its default, and changes nothing.
+    # Settings at their defaults are left out, so adding a setting changes no existing fingerprint.
     settings = {k: v for k, v in function_settings(model).items() if v != defaults[k]}
     return _digest((sorted(settings.items()), np.dtype(model.dtype).name), variables)
 
 
 def earlier_fingerprint(model: SReT, variables: Any) -> str:
-    """As it was before it covered heads, dim, nll_every and permutation."""
+    """The fingerprint of older versions, without heads, dim, nll_every and permutation."""
     settings = (model.image_size, model.groups, model.loops, np.dtype(model.dtype).name)
     return _digest(settings, variables)
 
