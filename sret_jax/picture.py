@@ -33,11 +33,6 @@ def picture(path: epath.Path, width: float, height: float, dpi: int = 110) -> "I
         figure.savefig(file, format="png", dpi=dpi)
 
 
-def as_text(name: str) -> str:
-    """A name that matplotlib prints as it is: without this, it typesets $x$ as mathematics."""
-    return name.replace("$", r"\$")
-
-
 def class_caption(name: str) -> str:
     """The name of a class as text in a picture; a bare number becomes "class 4"."""
-    return f"class {name}" if name.isdigit() else as_text(name)
+    return f"class {name}" if name.isdigit() else name

@@ -6,13 +6,13 @@ from typing import Any
 from etils import epath
 
 from sret_jax.data.views.images import EvalTransform, decode
-from sret_jax.picture import as_text, class_caption, picture
+from sret_jax.picture import class_caption, picture
 from sret_jax.tools.trained import Trained
 
 MOST_PICTURES = 24
 COLUMNS = 3
 CELL_INCHES = (4.2, 1.9)
-LONGEST_NAME = 24  # characters
+LONGEST_NAME = 28  # characters
 
 
 def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Path) -> None:
@@ -38,7 +38,8 @@ def draw_sheet(trained: Trained, rows: Sequence[dict[str, Any]], path: epath.Pat
         view = EvalTransform(trained.model.image_size, trained.test_crop)
         for (image, bars), row in zip(axes, rows, strict=False):
             draw_image(image, epath.Path(row["path"]).read_bytes(), view)
-            image.set_title(as_text(_short(epath.Path(row["image"]).name)), fontsize=9)
+            name = _short(epath.Path(row["image"]).name)
+            image.set_title(name, fontsize=8, parse_math=False)
             image.axis("off")
             _draw_bars(bars, row["top"])
 
@@ -62,8 +63,9 @@ def _draw_bars(axes: Any, top: list[dict[str, Any]]) -> None:
     colours = ["lightskyblue"] + ["0.88"] * (len(top) - 1)
     axes.barh(range(len(top)), [one["probability"] for one in top], color=colours, height=0.8)
     for rank, one in enumerate(top):
-        axes.text(0.02, rank, class_caption(_short(one["class"])), va="center", fontsize=9)
-        axes.text(0.98, rank, f"{one['probability']:.1%}", va="center", ha="right", fontsize=9)
+        name = class_caption(_short(one["class"]))
+        axes.text(0.02, rank, name, va="center", fontsize=8, parse_math=False)
+        axes.text(0.98, rank, f"{one['probability']:.1%}", va="center", ha="right", fontsize=8)
     axes.set(xlim=(0, 1), ylim=(4.6, -0.6))
     axes.axis("off")
 

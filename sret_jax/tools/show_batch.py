@@ -121,7 +121,7 @@ def _draw(images: Any, labels: list[str], columns: int, path: epath.Path) -> Non
             figure.subplots(rows, columns, squeeze=False).flat, images, labels, strict=True
         ):
             axes.imshow(image)
-            axes.set_title(label, fontsize=9)
+            axes.set_title(label, fontsize=9, parse_math=False)
             axes.axis("off")
 
 
