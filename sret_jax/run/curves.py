@@ -6,6 +6,10 @@ from sret_jax.picture import picture
 from sret_jax.run.metrics_file import read_metrics
 
 CURVES_FILE = "curves.png"
+CAPTION = (
+    "The training curves are measured on augmented images. The training loss includes label "
+    "smoothing and a teacher's labels where the config has them; the test loss does not."
+)
 
 
 def draw_curves(workdir: epath.Path) -> epath.Path:
@@ -39,4 +43,5 @@ def draw_curves(workdir: epath.Path) -> epath.Path:
         losses.set_title("loss (nats)")
         accuracies.set_title("top-1 (%)")
         rates.set_title("learning rate")
+        figure.supxlabel(CAPTION, fontsize="small")
     return path

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from clu import parameter_overview
+from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from sret_jax.checkpoints.manager import CHECKPOINTS
 from sret_jax.distillation.teacher import not_compared
 from sret_jax.evaluation.confusion import Confusion, write_confusions
 from sret_jax.evaluation.evaluation import Results, percent
-from sret_jax.files import write_json
+from sret_jax.files import write_json, written_whole
 from sret_jax.models.families.sret import title
 from sret_jax.models.flops import model_macs
 from sret_jax.models.kernel_use import in_words
@@ -23,11 +24,12 @@ from sret_jax.run.event_file import EventWriter
 from sret_jax.run.metrics_file import METRICS_FILE, JsonlWriter, read_metrics
 from sret_jax.run.progress import ProgressLine, Window
 from sret_jax.settings.saved_config import Start, save_description
-from sret_jax.text import duration
+from sret_jax.text import duration, table
 from sret_jax.training.experiment import Experiment
 from sret_jax.weights.pretrained import variant_of
 
 RESULT_FILE = "result.json"
+PARAMETERS_FILE = "parameters.txt"
 
 Callback = Callable[[int, dict[str, float]], None]
 
@@ -76,21 +78,23 @@ class Reporter:
         devices = devices_in_words(experiment.mesh)
         if not is_leader():
             return
-        abstract = experiment.abstract_state.variables["params"]
-        self.say(parameter_overview.get_parameter_overview(abstract, include_stats=False))
+        params = flatten_dict(experiment.abstract_state.variables["params"], sep="/")
+        with self._storage_may_fail():
+            write_parameters(params, experiment.workdir)
         for line in in_words(experiment.kernel_uses):
             self.say(f"Kernels: {line}.")
         if experiment.teacher:
             path, model = experiment.config.teacher, experiment.teacher.model
             self.say(f"Teacher: {title(model, variant_of(path, model))}, {path}.")
+        size = experiment.model.image_size
         self.say(
-            f"Training {experiment.model_title}: "
-            f"{model_macs(experiment.model) / 1e9:.3f} GMACs per "
-            f"{experiment.model.image_size}x{experiment.model.image_size} image; "
+            f"Training {experiment.model_title} on {devices}.\n"
+            f"{sum(x.size for x in params.values()):,} parameters, listed in {PARAMETERS_FILE}; "
+            f"{model_macs(experiment.model) / 1e9:.3f} GMACs per {size}x{size} image.\n"
             f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
             f"images in {len(experiment.eval_source.class_names):,} classes; "
-            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,} on "
-            f"{devices}; results in {experiment.workdir}"
+            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,}.\n"
+            f"Results: {experiment.workdir}"
         )
         if experiment.teacher and not experiment.teacher.names_compared:
             self.say(not_compared(experiment.config.teacher))
@@ -114,13 +118,18 @@ class Reporter:
             f"top-1 {percent(raw['top1'])}, top-5 {percent(raw['top5'])}, loss {raw['loss']:.4f}; "
             f"EMA top-1 {percent(ema['top1'])}"
         )
-        if confusions and is_leader():
+        if not is_leader():
+            return
+        workdir = self._experiment.workdir
+        if confusions:
             self.say(confusions["eval"].worst())
             with self._storage_may_fail():
-                write_confusions(self._experiment.workdir, step, confusions)
+                write_confusions(workdir, step, confusions)
+        with self._storage_may_fail():
+            draw_curves(workdir)
 
     def result(self, step: int, results: Results, best: tuple[int, float] | None) -> dict[str, Any]:
-        """Writes result.json and curves.png, and says where; returns what result.json holds.
+        """Writes result.json, and prints where; returns what result.json holds.
 
         Args:
           step: the last.
@@ -139,8 +148,6 @@ class Reporter:
         if is_leader():
             workdir = self._experiment.workdir
             write_json(workdir / RESULT_FILE, result)
-            with self._storage_may_fail():
-                draw_curves(workdir)
             self.say(
                 f"\nTest accuracy {percent(results['eval']['top1'])} at step {step:,} "
                 f"after {duration(seconds)} of training "
@@ -187,6 +194,14 @@ class Reporter:
             if complaint != self._storage_complaint:
                 self.say(f"Not all metrics can be written ({complaint}); the run goes on.")
             self._storage_complaint = complaint
+
+
+def write_parameters(params: dict[str, jax.ShapeDtypeStruct], workdir: epath.Path) -> None:
+    """Writes name, shape, type and size of every parameter, and the total, to parameters.txt."""
+    rows = [[name, str(x.shape), str(x.dtype), f"{x.size:,}"] for name, x in params.items()]
+    total = ["total", "", "", f"{sum(x.size for x in params.values()):,}"]
+    with written_whole(workdir / PARAMETERS_FILE) as file:
+        file.write(table(("name", "shape", "type", "size"), [*rows, total]) + "\n")
 
 
 def devices_in_words(mesh: Mesh) -> str:

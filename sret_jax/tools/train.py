@@ -27,6 +27,8 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """One call, once the flags are read."""
     del argv
+    if not FLAGS.process_id:
+        print("Starting: loading JAX...", flush=True)
     # Mistakes on the command line are named before these are loaded.
     from sret_jax.cli import clear_errors, quiet_libraries
     from sret_jax.run.launch import launch

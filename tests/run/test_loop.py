@@ -92,10 +92,18 @@ def test_a_run_leaves_its_results_and_says_where(twenty_steps):
     assert output.splitlines()[-1].endswith(f"in {workdir / 'checkpoints' / '20'}")
     assert set(result["eval"]) == set(result["eval_ema"]) == {"top1", "top5", "loss"}
     assert result["train_seconds"] > 0 and result["images_per_second"] > 0
-    for file in ("config.json", "class_names.json", "curves.png", "tensorboard"):
+    for file in ("config.json", "class_names.json", "curves.png", "tensorboard", "parameters.txt"):
         assert (workdir / file).exists()
     assert json.loads((workdir / "class_names.json").read_text()) == [str(i) for i in range(10)]
-    for text in ("GMACs", "Total:", "step 20/20", "images/s", "waiting for data", " left", "lr "):
+    for text in (
+        "GMACs",
+        " parameters, ",
+        "step 20/20",
+        "images/s",
+        "waiting for data",
+        " left",
+        "lr ",
+    ):
         assert text in output
     assert f"Test accuracy {100 * result['eval']['top1']:.2f}%" in output
     assert str(workdir / "result.json") in output

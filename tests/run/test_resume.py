@@ -146,7 +146,7 @@ def test_what_has_changed_and_what_follows_is_said_last_before_the_first_step(
     assert said[1].startswith(f"  epochs: {epochs(6)} -> {epochs(12)}")
     assert said[2].startswith("  seed: 0 -> 1 (later images come in another order")
     assert said[3].startswith("  stop_at_step: None -> 7")
-    rate = float(lines[first_step].partition("| lr ")[2].split()[0])
+    rate = float(lines[first_step].partition("  lr ")[2].split()[0])
     assert said[4] == (
         f"The schedule ends at step 12, where it was 6; the learning rate of step 7 is {rate:.2e}, "
         "where it was 1.00e-05."
