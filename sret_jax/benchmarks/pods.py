@@ -27,7 +27,7 @@ COLUMNS = (
     "reduced a step",
     "step",
     "images/s a chip",
-    "300 epochs",
+    "300 epochs at peak",
 )
 
 

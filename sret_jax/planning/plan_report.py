@@ -103,7 +103,7 @@ def _estimate(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "estimate",
         f"{1000 * estimate['step_seconds']:.2f} ms a step ({parts}), "
         f"{estimate['images_per_second_per_chip']:,.0f} images/s a chip, "
-        f"{estimate['hours']:.2f} hours for the run, if computing and memory overlap and "
+        f"{estimate['hours']:.2f} hours for the run at peak: computing and memory overlap, "
         "communication does not; evaluation and checkpoints come on top",
     )
 

@@ -58,6 +58,19 @@ def locked(workdir: epath.Path) -> Iterator[Lock]:
                 (workdir / OWNER_FILE).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def removed_if_unused(workdir: epath.Path) -> Iterator[None]:
+    """Removes a local workdir that the context created and in which nothing but .lock remains."""
+    unwanted = not is_remote(workdir) and not workdir.exists()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if unwanted and [file.name for file in workdir.iterdir()] in ([], [LOCK_FILE]):
+                (workdir / LOCK_FILE).unlink(missing_ok=True)
+                workdir.rmdir()
+
+
 class Note(contextlib.AbstractContextManager, Lock):
     """A lock by owner.json alone, which is renewed while its process lives."""
 

@@ -24,7 +24,7 @@ from sret_jax.parallel.mesh import with_shardings
 from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.run.crash import write_crash_report
 from sret_jax.run.data_record import record_images
-from sret_jax.run.lock import Lock, locked
+from sret_jax.run.lock import Lock, locked, removed_if_unused
 from sret_jax.run.profiler import Profiler
 from sret_jax.run.report import Callback, Reporter
 from sret_jax.run.resume import compare_config
@@ -73,6 +73,8 @@ def train(
         be written.
     """
     with contextlib.ExitStack() as resources:
+        if is_leader():
+            resources.enter_context(removed_if_unused(workdir))
         preemption = resources.enter_context(Preemption())
         with agreed():
             check_numbers(config)

@@ -307,7 +307,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--start_timeout", type=int, default=300, help="see main.py")
     parser.add_argument("--peer_timeout", type=int, default=100, help="see main.py")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="main.py and its flags")
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(f"the launcher has no flag {unknown[0]}; flags of main.py go after main.py")
     job = Job(**vars(args))
     with clear_errors():
         job.check()

@@ -277,6 +277,7 @@ assert not pathlib.Path("/proc", worker).exists()
         (("--processes=2",), "no script is given; name it after the launcher's flags"),
         (("--processes=0", "main.py"), "--processes=0 must be at least 1"),
         (("--restarts=-1", "main.py"), "--restarts=-1 must be at least 0"),
+        (("--workdir=X", "main.py"), "the launcher has no flag --workdir=X; flags of main.py go"),
         (("nowhere.py", "--processes=2"), "there is no script 'nowhere.py'; give main.py"),
     ],
 )

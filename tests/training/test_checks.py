@@ -53,6 +53,7 @@ def test_a_setting_out_of_range_is_refused_before_any_compilation(
     config.data.data_dir = str(digits_dir)
     config.update_from_flattened_dict(settings)
     with pytest.raises(UserError, match=re.escape(sentence)) as error:
-        train(config, epath.Path(tmp_path))
+        train(config, epath.Path(tmp_path) / "run")
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
     assert "Compiling" not in capsys.readouterr().out
