@@ -84,7 +84,7 @@ def test_unreadable_images_are_named_and_the_others_predicted(saved_run, folder,
     out, sheet = tmp_path / "out.json", tmp_path / "sheet.png"
     flags = (f"--json={out}", f"--csv={tmp_path / 'out.csv'}", f"--sheet={sheet}")
     error = fails(capsys, f"--checkpoint={saved_run}", folder, *flags)
-    assert f"of 4 images 1 cannot be read: {folder / 'broken.png'} (no readable JPEG" in error
+    assert f"1 of 4 images cannot be read: {folder / 'broken.png'} (no readable JPEG" in error
     rows = {row["image"]: row for row in json.loads(out.read_text())}
     assert "no readable JPEG" in rows.pop(str(folder / "broken.png"))["error"]
     assert len(rows) == 3 and all(len(row["top"]) == 5 for row in rows.values())
