@@ -219,7 +219,7 @@ def _member_names(path: epath.Path) -> list[str]:
     special = [m.name for m in members if not m.isreg() or m.issparse()]
     if special:
         raise UserError(
-            f"{path} holds {few(special, 3)}, which are not plain files; use the published file"
+            f"{path} holds {few(special, 3)}, expected plain files only; use the published file"
         )
     return [member.name for member in members]
 
