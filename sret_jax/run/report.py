@@ -1,4 +1,4 @@
-"""What people see of a run: the progress line, metrics.jsonl, TensorBoard, the result."""
+"""Reports a run to people: the progress line, metrics.jsonl, TensorBoard, the result."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ Callback = Callable[[int, dict[str, float]], None]
 
 
 class Reporter:
-    """Shows and writes the figures of a run; only process 0 does.
+    """Shows and writes the figures of a run; only process 0 does so.
 
     Attributes:
       window: the steps since the last report.
@@ -53,7 +53,7 @@ class Reporter:
         self.window = Window(0.0)
 
     def start(self, step: int) -> None:
-        """Goes on from what was written up to `step`, and drops what was written after it."""
+        """Continues files that were written up to `step`, and drops what was written later."""
         self.close()
         self._writers = self._open_writers(step)
         self.window = Window(self._seconds_until(step))
@@ -65,10 +65,10 @@ class Reporter:
                 writer.close()
 
     def describe(self, start: Start | None) -> None:
-        """Shows the parameters and the size of the run, and saves what the run is in the workdir.
+        """Prints the size of the run, and saves its description and parameters in the workdir.
 
         Args:
-          start: its command line, where it has one.
+          start: the command line of the run, if it has one.
         """
         experiment = self._experiment
         with agreed():
@@ -129,11 +129,11 @@ class Reporter:
             draw_curves(workdir)
 
     def result(self, step: int, results: Results, best: tuple[int, float] | None) -> dict[str, Any]:
-        """Writes result.json, and prints where; returns what result.json holds.
+        """Writes result.json and prints its path; returns the contents of result.json.
 
         Args:
-          step: the last.
-          results: of its evaluation.
+          step: the last step.
+          results: results of its evaluation.
           best: the step of the best checkpoint, and its raw top-1.
         """
         seconds = self.window.seconds
@@ -169,7 +169,7 @@ class Reporter:
         return [JsonlWriter(workdir, last_step=step), EventWriter(workdir / "tensorboard")]
 
     def _seconds_until(self, step: int) -> float:
-        """Training time up to that step, in all runs."""
+        """Training time up to that step, summed over all starts of the run."""
         lines = read_metrics(self._experiment.workdir)
         return max(
             (x["train_seconds"] for x in lines if "train_seconds" in x and x["step"] <= step),
@@ -186,13 +186,13 @@ class Reporter:
 
     @contextlib.contextmanager
     def _storage_may_fail(self) -> Iterator[None]:
-        """Goes on without the metrics on a full disk; they are kept for the next flush."""
+        """Continues without metrics if the disk is full; the next flush writes them."""
         try:
             yield
-        except Exception as e:  # whatever a file system raises
+        except Exception as e:  # file systems may raise anything
             complaint = str(e).splitlines()[0] if str(e) else repr(e)
             if complaint != self._storage_complaint:
-                self.say(f"Not all metrics can be written ({complaint}); the run goes on.")
+                self.say(f"Not all metrics can be written ({complaint}); the run continues.")
             self._storage_complaint = complaint
 
 
@@ -205,7 +205,7 @@ def write_parameters(params: dict[str, jax.ShapeDtypeStruct], workdir: epath.Pat
 
 
 def devices_in_words(mesh: Mesh) -> str:
-    """A run's devices, and its processes and hosts where there are several; also a barrier."""
+    """Describes a run's devices, and its processes and hosts if several; also a barrier."""
     processes, hosts = jax.process_count(), host_count()
     platform = mesh.devices.flat[0].platform
     devices = f"{mesh.size} {platform} device{'' if mesh.size == 1 else 's'}"
