@@ -15,7 +15,7 @@ with epy.lazy_api_imports(globals()):
     from sret_jax.parallel.preemption import Preempted
     from sret_jax.run.curves import draw_curves
     from sret_jax.run.fit import fit
-    from sret_jax.weights.pretrained import class_names, load, test_crop
+    from sret_jax.weights.loading import class_names, load, test_crop
     from sret_jax.weights.torch_names import from_torch, to_torch
 
 __all__ = [

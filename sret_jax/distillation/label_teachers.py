@@ -65,7 +65,7 @@ class CheckpointTeacher:
         teacher = open_teacher(config, self._mesh, student)
         assert teacher is not None
         teacher = with_classes(teacher, path, class_names)
-        if not teacher.names_compared:
+        if teacher.class_names is None:
             print(not_compared(path), flush=True)
         self.image_size = teacher.model.image_size
         self.fingerprint = fingerprint(teacher.model, teacher.variables)

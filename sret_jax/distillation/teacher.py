@@ -11,12 +11,11 @@ from sret_jax.data.sources.classes import difference, order_of_classes
 from sret_jax.data.sources.imagenet import assumed_ids
 from sret_jax.distillation.soft_targets import soft_labels
 from sret_jax.errors import UserError
-from sret_jax.files import absolute
 from sret_jax.models.apply import Variables, evaluation_logits
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.weights.adaptation import reorder_classes
-from sret_jax.weights.pretrained import class_names, load_on_host, split_step
+from sret_jax.weights.loading import find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +27,16 @@ class Teacher:
       variables: its weights, NumPy arrays.
       shardings: how they lie on the mesh.
       temperature: T.
-      names_compared: whether its classes are known to be the data's; it may keep no names.
+      variant: the published variant that the model is, or was made from.
+      class_names: in the order of its logits; None where they are not kept.
     """
 
     model: SReT
     variables: Variables
     shardings: Any
     temperature: float
-    names_compared: bool = True
+    variant: str
+    class_names: list[str] | None
 
     @property
     def abstract_variables(self) -> Any:
@@ -66,7 +67,12 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
     path = config.teacher
     if not path:
         return None
-    model, variables = _load(path, config.distill)
+    groups = config.distill.teacher_groups
+    try:
+        stored = find(path, ema=config.distill.teacher_ema)
+        model, variables = stored.load(**({} if groups is None else {"groups": groups}))
+    except UserError as e:
+        raise UserError(f"config.teacher={path}: {e}") from e
     if model.num_classes != student.num_classes:
         raise UserError(
             f"config.teacher={path} tells {model.num_classes:,} classes apart and the student "
@@ -77,11 +83,13 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
         variables=variables,
         shardings=state_shardings(variables, mesh),
         temperature=config.distill.temperature,
+        variant=stored.variant(model),
+        class_names=stored.class_names,
     )
 
 
 def not_compared(path: str) -> str:
-    """A sentence on a teacher whose `names_compared` is False."""
+    """A sentence on a teacher without class names."""
     return (
         f"config.teacher={path} keeps no class names, so they are not compared: its classes are "
         "taken for the data's, in their order."
@@ -99,9 +107,7 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
     Raises:
       UserError: it keeps the names of its classes, and these are others.
     """
-    kept = class_names(path)
-    teacher = dataclasses.replace(teacher, names_compared=kept is not None)
-    theirs = kept or assumed_ids(teacher.model.num_classes, names)
+    theirs = teacher.class_names or assumed_ids(teacher.model.num_classes, names)
     if theirs is None or theirs == names:
         return teacher
     order = order_of_classes(theirs, names, logits=teacher.model.num_classes)
@@ -112,17 +118,3 @@ def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
             "student's classes"
         )
     return dataclasses.replace(teacher, variables=reorder_classes(teacher.variables, order))
-
-
-def _load(path: str, distill: ConfigDict) -> tuple[SReT, Variables]:
-    workdir, _ = split_step(absolute(path))
-    if not workdir.exists():
-        raise UserError(
-            f"config.teacher={path} does not exist; give the workdir of a run, one of its "
-            "checkpoints, or a weight file"
-        )
-    settings = {} if distill.teacher_groups is None else {"groups": distill.teacher_groups}
-    try:
-        return load_on_host(path, ema=distill.teacher_ema, **settings)
-    except UserError as e:
-        raise UserError(f"config.teacher={path}: {e}") from e

@@ -10,12 +10,10 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.reading import open_existing, read_weights, saved_shapes
 from sret_jax.data.loader import check_batch_size, eval_batch_size
 from sret_jax.data.sources.source import Source
 from sret_jax.data.sources.splits import other_slices
 from sret_jax.data.views.images import EvalTransform
-from sret_jax.errors import UserError
 from sret_jax.evaluation.bad_images import BadImages
 from sret_jax.evaluation.confusion import Confusion, write_confusions
 from sret_jax.evaluation.evaluation import Evaluator, Results, results_table
@@ -23,13 +21,13 @@ from sret_jax.evaluation.labelled import open_labelled
 from sret_jax.files import write_json
 from sret_jax.models.families.sret import SReT, abstract_variables, title
 from sret_jax.parallel.distributed import agreed, is_leader, say
-from sret_jax.parallel.mesh import make_mesh, state_shardings, with_shardings
+from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.parallel.preemption import Preemption
 from sret_jax.settings.config_model import create_from_config
-from sret_jax.settings.saved_config import CONFIG_FILE, changed_settings
+from sret_jax.settings.saved_config import changed_settings
 from sret_jax.training.checks import check_numbers, check_writable
-from sret_jax.weights.adaptation import adapt, as_saved, changes, compare
-from sret_jax.weights.pretrained import model_of_folder
+from sret_jax.weights.adaptation import fit, other_architecture
+from sret_jax.weights.loading import StoredFolder
 
 EVAL_FILE = "eval.json"
 
@@ -115,20 +113,15 @@ def evaluate_weights(
     `with_loops` and `with_image_size`. Raises the same errors as `evaluate_checkpoint`.
     """
     with agreed():
-        model, source, mesh, remark = _open(config, workdir, step)
-        trained = as_saved(model, saved_shapes(workdir, step)).clone(num_classes=model.num_classes)
-        described = (workdir / CONFIG_FILE).exists()
-        otherwise = compare(model_of_folder(workdir, step=step), model) if described else []
-    abstract = abstract_variables(trained)
-    shardings = state_shardings(abstract, mesh)
-    step, weights = read_weights(workdir, with_shardings(abstract, shardings), step)
-    changed = changes(trained, model)
-    if changed or otherwise:
-        say(f"Evaluating with {' and '.join([*changed, *otherwise])}.")
+        stored = StoredFolder(workdir, step)
+        model, source, mesh, remark = _open(config, workdir, stored)
+        there, changed = stored.beside(model)
+    step, weights = stored.read_all(there, mesh)
+    shardings = state_shardings(abstract_variables(model), mesh)
     if changed:
-        shardings = state_shardings(abstract_variables(model), mesh)
-        fit = jax.jit(lambda variables: adapt(trained, variables, model), out_shardings=shardings)
-        weights = {name: fit(variables) for name, variables in weights.items()}
+        say(f"Evaluating with {' and '.join(changed)}.")
+        fitted = jax.jit(lambda variables: fit(there, variables, model), out_shardings=shardings)
+        weights = {name: fitted(variables) for name, variables in weights.items()}
     evaluator = Evaluator(model, config, source, mesh, shardings)
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
         results = evaluator.evaluate(weights, preemption.check)
@@ -161,18 +154,18 @@ def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> n
 
 
 def _open(
-    config: ConfigDict, workdir: epath.Path, step: int | None
+    config: ConfigDict, workdir: epath.Path, stored: StoredFolder
 ) -> tuple[SReT, Source, Mesh, str]:
     check_numbers(config)
     mesh = make_mesh(config.fsdp)
     check_batch_size("eval_batch_size", eval_batch_size(config, mesh.size), mesh.size)
     create_from_config(config, num_classes=1)  # so its errors appear before data are opened
     EvalTransform(config.model.image_size, config.data.test_crop)
-    open_existing(workdir).close()
+    logits = stored.sizes["num_classes"]
     check_writable(workdir)
-    head = saved_shapes(workdir, step).get("params/head/bias", ())
-    if len(head) != 1:
-        raise UserError(f"{workdir} holds no weights of a model of this project; correct the path")
-    source, remark = open_labelled(config, workdir, logits=head[0])
-    given = config.model.num_classes
-    return create_from_config(config, head[0] if given is None else given), source, mesh, remark
+    if config.model.num_classes not in (None, logits):
+        raise other_architecture(
+            [f"num_classes is {logits} there, {config.model.num_classes} here"]
+        )
+    source, remark = open_labelled(config, workdir, logits)
+    return create_from_config(config, logits), source, mesh, remark

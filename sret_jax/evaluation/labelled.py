@@ -9,7 +9,7 @@ from sret_jax.data.sources.source import Source
 from sret_jax.data.sources.splits import open_split
 from sret_jax.errors import UserError
 from sret_jax.settings.saved_config import CLASSES_FILE
-from sret_jax.weights.pretrained import class_names
+from sret_jax.weights.loading import class_names
 
 
 def open_labelled(config: ConfigDict, workdir: epath.Path, logits: int) -> tuple[Source, str]:

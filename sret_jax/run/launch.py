@@ -24,7 +24,7 @@ from sret_jax.parallel.preemption import Preempted
 from sret_jax.run.compilation_cache import keep_compiled
 from sret_jax.run.loop import train
 from sret_jax.settings.saved_config import CONFIG_FILE, START_FILE, Start, load_config
-from sret_jax.weights.pretrained import split_step
+from sret_jax.weights.loading import split_step
 
 
 def launch(values: flags.FlagValues) -> None:

@@ -26,7 +26,6 @@ from sret_jax.run.progress import ProgressLine, Window
 from sret_jax.settings.saved_config import Start, save_description
 from sret_jax.text import duration, table
 from sret_jax.training.experiment import Experiment
-from sret_jax.weights.pretrained import variant_of
 
 RESULT_FILE = "result.json"
 PARAMETERS_FILE = "parameters.txt"
@@ -85,7 +84,7 @@ class Reporter:
             self.say(f"Kernels: {line}.")
         if experiment.teacher:
             path, model = experiment.config.teacher, experiment.teacher.model
-            self.say(f"Teacher: {title(model, variant_of(path, model))}, {path}.")
+            self.say(f"Teacher: {title(model, experiment.teacher.variant)}, {path}.")
         size = experiment.model.image_size
         self.say(
             f"Training {experiment.model_title} on {devices}.\n"
@@ -96,7 +95,7 @@ class Reporter:
             f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,}.\n"
             f"Results: {experiment.workdir}"
         )
-        if experiment.teacher and not experiment.teacher.names_compared:
+        if experiment.teacher and experiment.teacher.class_names is None:
             self.say(not_compared(experiment.config.teacher))
 
     def training(self, step: int) -> None:

@@ -23,7 +23,7 @@ from sret_jax.files import absolute
 from sret_jax.models.families.sret import title
 from sret_jax.models.families.variants import list_models
 from sret_jax.weights.description import Description
-from sret_jax.weights.pretrained import class_names, load_on_host, split_step, test_crop, variant_of
+from sret_jax.weights.loading import find
 from sret_jax.weights.torch_names import to_torch
 from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 
@@ -53,16 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
-        if not split_step(args.source)[0].exists():
-            raise UserError(f"there is no file or folder {args.source}; correct the path")
-        to_file = args.target.suffix in SUFFIXES
-        if not to_file and not args.source.is_file():
-            raise UserError(
-                f"cannot convert {args.source} to {args.target}: one must be a weight file, and a "
-                f"file's name is to end in {', '.join(SUFFIXES)}"
-            )
         settings = _groups(args.groups, args.unsliced)
-        args.target.parent.mkdir(parents=True, exist_ok=True)
         name = convert(args.source, args.target, args.model, ema=args.ema, **settings)
     print(f"Written: {args.target} ({name})")
 
@@ -86,10 +77,18 @@ def convert(
       UserError: `sret_jax.load` raises it, the model has no published parameter names, or the
         storage is full.
     """
-    model, variables = load_on_host(source, ema=ema, name=name, **settings)
-    variant = name or variant_of(source, model)
-    description = Description.of(model, variant, class_names(source), test_crop(source))
-    if target.suffix in SUFFIXES:
+    stored = find(source, ema=ema)
+    to_file = target.suffix in SUFFIXES
+    if not to_file and not source.is_file():
+        raise UserError(
+            f"cannot convert {source} to {target}: one must be a weight file, and a file's name is "
+            f"to end in {', '.join(SUFFIXES)}"
+        )
+    model, variables = stored.load(name, **settings)
+    variant = name or stored.variant(model)
+    description = Description.of(model, variant, stored.class_names, stored.test_crop)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if to_file:
         try:
             state_dict = to_torch(variables, model)
         except ValueError as e:

@@ -12,17 +12,16 @@ import numpy as np
 import optax
 from etils import epath
 
-from sret_jax.checkpoints.reading import read_weights
 from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.models.apply import normalise, training_logits
-from sret_jax.models.families.sret import SReT, abstract_variables
+from sret_jax.models.families.sret import SReT
 from sret_jax.models.inspection import block_names, residual_coefficients
-from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.picture import picture
 from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
 from sret_jax.training.experiment import Experiment, open_experiment
+from sret_jax.weights.loading import StoredFolder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -61,9 +60,7 @@ def measure_depth(workdir: epath.Path) -> dict[str, Any]:
         raise UserError(f"{workdir} holds no {CONFIG_FILE} of a run; give the --workdir of one")
     experiment = open_experiment(config, workdir)
     model = experiment.model.clone(mesh=experiment.mesh)
-    abstract = abstract_variables(model)
-    targets = with_shardings(abstract, state_shardings(abstract, experiment.mesh))
-    step, weights = read_weights(workdir, targets)
+    step, weights = StoredFolder(workdir).read_all(model, experiment.mesh)
     gradient_norm = jax.jit(_gradient_norms, static_argnums=0)
     batch = _first_batch(experiment)
     norms = {

@@ -25,7 +25,6 @@ from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD, evaluation_logits
 from sret_jax.models.families.sret import title
 from sret_jax.tools import exported
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
-from sret_jax.weights.pretrained import variant_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL, LABELS, PREPROCESS = "model.stablehlo", "labels.json", "preprocess.json"
@@ -67,9 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
         trained = open_trained(args)
-        variant = variant_of(args.checkpoint, trained.model)
         write_export(trained, args.target)
-    print(f"Written: {args.target} ({title(trained.model, variant)})")
+    print(f"Written: {args.target} ({title(trained.model, trained.variant)})")
 
 
 def write_export(trained: Trained, folder: epath.Path) -> None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+import jax
 from etils import epath
 
 from sret_jax.data.sources.classes import difference
@@ -12,7 +13,9 @@ from sret_jax.data.sources.imagenet import display_names, imagenet_ids
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.families.sret import SReT
-from sret_jax.weights.pretrained import class_names, load, test_crop
+from sret_jax.parallel.distributed import say
+from sret_jax.weights.loading import find
+from sret_jax.weights.stored import Stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Trained:
       model, variables: from `sret_jax.load`.
       classes: a name to show for each logit (English for ImageNet), or else its number.
       test_crop: fraction of an image's shorter side that the model sees.
+      variant: the published variant that the model is, or was made from.
     """
 
     model: SReT
     variables: dict[str, Any]
     classes: list[str]
     test_crop: float
+    variant: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,28 +65,29 @@ def open_trained(args: argparse.Namespace) -> Trained:
         or has the run's own names in another order.
     """
     settings = {"groups": None} if args.unsliced else {}
-    model, variables = load(args.checkpoint, ema=args.ema, **settings)
+    stored = find(args.checkpoint, ema=args.ema)
+    model, variables = stored.load(**settings)
     return Trained(
         model,
-        variables,
-        _classes(args.checkpoint, args.classes, model.num_classes),
-        test_crop(args.checkpoint),
+        jax.device_put(variables, jax.local_devices()[0]),
+        _classes(stored, args.classes, model.num_classes),
+        stored.test_crop,
+        stored.variant(model),
     )
 
 
-def _classes(checkpoint: epath.Path, file: epath.Path | None, count: int) -> list[str]:
+def _classes(stored: Stored, file: epath.Path | None, count: int) -> list[str]:
     """A name to show for each logit; prints a sentence if the checkpoint contains no names."""
-    kept = class_names(checkpoint)
+    kept = stored.class_names
     if file is not None:
-        return _read_names(file, checkpoint, kept, count)
+        return _read_names(file, stored.place, kept, count)
     if kept is None and count == IMAGENET_CLASSES:
-        print(f"{checkpoint} keeps no class names; its 1,000 are taken for ImageNet's.", flush=True)
+        say(f"{stored.place} keeps no class names; its 1,000 are taken for ImageNet's.")
         kept = imagenet_ids()
     elif kept is None:
-        print(
-            f"{checkpoint} keeps no class names, so classes are shown by number; --classes=FILE "
-            "gives names.",
-            flush=True,
+        say(
+            f"{stored.place} keeps no class names, so classes are shown by number; --classes=FILE "
+            "gives names."
         )
     names = display_names(kept or [])
     return names + [str(label) for label in range(len(names), count)]

@@ -47,7 +47,7 @@ from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer
 from sret_jax.training.state import TrainState, init_state
 from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
-from sret_jax.weights.pretrained import class_names
+from sret_jax.weights.loading import class_names
 
 CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 

@@ -1,16 +1,15 @@
 """Trained weights fitted to a model of the same architecture with other image size or loops."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from sret_jax.errors import UserError, few
+from sret_jax.models.apply import Variables
 from sret_jax.models.families.sret import STEM_STRIDE, SReT, function_settings
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import with_image_size
-from sret_jax.weights.pretrained import Shapes
 
 ADAPTED = frozenset({"num_classes", "image_size", "loops"})
 WEIGHTLESS = frozenset({"groups", "permutation"})  # others need no other weights
@@ -21,7 +20,7 @@ def compare(saved: SReT, model: SReT) -> list[str]:
 
     Args:
       saved: the model that the weights say they are of.
-      model: is to have them, after `adapt`.
+      model: is to have them, after `fit`.
 
     Raises:
       UserError: another architecture, be it of the same arrays: heads, for instance.
@@ -43,41 +42,35 @@ def other_architecture(problems: Sequence[str]) -> UserError:
     )
 
 
-def as_saved(model: SReT, shapes: Shapes) -> SReT:
-    """The model with the classes, image size and loops that arrays on disk show.
-
-    Its attention is plain: groups do not show, and need not divide the tokens of another size.
-
-    Args:
-      model: whose architecture it is.
-      shapes: by path such as "params/head/bias"; what they do not show stays.
-    """
-    shown: dict[str, Any] = {}
-    if len(head := shapes.get("params/head/bias", ())) == 1:
-        shown["num_classes"] = head[0]
-    if len(position := shapes.get("params/pos_embed", ())) == 4:
-        shown["image_size"] = position[1] * STEM_STRIDE
-    nlls = shapes.get("params/stage0_block0/nll/residual/skip", ())
-    if len(nlls) == 1 and nlls[0] != model.loops // model.nll_every:
-        shown["loops"] = nlls[0] * model.nll_every
-    return model.clone(groups=((1,),) * len(model.groups), **shown)
-
-
-def reorder_classes(variables: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+def reorder_classes(variables: Variables, order: Sequence[int]) -> Variables:
     """The weights with logit i that of `order[i]` before."""
     params = dict(variables["params"])
     params["head"] = jax.tree.map(lambda x: x[..., np.asarray(order)], params["head"])
     return {**variables, "params": params}
 
 
-def adapt(saved: SReT, variables: Mapping[str, Any], model: SReT) -> dict[str, Any]:
-    """The weights with the model's image size and loops, by `with_image_size` and `with_loops`."""
-    saved, fitted = with_image_size(saved, variables, model.image_size)
-    return with_loops(saved, fitted, model.loops)[1]
+def fit(there: SReT, variables: Variables, here: SReT) -> Variables:
+    """The weights of one model with the image size and loops of another.
+
+    They are fitted by `with_image_size` and `with_loops`.
+
+    Args:
+      there: the model of the weights.
+      variables: the weights.
+      here: the model that is to have them.
+
+    Raises:
+      ValueError: sizes that the model cannot have.
+    """
+    if here.image_size != there.image_size:
+        there, variables = with_image_size(there, variables, here.image_size)
+    if here.loops != there.loops:
+        there, variables = with_loops(there, variables, here.loops)
+    return variables
 
 
 def changes(saved: SReT, model: SReT) -> list[str]:
-    """What `adapt` changes, in words."""
+    """What `fit` changes, in words."""
     words = []
     if saved.image_size != model.image_size:
         old, new = (m.image_size // STEM_STRIDE for m in (saved, model))

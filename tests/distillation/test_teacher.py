@@ -199,7 +199,10 @@ def test_a_plan_counts_the_teacher_s_forward_pass_and_weights(config):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"teacher": "/nowhere"}, "config.teacher=/nowhere does not exist; give the workdir"),
+        (
+            {"teacher": "/nowhere"},
+            "config.teacher=/nowhere: there is no file or folder /nowhere; give a run",
+        ),
         ({"teacher": __file__}, r"config.teacher=.*test_teacher.py: .* is neither a torch file"),
         ({"teacher": "", "distill.required": True}, "distils, and config.teacher is empty; give"),
         ({"model.num_classes": 12}, r"teacher=.* tells 10 classes apart and the student 12; give"),
@@ -240,4 +243,4 @@ def test_a_teacher_of_the_same_classes_in_another_order_gives_them_in_the_data_s
         np.testing.assert_array_equal(new["head"][array], old["head"][array][..., ::-1])
     assert new["norm"] is old["norm"]
     same = with_classes(teacher, config.teacher, DIGITS)
-    assert same.variables is teacher.variables and same.names_compared
+    assert same is teacher and teacher.class_names == DIGITS

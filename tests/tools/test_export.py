@@ -196,7 +196,7 @@ def test_labels_and_preprocessing_lie_beside_it(exported):
 
 def test_an_exported_model_of_another_size_sees_the_evaluation_view_of_that_size():
     model = sret_jax.create_model("sret_t", image_size=384, groups=None)
-    spec = export.preprocessing(Trained(model, {}, [], test_crop=0.875))
+    spec = export.preprocessing(Trained(model, {}, [], test_crop=0.875, variant="sret_t"))
     assert (spec["resize_shorter_side"], spec["center_crop"]) == (438, 384)
 
 

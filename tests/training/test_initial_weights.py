@@ -163,7 +163,7 @@ def test_a_run_of_the_head_alone_resumes_when_what_it_started_from_is_gone(
     assert_equal(tuned, run[1])
     assert "Worst classes: " in said
     assert json.loads((tmp_path / "tuned" / "per_class.json").read_text())["step"] == 2
-    with pytest.raises(UserError, match="init_from=.*gone: there is no .*gone; correct the path"):
+    with pytest.raises(UserError, match="init_from=.*gone: there is no .*gone; give a run"):
         sret_jax.fit(config, tmp_path / "another")
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_started_from_is_said_in_a_sentence(run, start, tmp_path)
     shutil.copytree(workdir / "checkpoints", tmp_path / "converted" / "checkpoints")
     shutil.rmtree(tmp_path / "converted" / "checkpoints" / "2" / "ema")
     for path, changed, sentence in (
-        (tmp_path / "none.pth", {}, "there is no .*none.pth; correct the path"),
+        (tmp_path / "none.pth", {}, "there is no .*none.pth; give a run"),
         (tmp_path, {}, "holds no checkpoints/"),
         (workdir / "checkpoints" / "11", {}, r"no readable step 11; there are \[2\]"),
         (

@@ -110,7 +110,10 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(run, tmp_path):
 def test_the_test_crop_is_the_run_s_or_the_published_one(saved_run, tmp_path):
     assert sret_jax.test_crop(saved_run) == 0.8
     assert sret_jax.test_crop(saved_run / "checkpoints" / "7") == 0.8
-    assert sret_jax.test_crop(tmp_path / "SReT_T.pth") == 0.875
+    save_file({"head.weight": np.zeros((3, 3), np.float32)}, tmp_path / "w.safetensors")
+    assert sret_jax.test_crop(tmp_path / "w.safetensors") == 0.875
+    with pytest.raises(UserError, match="there is no .*SReT_T.pth; give a run"):
+        sret_jax.test_crop(tmp_path / "SReT_T.pth")
     (tmp_path / "config.json").write_text('{"data": {}}')
     with pytest.raises(UserError, match=r"config.json has no data.test_crop .*; fix it"):
         sret_jax.test_crop(tmp_path)

@@ -1,0 +1,280 @@
+"""Trained weights by their path: a run, one of its steps, a converted folder or a weight file."""
+
+import functools
+import json
+import re
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sret_jax.checkpoints.manager import CHECKPOINTS, differences
+from sret_jax.checkpoints.reading import best_step, read_weights, saved_shapes
+from sret_jax.errors import UserError, few
+from sret_jax.files import absolute
+from sret_jax.models.apply import Variables
+from sret_jax.models.families.sret import STEM_STRIDE, SReT, abstract_variables
+from sret_jax.parallel.distributed import agreed
+from sret_jax.parallel.mesh import state_shardings, with_shardings
+from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
+from sret_jax.weights.description import Description
+from sret_jax.weights.stored import Stored
+from sret_jax.weights.torch_names import StateDictError, from_torch
+from sret_jax.weights.weight_files import WeightFile, read_weight_file
+
+BEST = "best"  # in place of a step: RUN/checkpoints/best
+
+
+def load(
+    path: epath.PathLike, *, ema: bool = False, name: str | None = None, **settings: Any
+) -> tuple[SReT, dict[str, Any]]:
+    """A trained model and its weights, on the first device.
+
+    Args:
+      path: the workdir of a run, one of its steps (RUN/checkpoints/120, or RUN/checkpoints/best
+        for that of the highest raw top-1), a converted checkpoint, or a file of weights under the
+        published names, recognised by its content (torch's or safetensors).
+      ema: takes a run's averaged weights, or those that a training script keeps in a file.
+      name: of the published variant; default: as the run or file says, or the one that the arrays
+        fit.
+      **settings: of the model, where they are not to be its own, e.g. loops=3 (see `with_loops`),
+        image_size=384 (see `with_image_size`), permutation="random". Files of others do not say
+        how attention was sliced: the variant's own groups are assumed, and it is printed;
+        groups=None means none.
+
+    Returns:
+      (model, variables), for `model.apply(variables, images, train=False)` or `predict`.
+
+    Raises:
+      UserError: nothing readable there, weights of no known model, or settings that do not fit.
+    """
+    model, variables = find(path, ema=ema).load(name, **settings)
+    return model, jax.device_put(variables, jax.local_devices()[0])
+
+
+def class_names(path: epath.PathLike) -> list[str] | None:
+    """The classes that weights were trained on, in the order of the logits; None if not kept."""
+    return find(path).class_names
+
+
+def test_crop(path: epath.PathLike) -> float:
+    """The share of the shorter side that weights saw in evaluation, config.data.test_crop.
+
+    Where it is not kept it is 0.875, as published.
+
+    Raises:
+      UserError: there is nothing at the path, or its config is damaged.
+    """
+    return find(path).test_crop
+
+
+def find(path: epath.PathLike, *, ema: bool = False) -> Stored:
+    """The weights at a path, of which `load` says what it can be.
+
+    Raises:
+      UserError: there is nothing at the path.
+    """
+    place = absolute(path)
+    if place.is_file():
+        return StoredFile(place, ema=ema)
+    workdir, step = split_step(place)
+    if not workdir.exists():
+        raise UserError(
+            f"there is no file or folder {workdir}; give a run, one of its steps, a converted "
+            "checkpoint or a weight file"
+        )
+    return StoredFolder(workdir, step, ema=ema)
+
+
+def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
+    """The workdir and the step that a path names; None: the newest step.
+
+    RUN/checkpoints/120 -> (RUN, 120); RUN/checkpoints/best -> RUN and the step of the highest raw
+    top-1; another path is a workdir.
+
+    Raises:
+      UserError: the best step is asked for, and none was evaluated.
+    """
+    if path.parent.name == CHECKPOINTS and path.name.isdecimal():
+        return path.parent.parent, int(path.name)
+    if path.parent.name == CHECKPOINTS and path.name == BEST:
+        return path.parent.parent, best_step(path.parent.parent)
+    return path, None
+
+
+class StoredFolder(Stored):
+    """Those of a run or of a converted checkpoint: a folder with checkpoints/."""
+
+    def __init__(self, workdir: epath.Path, step: int | None = None, *, ema: bool = False):
+        """Reads nothing.
+
+        Args:
+          workdir: holds checkpoints/.
+          step: of the weights; default: the newest readable.
+          ema: means the averaged weights.
+        """
+        self.place = workdir if step is None else workdir / CHECKPOINTS / str(step)
+        self.config_place = workdir / CONFIG_FILE
+        self.ema = ema
+        self._workdir = workdir
+        self._step = step
+
+    @functools.cached_property
+    def config(self) -> ConfigDict | None:
+        """See `Stored`."""
+        return load_config(self._workdir)
+
+    @functools.cached_property
+    def class_names(self) -> list[str] | None:
+        """See `Stored`."""
+        file = self._workdir / CLASSES_FILE
+        if not file.exists():
+            return None
+        try:
+            names = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise UserError(f"{file} is damaged ({e}); fix it or move it away") from e
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{file} holds no list of names; fix it or move it away")
+        return names
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, Any]:
+        """See `Stored`."""
+        shapes = self._shapes
+        try:
+            (num_classes,) = shapes["params/head/bias"]
+            _, side, _, _ = shapes["params/pos_embed"]
+        except (KeyError, ValueError) as e:
+            raise UserError(
+                f"{self.place} holds no weights of a SReT; give the folder of a run"
+            ) from e
+        return {"num_classes": num_classes, "image_size": side * STEM_STRIDE}
+
+    @property
+    def nlls(self) -> int:
+        """See `Stored`."""
+        coefficient = re.compile(r"params/stage0_block\d+/nll/residual/skip")  # (NLLs of a block,)
+        return sum(shape[0] for path, shape in self._shapes.items() if coefficient.fullmatch(path))
+
+    def misfits(self, model: SReT) -> list[str]:
+        """See `Stored`."""
+        leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(model))
+        keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+        return differences(self._shapes, {keystr(path): leaf.shape for path, leaf in leaves})
+
+    def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
+        """See `Stored`."""
+        _, weights = self.read_all(model, mesh)
+        which = "eval_ema" if self.ema else "eval"
+        with agreed():
+            if which not in weights:
+                raise UserError(
+                    f"{self.place} holds no averaged weights; leave out ema, or set "
+                    "config.init_ema=False"
+                )
+        return weights[which] if mesh else jax.device_get(weights[which])
+
+    def read_all(self, model: SReT, mesh: Mesh | None = None) -> tuple[int, dict[str, Variables]]:
+        """The step, and its raw ("eval") and, where there are any, averaged ("eval_ema") weights.
+
+        Args:
+          model: whose arrays they are.
+          mesh: the devices that they are laid on, as those of a run; None: the first one.
+
+        Raises:
+          UserError: no readable checkpoint, or the arrays are not the model's.
+        """
+        abstract = abstract_variables(model)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        alone = jax.tree.map(lambda _: here, abstract)
+        shardings = state_shardings(abstract, mesh) if mesh else alone
+        return read_weights(self._workdir, with_shardings(abstract, shardings), self._step)
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays, by path such as "params/head/bias"."""
+        return saved_shapes(self._workdir, self._step)
+
+
+class StoredFile(Stored):
+    """Those of a file under the published names."""
+
+    def __init__(self, place: epath.Path, *, ema: bool = False):
+        """Reads nothing.
+
+        Args:
+          place: the file.
+          ema: means the averaged weights that a training script keeps beside the raw ones.
+        """
+        self.place = self.config_place = place
+        self.ema = ema
+
+    @property
+    def config(self) -> ConfigDict | None:
+        """See `Stored`."""
+        return self._description.config if self._description else None
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """See `Stored`."""
+        return self._description.class_names if self._description else None
+
+    @property
+    def taken(self) -> str:
+        """See `Stored`."""
+        return self._file.taken
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, Any]:
+        """See `Stored`."""
+        arrays = self._file.state_dict
+        shapes: dict[str, tuple[int, ...]]
+        shapes = {name: getattr(array, "shape", ()) for name, array in arrays.items()}
+        sizes = {}
+        if len(head := shapes.get("head.weight", ())) == 2:
+            sizes["num_classes"] = head[0]
+        if len(position := shapes.get("pos_embed", ())) == 4:
+            sizes["image_size"] = position[-1] * STEM_STRIDE
+        return sizes
+
+    @property
+    def nlls(self) -> int:
+        """See `Stored`."""
+        layer = re.compile(r"transformers\.0\.blocks\.(\d+)\.")  # F, NLL, F, NLL, ...
+        return len({m[1] for name in self._file.state_dict if (m := layer.match(name))}) // 2
+
+    def misfits(self, model: SReT) -> list[str]:
+        """See `Stored`."""
+        try:
+            from_torch(self._file.state_dict, model)
+        except StateDictError as e:
+            return e.problems
+        except ValueError as e:
+            raise UserError(str(e)) from e
+        return []
+
+    def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
+        """See `Stored`."""
+        with agreed():
+            if problems := self.misfits(model):
+                raise UserError(f"{self.place} is not what it says it is: {few(problems)}")
+        variables = from_torch(self._file.state_dict, model)
+        if mesh is None:
+            return variables
+        return jax.tree.map(
+            lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
+            variables,
+            state_shardings(variables, mesh),
+        )
+
+    @functools.cached_property
+    def _file(self) -> WeightFile:
+        return read_weight_file(self.place, ema=self.ema)
+
+    @functools.cached_property
+    def _description(self) -> Description | None:
+        content = self._file.description
+        return None if content is None else Description.from_json(content, self.place)

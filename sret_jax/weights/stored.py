@@ -1,0 +1,199 @@
+"""Trained weights on disk, and the model that they are of."""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from sret_jax.errors import UserError, few
+from sret_jax.models.apply import Variables
+from sret_jax.models.families.sret import SPEED_ONLY, SReT, create_model, model_settings
+from sret_jax.models.families.variants import list_models, nearest_variant
+from sret_jax.parallel.distributed import say
+from sret_jax.settings.config_model import create_from_config
+from sret_jax.weights.adaptation import changes, compare, fit, other_architecture
+
+PUBLISHED_TEST_CROP = 0.875
+OTHERWISE = (
+    "others are given with --unsliced, with groups= from Python, or of a teacher with "
+    "config.distill.teacher_groups"
+)
+
+
+class Stored(abc.ABC):
+    """Trained weights on disk. What is asked for is read then, and once.
+
+    Attributes:
+      place: the path.
+      config_place: what holds `config`, if anything does.
+      ema: whether these are the averaged weights.
+    """
+
+    place: epath.Path
+    config_place: epath.Path
+    ema: bool
+
+    @property
+    @abc.abstractmethod
+    def config(self) -> ConfigDict | None:
+        """What the weights say they are: at least the sections "model" and "data"."""
+
+    @property
+    @abc.abstractmethod
+    def class_names(self) -> list[str] | None:
+        """In the order of the logits; None where they are not kept."""
+
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """The num_classes and image_size of the model, as far as the arrays show them."""
+
+    @property
+    @abc.abstractmethod
+    def nlls(self) -> int:
+        """Non-linear layers in the first stage: those of all its blocks and loops."""
+
+    @property
+    def taken(self) -> str:
+        """Which of several sets of weights in a file these are; "" where there is one."""
+        return ""
+
+    @abc.abstractmethod
+    def misfits(self, model: SReT) -> list[str]:
+        """What differs between the arrays on disk and those of a model, one line an array."""
+
+    @abc.abstractmethod
+    def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
+        """The weights.
+
+        Args:
+          model: whose arrays they are.
+          mesh: the devices that they are laid on, as those of a run; None: NumPy arrays.
+
+        Raises:
+          UserError: the arrays are not the model's, or there are no averaged ones.
+        """
+
+    def load(self, name: str | None = None, **settings: Any) -> tuple[SReT, Variables]:
+        """As the function `load`, with NumPy arrays, to be laid on any devices."""
+        say(self.taken)
+        wanted = {size: settings.pop(size, None) for size in ("loops", "image_size")}
+        there = self.model(name, **settings)
+        here = there.clone(**{size: value for size, value in wanted.items() if value is not None})
+        variables = self.read(there)
+        try:
+            return here, jax.tree.map(np.asarray, fit(there, variables, here))
+        except ValueError as e:
+            raise UserError(f"{self.place}: {e}") from e
+
+    def model(self, name: str | None = None, **settings: Any) -> SReT:
+        """The model of the weights. What is assumed of it is printed.
+
+        Args:
+          name: of the variant; default: as the weights say, or the published variant that the
+            arrays fit.
+          **settings: of the model, instead of its own.
+
+        Raises:
+          UserError: no readable weights, weights of no known model, or settings that do not fit.
+        """
+        own = None if self.config is None else self.config.get("model", {}).get("name")
+        if self.config is not None and name in (None, own):
+            return self._described(self.config, settings)
+        model = self._variant([name] if name else list_models(), settings)
+        say(
+            f"{self.place} says that it holds a {own}, and is taken for the {name} that was asked "
+            f"for, with attention groups {model.groups}."
+            if own
+            else self._assumption(name, model, settings)
+        )
+        return model
+
+    def beside(self, here: SReT) -> tuple[SReT, list[str]]:
+        """The model of the weights as `fit` takes it, to make them those of `here`.
+
+        Returns:
+          `here` with the classes, image size and loops of the weights, and plain attention, whose
+          groups need not divide the tokens of their image size; and what `here` computes otherwise
+          than the weights were trained for, in words.
+
+        Raises:
+          UserError: weights of another architecture, even one with the same arrays.
+        """
+        there = here.clone(groups=((1,),) * len(here.groups), **self.sizes)
+        nlls, left = divmod(self.nlls, here.blocks[0])  # in each block
+        if nlls and not left and nlls != here.loops // here.nll_every:
+            there = there.clone(loops=nlls * here.nll_every)
+        if problems := self.misfits(there):
+            raise other_architecture(problems)
+        otherwise = compare(self.model(), here) if self.config else []
+        return there, changes(there, here) + otherwise
+
+    @property
+    def test_crop(self) -> float:
+        """See the function `test_crop`."""
+        if self.config is None:
+            return PUBLISHED_TEST_CROP
+        try:
+            return float(self.config.data.test_crop)
+        except (AttributeError, TypeError, ValueError) as e:
+            raise UserError(
+                f"{self.config_place} has no data.test_crop ({e}); fix it, or move it away"
+            ) from e
+
+    def variant(self, model: SReT) -> str:
+        """The published variant that these weights' model is, or was made from."""
+        return self.config.model.name if self.config else nearest_variant(model_settings(model))
+
+    def _described(self, config: ConfigDict, settings: Mapping[str, Any]) -> SReT:
+        """The model that the weights say they are of, with other settings where they are given."""
+        try:
+            classes: Any = config.model.get("num_classes") or self.sizes.get("num_classes")
+            model = create_from_config(config, classes)
+        except (AttributeError, KeyError, TypeError) as e:
+            raise UserError(
+                f"{self.config_place} describes no model ({e}); fix it, or move it away"
+            ) from e
+        speed = {name: getattr(model, name) for name in SPEED_ONLY}
+        return _create(config.model.name, {**speed, **model_settings(model), **settings})
+
+    def _variant(self, names: list[str], settings: dict[str, Any]) -> SReT:
+        """The first of these published variants whose arrays the weights are."""
+        misfits: dict[str, list[str]] = {}
+        for name in names:
+            try:
+                model = _create(name, {**self.sizes, **settings})
+            except UserError as e:
+                otherwise = "" if "groups" in settings else f" ({OTHERWISE})"
+                raise UserError(f"{self.place}: {e}{otherwise}") from e
+            misfits[name] = self.misfits(model)
+            if not misfits[name]:
+                return model
+        nearest = min(misfits, key=lambda name: len(misfits[name]))
+        which = f", of which {nearest} is the nearest" if len(misfits) > 1 else ""
+        raise UserError(
+            f"{self.place} does not fit {' or '.join(misfits)}{which}: {few(misfits[nearest])}"
+        )
+
+    def _assumption(self, name: str | None, model: SReT, settings: Mapping[str, Any]) -> str:
+        """What is taken for granted of weights that do not say what they are."""
+        if name and "groups" in settings:
+            return ""
+        variant = name or nearest_variant(model_settings(model))
+        assumed = f"{self.place} does not say which model it holds; it is taken for {variant}"
+        if "groups" in settings:
+            return f"{assumed}, whose arrays it has."
+        return f"{assumed} with attention groups {model.groups}, as published ({OTHERWISE})."
+
+
+def _create(name: str, settings: Mapping[str, Any]) -> SReT:
+    """`create_model`, whose complaint is a UserError."""
+    try:
+        return create_model(name, **settings)
+    except ValueError as e:
+        raise UserError(str(e)) from e
