@@ -26,7 +26,7 @@ code. What a folder reaches depends on its images; docs/finetuning.md has figure
 SReT's paper and code do not say how it fine-tunes. :384 and :512 do it as DeiT's README does: AdamW
 at a constant 5e-6 for batches of 512 after the usual warm-up, weight decay 1e-8, 30 epochs, and the
 augmentation of training. For a folder the rate is higher and falls from the head down, epochs are
-few, and the moving average looks back 10 steps, for a small folder has few.
+few, and the moving average looks back 10 steps, because a small folder has few.
 """
 
 import ml_collections

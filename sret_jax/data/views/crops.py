@@ -10,7 +10,7 @@ from sret_jax.data.views.jpeg import Box
 from sret_jax.data.views.training_view import TrainTransform, resize
 
 CROP_STREAM = 2  # order.SHUFFLE_STREAM and AUGMENT_STREAM are the others
-UNIT = 2**16 - 1  # a stored side counts UNITths of the image's side; exact below 65,535 pixels
+UNIT = 2**16 - 1  # coordinates are stored in UNITths of the sides; exact below 65,535 pixels
 CROP = np.dtype([("box", "<u2", 4), ("flip", "?")])  # left, top, right, bottom
 
 
