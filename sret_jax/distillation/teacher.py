@@ -1,4 +1,4 @@
-"""A trained model whose class probabilities a student learns, computed inside the train step."""
+"""A trained model that labels each batch for a student, computed inside the train step."""
 
 import dataclasses
 from typing import Any
@@ -20,15 +20,15 @@ from sret_jax.weights.loading import find
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """p = softmax(t / T), t the logits of a trained model in evaluation mode; no gradient.
+    """p = softmax(t / T) for the logits t of a trained model in evaluation mode; no gradient.
 
     Attributes:
-      model: at its own image size.
-      variables: its weights, NumPy arrays.
-      shardings: how they lie on the mesh.
+      model: the teacher at its own image size.
+      variables: its weights as NumPy arrays.
+      shardings: shardings of the weights over the mesh.
       temperature: T.
-      variant: the published variant that the model is, or was made from.
-      class_names: in the order of its logits; None where they are not kept.
+      variant: the published variant of the model, or the one that it was derived from.
+      class_names: class names in the order of its logits; None if they are not stored.
     """
 
     model: SReT
@@ -40,15 +40,15 @@ class Teacher:
 
     @property
     def abstract_variables(self) -> Any:
-        """Shapes and shardings of the weights, to compile for."""
+        """The shapes and shardings of the weights, to compile for."""
         return with_shardings(jax.eval_shape(lambda: self.variables), self.shardings)
 
     def place(self) -> Variables:
-        """The weights on their devices."""
+        """Places the weights on their devices."""
         return jax.device_put(self.variables, self.shardings)
 
     def probabilities(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """The soft labels of images as the student sees them, resized bicubically if need be.
+        """The soft labels of images that the student sees; they are resized bicubically if needed.
 
         Shapes: normalised images (B, H, W, 3) -> (B, K) float32.
         """
@@ -59,10 +59,10 @@ class Teacher:
 
 
 def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | None:
-    """The teacher that config.teacher names; None if that is empty.
+    """Opens the teacher in config.teacher; None if that is empty.
 
     Raises:
-      UserError: no model there, or one with another number of classes than the student's.
+      UserError: there is no model, or its number of classes differs from the student's.
     """
     path = config.teacher
     if not path:
@@ -75,7 +75,7 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
         raise UserError(f"config.teacher={path}: {e}") from e
     if model.num_classes != student.num_classes:
         raise UserError(
-            f"config.teacher={path} tells {model.num_classes:,} classes apart and the student "
+            f"config.teacher={path} has {model.num_classes:,} classes and the student "
             f"{student.num_classes:,}; give a teacher that was trained on the student's classes"
         )
     return Teacher(
@@ -89,7 +89,7 @@ def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | Non
 
 
 def not_compared(path: str) -> str:
-    """A sentence on a teacher without class names."""
+    """A sentence about a teacher without class names."""
     return (
         f"config.teacher={path} keeps no class names, so they are not compared: its classes are "
         "taken for the data's, in their order."
@@ -97,15 +97,15 @@ def not_compared(path: str) -> str:
 
 
 def with_classes(teacher: Teacher, path: str, names: list[str]) -> Teacher:
-    """The teacher with its logits in the order of the data's classes.
+    """Reorders the teacher's logits to the order of the data's classes.
 
     Args:
       teacher: from `open_teacher`.
       path: config.teacher.
-      names: of the data's classes.
+      names: class names of the data.
 
     Raises:
-      UserError: it keeps the names of its classes, and these are others.
+      UserError: the teacher has class names, and they differ from the data's.
     """
     theirs = teacher.class_names or assumed_ids(teacher.model.num_classes, names)
     if theirs is None or theirs == names:

@@ -1,4 +1,4 @@
-"""What a run starts from: fresh weights, or those of config.init_from fitted to its model."""
+"""The weights that a run starts from: fresh ones, or those of config.init_from, adapted to it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,20 +20,20 @@ from sret_jax.weights.stored import Stored
 
 
 def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
-    """The state of step 0: that of a fresh run, its weights those of config.init_from if given.
+    """The state of step 0: fresh, or with the weights of config.init_from if it is given.
 
-    The position array is resized to the run's image size and loops are fitted by `with_loops`; the
-    head is made anew where the classes are others, and put in the data's order where it is another.
-    Where no names are kept, or where ImageNet's classes are numbers in the data, as many classes
-    are taken for the same.
-    BatchNorm's statistics are kept. The moving average starts from the same weights.
+    The position array is resized to the run's image size, and `with_loops` adapts the loops. If
+    the classes differ, the head is new; if only their order differs, the head is reordered. If the
+    weights have no class names, or the data have numbers for ImageNet's classes, then equal
+    numbers of classes are assumed to be the same classes. BatchNorm's statistics are kept. The
+    moving average starts from the same weights.
 
     Args:
       experiment: the run.
-      say: takes a sentence on what was loaded and what of it was changed.
+      say: called with a sentence about what was loaded and what was changed in it.
 
     Raises:
-      UserError: no readable weights there, or weights of another architecture.
+      UserError: there are no readable weights, or they have another architecture.
     """
     config, model = experiment.config, experiment.model
     if not config.init_from:
@@ -52,7 +52,7 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
             weights = {**weights, "params": {**weights["params"], "head": head}}
         else:
             weights = reorder_classes(weights, order)
-        return weights, jax.tree.map(jnp.copy, weights)  # donation may not meet one buffer twice
+        return weights, jax.tree.map(jnp.copy, weights)  # one buffer cannot be donated twice
 
     shardings = experiment.shardings
     variables, ema = jax.jit(fitted, out_shardings=(shardings.variables, shardings.ema))(
@@ -73,9 +73,9 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
 def _order_of_classes(
     stored: Stored, there: int, experiment: Experiment
 ) -> tuple[list[int] | None, str]:
-    """Which logit there each logit of the run starts from; None for a new head.
+    """The logit of the weights that each logit of the run starts from; None for a new head.
 
-    Also what to say of it, if anything.
+    The second result is a sentence about it, or "".
     """
     theirs = stored.class_names
     names, here = experiment.train_source.class_names, experiment.model.num_classes
@@ -92,7 +92,7 @@ def _order_of_classes(
     if order is None:
         return None, f"{new_head}: {difference(theirs, names, 'in the data')}"
     if stored.class_names is None:
-        return order, "its head, which keeps no class names and is taken for ImageNet's"
+        return order, "its head, which has no class names and is taken for ImageNet's"
     return order, "" if theirs == names else "the head's classes in the order of the data"
 
 

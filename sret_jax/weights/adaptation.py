@@ -1,4 +1,4 @@
-"""Trained weights fitted to a model of the same architecture with other image size or loops."""
+"""Adapts trained weights to a model of the same architecture with other image size or loops."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from sret_jax.models.loops import with_loops
 from sret_jax.models.position import with_image_size
 
 ADAPTED = frozenset({"num_classes", "image_size", "loops"})
-WEIGHTLESS = frozenset({"groups", "permutation"})  # others need no other weights
+WEIGHTLESS = frozenset({"groups", "permutation"})  # these may differ without changing the weights
 
 
 def compare(saved: SReT, model: SReT) -> list[str]:
-    """What the model computes otherwise than its weights were trained for, in words.
+    """The settings in which a model computes differently from the trained one, in words.
 
     Args:
-      saved: the model that the weights say they are of.
-      model: is to have them, after `fit`.
+      saved: the model that the weights were trained in.
+      model: the model that will get them, after `fit`.
 
     Raises:
-      UserError: another architecture, be it of the same arrays: heads, for instance.
+      UserError: the architecture differs, even if the arrays are the same (e.g. other heads).
     """
     there, here = function_settings(saved), function_settings(model)
     differ = [name for name in there if there[name] != here[name] and name not in ADAPTED]
@@ -35,7 +35,7 @@ def compare(saved: SReT, model: SReT) -> list[str]:
 
 
 def other_architecture(problems: Sequence[str]) -> UserError:
-    """The sentence for weights that are not of config.model."""
+    """The error for weights that do not belong to config.model."""
     return UserError(
         f"these weights are of another architecture than config.model ({few(problems, 4)}); give "
         "the config.model that they were trained with, or other weights"
@@ -43,24 +43,24 @@ def other_architecture(problems: Sequence[str]) -> UserError:
 
 
 def reorder_classes(variables: Variables, order: Sequence[int]) -> Variables:
-    """The weights with logit i that of `order[i]` before."""
+    """Reorders the logits: logit i becomes the former logit order[i]."""
     params = dict(variables["params"])
     params["head"] = jax.tree.map(lambda x: x[..., np.asarray(order)], params["head"])
     return {**variables, "params": params}
 
 
 def fit(there: SReT, variables: Variables, here: SReT) -> Variables:
-    """The weights of one model with the image size and loops of another.
+    """Adapts the weights of one model to the image size and loops of another.
 
-    They are fitted by `with_image_size` and `with_loops`.
+    It applies `with_image_size` and `with_loops`.
 
     Args:
       there: the model of the weights.
       variables: the weights.
-      here: the model that is to have them.
+      here: the model that will get them.
 
     Raises:
-      ValueError: sizes that the model cannot have.
+      ValueError: the model cannot have those sizes.
     """
     if here.image_size != there.image_size:
         there, variables = with_image_size(there, variables, here.image_size)
@@ -70,7 +70,7 @@ def fit(there: SReT, variables: Variables, here: SReT) -> Variables:
 
 
 def changes(saved: SReT, model: SReT) -> list[str]:
-    """What `fit` changes, in words."""
+    """Describes what `fit` changes."""
     words = []
     if saved.image_size != model.image_size:
         old, new = (m.image_size // STEM_STRIDE for m in (saved, model))

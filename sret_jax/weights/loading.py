@@ -1,4 +1,4 @@
-"""Trained weights by their path: a run, one of its steps, a converted folder or a weight file."""
+"""Loads trained weights from a path: a run, one of its steps, a converted folder or a file."""
 
 import functools
 import json
@@ -24,45 +24,46 @@ from sret_jax.weights.stored import Stored
 from sret_jax.weights.torch_names import StateDictError, from_torch
 from sret_jax.weights.weight_files import WeightFile, read_weight_file
 
-BEST = "best"  # in place of a step: RUN/checkpoints/best
+BEST = "best"  # stands for a step: RUN/checkpoints/best
 
 
 def load(
     path: epath.PathLike, *, ema: bool = False, name: str | None = None, **settings: Any
 ) -> tuple[SReT, dict[str, Any]]:
-    """A trained model and its weights, on the first device.
+    """Loads a trained model and its weights onto the first device.
 
     Args:
       path: the workdir of a run, one of its steps (RUN/checkpoints/120, or RUN/checkpoints/best
-        for that of the highest raw top-1), a converted checkpoint, or a file of weights under the
-        published names, recognised by its content (torch's or safetensors).
-      ema: takes a run's averaged weights, or those that a training script keeps in a file.
-      name: of the published variant; default: as the run or file says, or the one that the arrays
-        fit.
-      **settings: of the model, where they are not to be its own, e.g. loops=3 (see `with_loops`),
-        image_size=384 (see `with_image_size`), permutation="random". Files of others do not say
-        how attention was sliced: the variant's own groups are assumed, and it is printed;
-        groups=None means none.
+        for the step with the highest raw top-1), a converted checkpoint, or a file of weights under
+        the published names. Files of torch and safetensors are recognised by their content.
+      ema: loads the averaged weights of a run, or those that a training script stored in a file.
+      name: name of the published variant; default: the variant stored in the run or file, or the
+        one that the arrays fit.
+      **settings: model settings that replace the stored ones, e.g. loops=3 (see `with_loops`),
+        image_size=384 (see `with_image_size`), permutation="random". Files that were not written
+        here do not contain the slicing of attention: the variant's own groups are assumed, and a
+        sentence says so. groups=None means unsliced.
 
     Returns:
       (model, variables), for `model.apply(variables, images, train=False)` or `predict`.
 
     Raises:
-      UserError: nothing readable there, weights of no known model, or settings that do not fit.
+      UserError: the path has no readable weights, they belong to no known model, or settings do not
+        fit.
     """
     model, variables = find(path, ema=ema).load(name, **settings)
     return model, jax.device_put(variables, jax.local_devices()[0])
 
 
 def class_names(path: epath.PathLike) -> list[str] | None:
-    """The classes that weights were trained on, in the order of the logits; None if not kept."""
+    """The classes that weights were trained on, in the order of the logits; None if not stored."""
     return find(path).class_names
 
 
 def test_crop(path: epath.PathLike) -> float:
-    """The share of the shorter side that weights saw in evaluation, config.data.test_crop.
+    """The fraction of the shorter side that weights saw in evaluation, config.data.test_crop.
 
-    Where it is not kept it is 0.875, as published.
+    If it is not stored it is 0.875, as published.
 
     Raises:
       UserError: there is nothing at the path, or its config is damaged.
@@ -71,7 +72,7 @@ def test_crop(path: epath.PathLike) -> float:
 
 
 def find(path: epath.PathLike, *, ema: bool = False) -> Stored:
-    """The weights at a path, of which `load` says what it can be.
+    """Finds the weights at a path; `load` lists the kinds of paths.
 
     Raises:
       UserError: there is nothing at the path.
@@ -89,13 +90,13 @@ def find(path: epath.PathLike, *, ema: bool = False) -> Stored:
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
-    """The workdir and the step that a path names; None: the newest step.
+    """Splits a path into workdir and step; None: the newest step.
 
-    RUN/checkpoints/120 -> (RUN, 120); RUN/checkpoints/best -> RUN and the step of the highest raw
-    top-1; another path is a workdir.
+    RUN/checkpoints/120 -> (RUN, 120). RUN/checkpoints/best -> RUN and the step with the highest raw
+    top-1. Any other path is a workdir.
 
     Raises:
-      UserError: the best step is asked for, and none was evaluated.
+      UserError: the best step is requested, but no step was evaluated.
     """
     if path.parent.name == CHECKPOINTS and path.name.isdecimal():
         return path.parent.parent, int(path.name)
@@ -105,15 +106,15 @@ def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
 
 
 class StoredFolder(Stored):
-    """Those of a run or of a converted checkpoint: a folder with checkpoints/."""
+    """The weights of a run or of a converted checkpoint: a folder with checkpoints/."""
 
     def __init__(self, workdir: epath.Path, step: int | None = None, *, ema: bool = False):
-        """Reads nothing.
+        """Stores the arguments; reads nothing yet.
 
         Args:
-          workdir: holds checkpoints/.
-          step: of the weights; default: the newest readable.
-          ema: means the averaged weights.
+          workdir: folder that contains checkpoints/.
+          step: step of the weights; default: the newest readable one.
+          ema: whether to read the averaged weights.
         """
         self.place = workdir if step is None else workdir / CHECKPOINTS / str(step)
         self.config_place = workdir / CONFIG_FILE
@@ -156,7 +157,7 @@ class StoredFolder(Stored):
     @property
     def nlls(self) -> int:
         """See `Stored`."""
-        coefficient = re.compile(r"params/stage0_block\d+/nll/residual/skip")  # (NLLs of a block,)
+        coefficient = re.compile(r"params/stage0_block\d+/nll/residual/skip")  # shape (NLLs,)
         return sum(shape[0] for path, shape in self._shapes.items() if coefficient.fullmatch(path))
 
     def misfits(self, model: SReT) -> list[str]:
@@ -178,14 +179,14 @@ class StoredFolder(Stored):
         return weights[which] if mesh else jax.device_get(weights[which])
 
     def read_all(self, model: SReT, mesh: Mesh | None = None) -> tuple[int, dict[str, Variables]]:
-        """The step, and its raw ("eval") and, where there are any, averaged ("eval_ema") weights.
+        """Reads the step, and its raw ("eval") and, if any, averaged ("eval_ema") weights.
 
         Args:
-          model: whose arrays they are.
-          mesh: the devices that they are laid on, as those of a run; None: the first one.
+          model: the model that the arrays belong to.
+          mesh: devices to place the arrays on, sharded as in a run; None: the first device.
 
         Raises:
-          UserError: no readable checkpoint, or the arrays are not the model's.
+          UserError: there is no readable checkpoint, or the arrays are not the model's.
         """
         abstract = abstract_variables(model)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -195,19 +196,20 @@ class StoredFolder(Stored):
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the arrays, by path such as "params/head/bias"."""
+        """The shapes of the arrays, by path such as "params/head/bias"."""
         return saved_shapes(self._workdir, self._step)
 
 
 class StoredFile(Stored):
-    """Those of a file under the published names."""
+    """The weights in a file under the published names."""
 
     def __init__(self, place: epath.Path, *, ema: bool = False):
-        """Reads nothing.
+        """Stores the arguments; reads nothing yet.
 
         Args:
           place: the file.
-          ema: means the averaged weights that a training script keeps beside the raw ones.
+          ema: whether to read the averaged weights that a training script stored beside the raw
+            ones.
         """
         self.place = self.config_place = place
         self.ema = ema

@@ -1,4 +1,4 @@
-"""Trained weights on disk, and the model that they are of."""
+"""Trained weights on disk, and the model that they belong to."""
 
 import abc
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ OTHERWISE = (
 
 
 class Stored(abc.ABC):
-    """Trained weights on disk. What is asked for is read then, and once.
+    """Trained weights on disk. Each part is read when it is needed, and only once.
 
     Attributes:
-      place: the path.
-      config_place: what holds `config`, if anything does.
+      place: path of the weights.
+      config_place: path of the file that contains `config`, if there is one.
       ema: whether these are the averaged weights.
     """
 
@@ -41,12 +41,12 @@ class Stored(abc.ABC):
     @property
     @abc.abstractmethod
     def config(self) -> ConfigDict | None:
-        """What the weights say they are: at least the sections "model" and "data"."""
+        """The stored description of the weights: at least the sections "model" and "data"."""
 
     @property
     @abc.abstractmethod
     def class_names(self) -> list[str] | None:
-        """In the order of the logits; None where they are not kept."""
+        """Class names in the order of the logits; None if they are not stored."""
 
     @property
     @abc.abstractmethod
@@ -56,31 +56,31 @@ class Stored(abc.ABC):
     @property
     @abc.abstractmethod
     def nlls(self) -> int:
-        """Non-linear layers in the first stage: those of all its blocks and loops."""
+        """The number of NLLs in the first stage, over all its blocks and loops."""
 
     @property
     def taken(self) -> str:
-        """Which of several sets of weights in a file these are; "" where there is one."""
+        """A sentence about the choice among several sets of weights in a file; "" for one set."""
         return ""
 
     @abc.abstractmethod
     def misfits(self, model: SReT) -> list[str]:
-        """What differs between the arrays on disk and those of a model, one line an array."""
+        """The differences between the arrays on disk and those of a model, one line per array."""
 
     @abc.abstractmethod
     def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
-        """The weights.
+        """Reads the weights.
 
         Args:
-          model: whose arrays they are.
-          mesh: the devices that they are laid on, as those of a run; None: NumPy arrays.
+          model: the model that the arrays belong to.
+          mesh: devices to place the arrays on, sharded as in a run; None: NumPy arrays.
 
         Raises:
-          UserError: the arrays are not the model's, or there are no averaged ones.
+          UserError: the arrays are not the model's, or there are no averaged weights.
         """
 
     def load(self, name: str | None = None, **settings: Any) -> tuple[SReT, Variables]:
-        """As the function `load`, with NumPy arrays, to be laid on any devices."""
+        """Like the function `load`, but returns NumPy arrays, for any devices."""
         say(self.taken)
         wanted = {size: settings.pop(size, None) for size in ("loops", "image_size")}
         there = self.model(name, **settings)
@@ -92,15 +92,15 @@ class Stored(abc.ABC):
             raise UserError(f"{self.place}: {e}") from e
 
     def model(self, name: str | None = None, **settings: Any) -> SReT:
-        """The model of the weights. What is assumed of it is printed.
+        """The model that the weights belong to. Prints what it assumes about the model.
 
         Args:
-          name: of the variant; default: as the weights say, or the published variant that the
-            arrays fit.
-          **settings: of the model, instead of its own.
+          name: name of the variant; default: the variant stored with the weights, or the published
+            variant that the arrays fit.
+          **settings: model settings that replace the stored ones.
 
         Raises:
-          UserError: no readable weights, weights of no known model, or settings that do not fit.
+          UserError: the weights are unreadable or belong to no known model, or settings do not fit.
         """
         own = None if self.config is None else self.config.get("model", {}).get("name")
         if self.config is not None and name in (None, own):
@@ -115,18 +115,18 @@ class Stored(abc.ABC):
         return model
 
     def beside(self, here: SReT) -> tuple[SReT, list[str]]:
-        """The model of the weights as `fit` takes it, to make them those of `here`.
+        """The model of the weights in the form that `fit` needs to convert them to `here`.
 
         Returns:
-          `here` with the classes, image size and loops of the weights, and plain attention, whose
-          groups need not divide the tokens of their image size; and what `here` computes otherwise
-          than the weights were trained for, in words.
+          `here` with the classes, image size and loops of the weights, and plain attention, because
+          its groups might not divide the tokens of that image size; and the settings in which
+          `here` computes differently from the trained model, in words.
 
         Raises:
-          UserError: weights of another architecture, even one with the same arrays.
+          UserError: the weights have another architecture, even if the arrays are the same.
         """
         there = here.clone(groups=((1,),) * len(here.groups), **self.sizes)
-        nlls, left = divmod(self.nlls, here.blocks[0])  # in each block
+        nlls, left = divmod(self.nlls, here.blocks[0])  # per block
         if nlls and not left and nlls != here.loops // here.nll_every:
             there = there.clone(loops=nlls * here.nll_every)
         if problems := self.misfits(there):
@@ -147,11 +147,11 @@ class Stored(abc.ABC):
             ) from e
 
     def variant(self, model: SReT) -> str:
-        """The published variant that these weights' model is, or was made from."""
+        """The published variant of these weights' model, or the one that it was derived from."""
         return self.config.model.name if self.config else nearest_variant(model_settings(model))
 
     def _described(self, config: ConfigDict, settings: Mapping[str, Any]) -> SReT:
-        """The model that the weights say they are of, with other settings where they are given."""
+        """The model in the stored description, with `settings` in place of its own."""
         try:
             classes: Any = config.model.get("num_classes") or self.sizes.get("num_classes")
             model = create_from_config(config, classes)
@@ -163,7 +163,7 @@ class Stored(abc.ABC):
         return _create(config.model.name, {**speed, **model_settings(model), **settings})
 
     def _variant(self, names: list[str], settings: dict[str, Any]) -> SReT:
-        """The first of these published variants whose arrays the weights are."""
+        """The first of these published variants that the arrays fit."""
         misfits: dict[str, list[str]] = {}
         for name in names:
             try:
@@ -181,7 +181,7 @@ class Stored(abc.ABC):
         )
 
     def _assumption(self, name: str | None, model: SReT, settings: Mapping[str, Any]) -> str:
-        """What is taken for granted of weights that do not say what they are."""
+        """A sentence about what is assumed if the weights have no description."""
         if name and "groups" in settings:
             return ""
         variant = name or nearest_variant(model_settings(model))
@@ -192,7 +192,7 @@ class Stored(abc.ABC):
 
 
 def _create(name: str, settings: Mapping[str, Any]) -> SReT:
-    """`create_model`, whose complaint is a UserError."""
+    """`create_model`, but raises UserError."""
     try:
         return create_model(name, **settings)
     except ValueError as e:

@@ -205,7 +205,7 @@ def test_a_plan_counts_the_teacher_s_forward_pass_and_weights(config):
         ),
         ({"teacher": __file__}, r"config.teacher=.*test_teacher.py: .* is neither a torch file"),
         ({"teacher": "", "distill.required": True}, "distils, and config.teacher is empty; give"),
-        ({"model.num_classes": 12}, r"teacher=.* tells 10 classes apart and the student 12; give"),
+        ({"model.num_classes": 12}, r"teacher=.* has 10 classes and the student 12; give"),
         ({"distill.temperature": 0.0}, "config.distill.temperature=0.0 must be above 0"),
         ({"distill.hard_weight": 1.1}, r"config.distill.hard_weight=1.1 must be in \[0, 1\]"),
         ({"distill.teacher_groups": ((3,),)}, "config.teacher=.*which 3 groups do not divide"),

@@ -312,4 +312,4 @@ def test_a_teacher_of_other_classes_is_refused(digits_dir, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     other = write_teacher(tmp_path / "other", classes=12)
     error = fails(capsys, generate_args(tmp_path / "store", other, digits_dir))
-    assert "tells 12 classes apart and the student 10" in error
+    assert "has 12 classes and the student 10" in error
