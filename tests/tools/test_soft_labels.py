@@ -287,7 +287,7 @@ def test_labels_that_do_not_fit_the_config_are_refused(changes, sentence, config
         (["--shards=2", "--shard=2"], "--shard=2 of --shards=2 does not exist"),
         (["--config.distill.temperature=0"], "temperature=0.0 must be above 0"),
         (["--crops=1000000000", f"--out={NEW}"], "MB left, and the soft labels take"),
-        (["--teacher=/nowhere"], "teacher=/nowhere does not exist"),
+        (["--teacher=/nowhere"], "teacher=/nowhere: there is no file or folder"),
         (["--teacher=onnx:/nowhere.onnx"], "onnx:/nowhere.onnx cannot be read"),
         (["--config.augment.flip=0.5"], "begun with law.flip=0.0, and this command has law.flip"),
         (["--crops=4"], "begun with crops=3, and this command has crops=4; give the same"),
