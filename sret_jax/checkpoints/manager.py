@@ -271,7 +271,7 @@ class Checkpoints:
     def shapes(self, step: int, name: str) -> dict[str, tuple[int, ...]]:
         """The shapes of an item's arrays, by path."""
         folder = self._workdir / CHECKPOINTS / str(step) / name
-        return _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
+        return array_shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds evaluation metrics to a checkpoint, and deletes checkpoints that no rule keeps.
@@ -356,7 +356,7 @@ class Checkpoints:
                     f"{self._workdir} holds weights but no {name!r} item at step {step} (converted "
                     "weights cannot be resumed); train in another --workdir"
                 )
-            problems = differences(self.shapes(step, name), _shapes(target))
+            problems = differences(self.shapes(step, name), array_shapes(target))
             if problems:
                 raise UserError(
                     f"the checkpoint of step {step} in {self._workdir} has another architecture "
@@ -390,7 +390,8 @@ def differences(old: Mapping[str, tuple], new: Mapping[str, tuple]) -> list[str]
     ]
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def array_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a tree, by path such as "params/head/bias"."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     return {keystr(path): tuple(leaf.shape) for path, leaf in flat}

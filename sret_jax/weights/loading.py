@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import CHECKPOINTS, differences
+from sret_jax.checkpoints.manager import CHECKPOINTS, array_shapes, differences
 from sret_jax.checkpoints.reading import best_step, read_weights, saved_shapes
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
@@ -162,9 +162,7 @@ class StoredFolder(Stored):
 
     def misfits(self, model: SReT) -> list[str]:
         """See `Stored`."""
-        leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(model))
-        keystr = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-        return differences(self._shapes, {keystr(path): leaf.shape for path, leaf in leaves})
+        return differences(self._shapes, array_shapes(abstract_variables(model)))
 
     def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
         """See `Stored`."""
@@ -261,9 +259,10 @@ class StoredFile(Stored):
     def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
         """See `Stored`."""
         with agreed():
-            if problems := self.misfits(model):
-                raise UserError(f"{self.place} is not what it says it is: {few(problems)}")
-        variables = from_torch(self._file.state_dict, model)
+            try:
+                variables = from_torch(self._file.state_dict, model)
+            except StateDictError as e:
+                raise UserError(f"{self.place} is not what it says it is: {few(e.problems)}") from e
         if mesh is None:
             return variables
         return jax.tree.map(

@@ -102,7 +102,8 @@ class Stored(abc.ABC):
         Raises:
           UserError: the weights are unreadable or belong to no known model, or settings do not fit.
         """
-        own = None if self.config is None else self.config.get("model", {}).get("name")
+        described = self.config.get("model") if self.config else None
+        own = described.get("name") if isinstance(described, ConfigDict) else None
         if self.config is not None and name in (None, own):
             return self._described(self.config, settings)
         model = self._variant([name] if name else list_models(), settings)

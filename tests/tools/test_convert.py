@@ -257,6 +257,7 @@ def test_a_folder_that_describes_no_model_is_refused_with_a_sentence(tmp_path, c
     for text in (
         "{}",
         '{"model": {}}',
+        '{"model": 3}',
         '{"model": {"name": "sret_t", "dtype": "float32", "heads": 3}}',
     ):
         (tmp_path / "run" / "config.json").write_text(text)
