@@ -130,9 +130,9 @@ class Stored(abc.ABC):
         nlls, left = divmod(self.nlls, here.blocks[0])  # per block
         if nlls and not left and nlls != here.loops // here.nll_every:
             there = there.clone(loops=nlls * here.nll_every)
+        otherwise = compare(self.model(), here) if self.config else []  # names settings, so first
         if problems := self.misfits(there):
             raise other_architecture(problems)
-        otherwise = compare(self.model(), here) if self.config else []
         return there, changes(there, here) + otherwise
 
     @property

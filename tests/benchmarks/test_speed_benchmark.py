@@ -165,7 +165,7 @@ def test_only_reports_that_say_what_runs_as_kernels_become_bars_of_bytes(tmp_pat
     plot_reports(files, plot)
     assert plot.read_bytes().startswith(b"\x89PNG")
     files[1].write_text(json.dumps(size))  # no report, or an earlier one that does not say it
-    with pytest.raises(UserError, match="is no report of `benchmark train`"):
+    with pytest.raises(UserError, match="is not a report of `benchmark train`"):
         plot_reports(files, plot)
 
 

@@ -110,8 +110,12 @@ def test_what_cannot_be_predicted_is_a_sentence(saved_run, folder, tmp_path, cap
     (tmp_path / "empty").mkdir()
     (tmp_path / "two.txt").write_text("a\nb\n")
     none = tmp_path / "none"
-    assert f"there is no {none}; give a run" in fails(capsys, f"--checkpoint={none}", scan)
-    assert f"there is no {none}.pth; give" in fails(capsys, f"--checkpoint={none}.pth", scan)
+    assert f"there is no file or folder {none}; give a run" in fails(
+        capsys, f"--checkpoint={none}", scan
+    )
+    assert f"there is no file or folder {none}.pth; give" in fails(
+        capsys, f"--checkpoint={none}.pth", scan
+    )
     assert f"there is no image or folder {none}" in fails(capsys, checkpoint, scan, none)
     assert "empty holds no images" in fails(capsys, checkpoint, tmp_path / "empty")
     classes = f"--classes={tmp_path / 'two.txt'}"

@@ -179,7 +179,7 @@ def test_what_cannot_be_started_from_is_said_in_a_sentence(run, start, tmp_path)
         (
             workdir,
             dict(mlp_ratio=3.0),
-            "another arch.*fc1/bias is .32,. there, .48,. here",
+            "another arch.*mlp_ratio is 2.0 there, 3.0 here",
         ),
         (workdir, dict(heads=(4, 8), dim=4), r"heads is \(2, 4\) there, \(4, 8\) here"),
         (tmp_path / "weights.safetensors", dict(mlp_ratio=3.0), "another arch.*mlp.fc1.*expected"),

@@ -70,7 +70,6 @@ def smaller(imagenet):
         f"--copy_to={folder}",
     )
     assert done.returncode == 0, done.stderr
-    assert "Re-encoding shard 2/2 (" in done.stdout
     assert "Images: 26 shrunk, 1 copied, 1 unreadable and copied too" in done.stdout
     assert f"Ready: imagenet2012/5.1.0 in {folder}" in done.stdout
     return folder
