@@ -61,7 +61,7 @@ class SlicedAttention(nn.Module):
         self, x: jax.Array, *, groups: int = 1, permutation: jax.Array | None = None
     ) -> jax.Array:
         channels = x.shape[-1]
-        same: dict[str, Any] = dict(dtype=self.dtype, flat=self.kernels.joins_tokens)
+        same: dict[str, Any] = dict(dtype=self.dtype, mesh=self.kernels.mesh)
         qkv = linear(3 * channels, channels, **same, name="qkv")(x)  # (B, N, 3C)
         out = self._attend(qkv, permutation, groups)  # (B, N, C)
         return linear(channels, channels, **same, name="proj")(out)

@@ -37,7 +37,7 @@ class ResidualMLP(nn.Module):
     def __call__(self, x: jax.Array, k: jax.Array) -> jax.Array:
         if self.kernels.mlp == "xla" or self.is_initializing():
             y = layer_norm(dtype=self.dtype, name=self.norm)(x)
-            y = MLP(self.hidden, self.dtype, self.kernels.joins_tokens, name="mlp")(y)
+            y = MLP(self.hidden, self.dtype, self.kernels.mesh, name="mlp")(y)
             return LearnedResidual(self.branch_init, name=self.residual)(x, y, k)
 
         names = (self.norm, "mlp", self.residual)

@@ -212,6 +212,7 @@ def test_a_remat_choice_that_does_not_fit_says_so_beside_those_that_do(capsys):
     assert lines[4] == "none does not fit: a device needs 20.00 GiB"
 
 
+@pytest.mark.slow  # takes seconds to trace
 def test_tracing_many_loops_is_compared_with_tracing_few(config, tmp_path, capsys):
     file = epath.Path(tmp_path) / "figures.json"
     rows = benchmark_trace(config, loops=[10, 1000], rounds=1, json_file=file)

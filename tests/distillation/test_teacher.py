@@ -99,7 +99,7 @@ def plain_loss(variables, student, teacher, label_loss, data):
     ("source", "fsdp", "grad_accum", "label_loss"),
     [
         ("teacher", 4, 2, LabelLoss(temperature=3.0, hard_weight=0.3)),
-        ("batch", 1, 1, LabelLoss(temperature=3.0)),
+        pytest.param("batch", 1, 1, LabelLoss(temperature=3.0), marks=pytest.mark.slow),
     ],
 )
 def test_a_step_learns_the_soft_labels_of_the_mixed_images(
@@ -148,6 +148,7 @@ def test_a_step_learns_the_soft_labels_of_the_mixed_images(
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed[0]), teacher.variables)
 
 
+@pytest.mark.slow  # three runs; tests/run/test_loop.py resumes one without a teacher
 def test_a_distillation_resumed_is_bitwise_the_same_as_one_that_ran_through(
     config, tmp_path, capfd
 ):

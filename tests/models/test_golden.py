@@ -16,9 +16,7 @@ from tests import golden
 TINY = [name for name in golden.MODELS if name.startswith("tiny")]
 WITH_GRADIENTS = ("tiny_sliced", "tiny_unsliced_3_loops")
 FULL_SIZE = [
-    name
-    if name in ("sret_t", "sret_t_unsliced", "sret_s")
-    else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("sret_t", "sret_t_unsliced") else pytest.param(name, marks=pytest.mark.slow)
     for name in golden.MODELS
     if name not in TINY
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sret_jax.models.layers import gelu, linear
+from sret_jax.parallel.mesh import make_mesh
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
@@ -21,7 +22,7 @@ def test_gelu_is_x_times_the_normal_distribution_at_x(dtype, tolerance):
 
 def test_joining_axes_changes_neither_a_linear_map_nor_its_gradients():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    plain, flat = (linear(4, 5, dtype="float32", flat=flat) for flat in (False, True))
+    plain, flat = (linear(4, 5, dtype="float32", mesh=mesh) for mesh in (None, make_mesh()))
     variables = plain.init(jax.random.key(1), x)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, variables, flat.init(jax.random.key(1), x)))
 

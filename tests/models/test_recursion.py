@@ -91,7 +91,7 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-REMATS = [dict(remat=name) for name in REMAT[1:]]
+DOTS, BLOCK, FULL = REMATS = [dict(remat=name) for name in REMAT[1:]]
 UNROLL = dict(unroll=2)
 
 
@@ -99,9 +99,9 @@ UNROLL = dict(unroll=2)
 @pytest.mark.parametrize(
     ("loops", "groups", "nll_every", "changes"),
     [
-        (11, (4, 2), 1, REMATS),
-        (3, (1,), 1, [UNROLL]),
-        pytest.param(11, (4, 2), 1, [UNROLL], marks=pytest.mark.slow),
+        (11, (4, 2), 1, [FULL]),
+        (3, (1,), 1, [DOTS, BLOCK, UNROLL]),
+        pytest.param(11, (4, 2), 1, [DOTS, BLOCK, UNROLL], marks=pytest.mark.slow),
         pytest.param(2, (4, 2), 1, [*REMATS, UNROLL], marks=pytest.mark.slow),
         pytest.param(9, (1,), 2, [*REMATS, UNROLL], marks=pytest.mark.slow),
     ],
@@ -182,6 +182,7 @@ def test_temporary_memory_grows_with_the_square_root_of_depth_at_most():
     assert sizes[-1] <= sizes[0] / 3
 
 
+@pytest.mark.slow  # a thousand applications run one after another
 def test_the_first_gradients_of_a_thousand_applications_are_finite_and_reach_the_first_layer():
     config = deep_digits.get_config("1000")
     config.model.update(blocks=(1,), loops=1010)  # of one block, which compiles five times faster

@@ -64,14 +64,11 @@ def train_and_evaluate(imagenet, workdir, config, *flags):
     printed = workdir.parent / "printed"
     printed.mkdir()
     train = ["--config.batch_size=2", "--config.stop_at_step=2", "--config.log_every_steps=1"]
-    commands = [["main.py", *common, *train], ["main.py", "--mode=eval", *common]]
-    for done in run_commands(commands, printed):
-        assert done.returncode == 0, done.stdout + done.stderr
+    (done,) = run_commands([["main.py", *common, *train]], printed)
+    assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((workdir / "result.json").read_text())
     assert result["step"] == 2
     assert 6 < result["eval"]["loss"] < 9  # ln 1000 = 6.9
-    report = json.loads((workdir / "eval.json").read_text())
-    assert report["eval"]["loss"] == pytest.approx(result["eval"]["loss"], rel=1e-4)
 
 
 def test_the_first_stage_of_sret_t_trains_and_evaluates_on_it_at_224_pixels(imagenet, tmp_path):

@@ -252,7 +252,7 @@ def test_random_permutations_throughout_have_their_keys_in_training_and_evaluati
 COLLECTIVE = re.compile(r"= (.*) (all-|reduce-scatter|collective-)")
 
 
-@pytest.mark.parametrize("grad_accum", [1, 2])
+@pytest.mark.parametrize("grad_accum", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_mixing_moves_no_image_between_devices_and_nothing_to_the_host(grad_accum):
     state, step, data = start(SMALLEST, SGD, mixing=FULL, grad_accum=grad_accum)
     compiled = step.lower(state, *data).compile()

@@ -72,7 +72,7 @@ class SReT(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         kernels = Kernels(self.attention, self.mlp, self.mesh)
         stem = nn.remat(Stem, static_argnums=(2,)) if self.remat == "full" else Stem
-        x = stem(self.widths[0], self.dtype, kernels.joins_tokens, name="stem")(images, train)
+        x = stem(self.widths[0], self.dtype, self.mesh, name="stem")(images, train)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = x + position.astype(self.dtype)  # (B, H/8, W/8, C)
 

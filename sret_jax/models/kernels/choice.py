@@ -34,15 +34,6 @@ class Kernels:
     mlp: str = "auto"
     mesh: Mesh | None = None
 
-    @property
-    def joins_tokens(self) -> bool:
-        """Whether linear maps and gradients join the tokens of all images on one axis.
-
-        On a CPU that avoids a copy and a transposition of what a gradient sums over two axes. On a
-        TPU it would move the 196 tokens of each image between tiles.
-        """
-        return self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu"
-
     def choose(
         self, implementation: str, kernel: Callable[..., jax.Array], plain: Callable, images: int
     ) -> Callable[..., jax.Array]:
