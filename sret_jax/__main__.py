@@ -6,7 +6,7 @@ import runpy
 import sys
 
 from sret_jax import __version__
-from sret_jax.cli import PROGRAM, fail
+from sret_jax.cli import PROGRAM, fail, show
 from sret_jax.errors import did_you_mean
 
 EVAL = "eval"  # runs training with --mode=eval
@@ -34,9 +34,9 @@ def main() -> None:
     """Runs the command named first, with the arguments that follow."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(commands_help())
+        show(commands_help())
     elif name == "--version":
-        print(f"{PROGRAM} {__version__}")
+        show(f"{PROGRAM} {__version__}")
     elif name not in COMMANDS:
         fail(did_you_mean("command", name, COMMANDS))
     else:

@@ -61,6 +61,12 @@ class Parser(argparse.ArgumentParser):
         """
         return cls(prog=program(name), description=doc, **settings)
 
+    def print_help(self, file: Any = None) -> None:
+        if file:
+            super().print_help(file)
+        else:
+            show(self.format_help().rstrip("\n"))
+
     def format_help(self) -> str:
         return as_started(super().format_help())
 
@@ -70,6 +76,19 @@ class Parser(argparse.ArgumentParser):
             known = re.findall(r"--[\w-]+", self.format_usage())
             fail(f"{self.prog}: {did_you_mean('flag', unknown[1], known)}")
         fail(f"{message} ({self.prog} --help says more)")
+
+
+def show(text: str) -> None:
+    """Prints a text on stdout. A reader that closes its pipe early, as `head -1` does, is no error.
+
+    Args:
+      text: help, or another text that is printed at once.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, which would be an error too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def as_started(text: str) -> str:
@@ -128,7 +147,7 @@ def run_app(
     if {"--help", "-h"} & set(sys.argv[1:]):  # absl's own --help exits with status 1
         sys.argv[1:] = []
         define_flags()
-        print(as_started(doc), *_flag_lines(), sep="\n")
+        show("\n".join([as_started(doc), *_flag_lines()]))
         return
     app.run(main, flags_parser=lambda argv: parse_flags(define_flags, [program(name), *argv[1:]]))
 

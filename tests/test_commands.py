@@ -51,6 +51,19 @@ def test_a_mistake_is_one_sentence_and_the_help_calls_commands_as_they_were_call
     assert "python -m" not in said and "main.py" not in said and "requirements-" not in said
 
 
+@pytest.mark.parametrize(
+    "command", [["-m", "sret_jax"], ["main.py"], ["-m", "sret_jax.tools.convert"]]
+)
+def test_help_ends_quietly_if_its_reader_has_left_as_head_does(command):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_training_and_evaluation_are_commands(tmp_path):
     (tmp_path / "printed").mkdir()
     commands = (

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,12 +106,16 @@ def evaluate_checkpoint(
 
 
 def evaluate_weights(
-    config: ConfigDict, workdir: epath.Path, step: int | None = None
+    config: ConfigDict,
+    workdir: epath.Path,
+    step: int | None = None,
+    say: Callable[[str], None] = say,
 ) -> Evaluation:
     """Evaluates weights of a workdir or converted checkpoint, and writes nothing.
 
     Weights that were trained with other loops or another image size are adapted to the config by
-    `with_loops` and `with_image_size`. Raises the same errors as `evaluate_checkpoint`.
+    `with_loops` and `with_image_size`, and `say` is called with a sentence on it. Raises the same
+    errors as `evaluate_checkpoint`.
     """
     with agreed():
         stored = StoredFolder(workdir, step)

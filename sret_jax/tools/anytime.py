@@ -75,15 +75,19 @@ def measure(workdirs: Sequence[epath.Path], loops: Sequence[int]) -> list[Row]:
     groups = group_names(configs)
     rows: dict[tuple[str, int], Row] = {}
     said: set[str] = set()
+
+    def say_once(sentence: str) -> None:
+        if sentence not in said:
+            print(sentence, flush=True)
+            said.add(sentence)
+
     for workdir, config in configs.items():
         group = groups[workdir]
         for number in loops:
             config.model.loops = number
-            found = evaluate_weights(config, workdir)
+            found = evaluate_weights(config, workdir, say=say_once)
             for remark in found.remarks:
-                if remark not in said:
-                    print(remark)
-            said.update(found.remarks)
+                say_once(remark)
             gmacs = model_macs(found.model) / 1e9
             row: Row = {"run": group, "loops": number, "gmacs": gmacs, "top1": []}
             results = found.results.get("eval_ema", found.results["eval"])

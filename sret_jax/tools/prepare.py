@@ -39,6 +39,7 @@ ARCHIVES = {  # name: published size in bytes
     "ILSVRC2012_img_train.tar": 147_897_477_120,
     "ILSVRC2012_img_val.tar": 6_744_924_160,
 }
+MEGABYTE = 1_000_000
 TRAIN_MEMBER = re.compile(r"n\d{8}\.tar")
 VALIDATION_MEMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -211,9 +212,17 @@ def _shrinking(args: argparse.Namespace) -> Shrinking | None:
 
 
 def _member_names(path: epath.Path) -> list[str]:
+    members = []
+    size = path.stat().length
     try:
-        with path.open("rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
-            members = tar.getmembers()
+        with (
+            path.open("rb") as f,
+            tarfile.open(fileobj=f, mode="r:") as tar,
+            Progress(f"Checking {path.name}", size // MEGABYTE, "MB") as progress,
+        ):
+            for member in tar:
+                members.append(member)
+                progress.add(tar.offset // MEGABYTE - member.offset // MEGABYTE)
     except (tarfile.TarError, OSError, EOFError) as e:
         raise UserError(f"{path} is not a readable tar archive ({e}); download it again") from e
     special = [m.name for m in members if not m.isreg() or m.issparse()]

@@ -36,6 +36,7 @@ def test_each_number_of_loops_is_a_row_of_its_cost_and_accuracy(tiny_config, tmp
     printed = capsys.readouterr().out
     assert f"{1000 * rows[1]['gmacs']:.3g}  {100 * top1:.2f}% +- 0.00" in printed
     assert "  MMACs" in printed
+    assert printed.count("Evaluating with 1 loop instead of ") == 1  # for both runs
 
 
 @pytest.mark.parametrize(
