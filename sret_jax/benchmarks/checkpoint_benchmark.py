@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -17,6 +16,7 @@ from sret_jax.checkpoints.manager import CHECKPOINTS, Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.parallel.mesh import with_shardings
+from sret_jax.terminal import Progress
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.training.state import TrainState, to_items
 
@@ -90,11 +90,11 @@ def measure(experiment: Experiment, steps: int, rounds: int) -> dict[str, Any]:
         bench.steps(max(1, steps // 10))
         bench.save()
         bench.checkpoints.settle()
-        results = []
-        for number in range(rounds):
-            print(f"\r\033[Kround {number + 1}/{rounds}", end="", file=sys.stderr, flush=True)
-            results.append(bench.round(steps, save_first=number % 2 == 0))
-        print("\r\033[K", end="", file=sys.stderr)
+        with Progress("Measuring", rounds, "rounds") as progress:
+            results = [
+                bench.round(steps, save_first=number % 2 == 0)
+                for number in progress.counted(range(rounds))
+            ]
     finally:
         bench.checkpoints.close()
     newest = experiment.workdir / CHECKPOINTS / str(bench.checkpoints.steps[0])

@@ -6,7 +6,6 @@ import functools
 import os
 import pathlib
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from sret_jax.data.views.training_view import TrainTransform, resize
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.parallel.host import available_cores
+from sret_jax.terminal import Progress
 from sret_jax.text import table
 
 BATCH, PREFETCH = 256, 2
@@ -110,12 +110,9 @@ def benchmark_input(
     images = read_jpegs(folder) if folder else make_photographs()
     pipelines = all_pipelines(images, size)
     timings: dict[str, list[Timing]] = {pipeline.title: [] for pipeline in pipelines}
-    for number in range(rounds):
-        for pipeline in pipelines:
-            line = f"\r\033[Kround {number + 1}/{rounds}: {pipeline.title}"
-            print(line, end="", file=sys.stderr, flush=True)
+    with Progress("Measuring", rounds * len(pipelines), "measurements") as progress:
+        for pipeline in progress.counted(rounds * pipelines):
             timings[pipeline.title].append(run(pipeline, samples, size))
-    print("\r\033[K", end="", file=sys.stderr)
     report = {
         "cores": available_cores(),
         "images": len(images),

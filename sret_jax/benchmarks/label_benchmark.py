@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from sret_jax.models.families.sret import title
 from sret_jax.parallel.host import available_cores
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.settings.config_model import create_from_config
+from sret_jax.terminal import Progress
 from sret_jax.text import table
 from sret_jax.training.batches import train_loader
 from sret_jax.training.checks import check_numbers
@@ -155,12 +155,9 @@ def loader_rates(
 ) -> list[list[float]]:
     """Images per second of each variant's loader in each round, up to batches on the devices."""
     rates: list[list[float]] = [[] for _ in variants]
-    for number in range(rounds):
-        for variant, results in zip(variants, rates, strict=True):
-            line = f"\r\033[Kround {number + 1}/{rounds}: {variant.title}"
-            print(line, end="", file=sys.stderr, flush=True)
+    with Progress("Measuring the loader", rounds * len(variants), "measurements") as progress:
+        for variant, results in progress.counted(rounds * list(zip(variants, rates, strict=True))):
             results.append(loader_rate(variant.config, source, samples))
-    print("\r\033[K", end="", file=sys.stderr)
     return rates
 
 

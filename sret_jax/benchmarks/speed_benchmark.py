@@ -10,7 +10,6 @@ model, eager and compiled, in the same rounds.
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from sret_jax.evaluation.evaluation import empty_totals, make_eval_step
 from sret_jax.files import write_json
 from sret_jax.models.flops import model_macs
 from sret_jax.parallel.mesh import batch_sharding, replicated
+from sret_jax.terminal import Progress
 from sret_jax.text import duration, table
 from sret_jax.training.experiment import Experiment, open_experiment
 
@@ -206,11 +206,9 @@ def measure(tasks: Sequence[Task], rounds: int, repeats: int) -> list[list[Timin
     for task in tasks:
         task()
     timings: list[list[Timing]] = [[] for _ in tasks]
-    for number in range(rounds):
-        print(f"\r\033[Kround {number + 1}/{rounds}", end="", file=sys.stderr, flush=True)
-        for task, results in zip(tasks, timings, strict=True):
+    with Progress("Measuring", rounds * len(tasks), "measurements") as progress:
+        for task, results in progress.counted(rounds * list(zip(tasks, timings, strict=True))):
             results.append(_median(task, repeats))
-    print("\r\033[K", end="", file=sys.stderr)
     return timings
 
 
