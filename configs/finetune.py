@@ -32,6 +32,8 @@ few, and the moving average looks back 10 steps, because a small folder has few.
 import ml_collections
 
 from sret_jax.configs import common
+from sret_jax.errors import did_you_mean
+from sret_jax.models.families.variants import list_models
 
 RESOLUTIONS = ("384", "512")
 
@@ -68,6 +70,8 @@ def _folder(args: ml_collections.FrozenConfigDict) -> ml_collections.ConfigDict:
 def _model(
     config: ml_collections.ConfigDict, args: ml_collections.FrozenConfigDict, resolution: int
 ) -> ml_collections.ConfigDict:
+    if ":" not in args.model and args.model not in list_models():
+        raise ValueError(did_you_mean("model", args.model, list_models()))
     config.init_from = "PATH_OF_TRAINED_WEIGHTS"
     config.model.update(name=args.model, image_size=resolution)
     if not args.sliced:

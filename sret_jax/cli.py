@@ -11,9 +11,11 @@ from itertools import zip_longest
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
+from etils import epath
 
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
+from sret_jax.files import absolute
 
 # TensorFlow only prepares data here; nobody needs its start-up messages.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -98,6 +100,12 @@ def as_started(text: str) -> str:
     text = text.replace("python -m sret_jax.tools.", f"{PROGRAM} ")
     text = text.replace("python main.py", f"{PROGRAM} train").replace("main.py", "train")
     return re.sub(r"pip install -r\s+requirements-(\w+)\.txt", r"pip install 'sret_jax[\1]'", text)
+
+
+def path_argument(text: str) -> epath.Path:
+    """The absolute path that an argument names; the command ends if its bucket is out of reach."""
+    with clear_errors():  # argparse would replace the sentence by its own
+        return absolute(text)
 
 
 def quiet_libraries() -> None:

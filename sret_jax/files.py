@@ -32,14 +32,26 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def check_storage(path: epath.PathLike) -> None:
-    """Checks that the library that reads Google buckets is installed, if the path needs it.
+    """Checks that a bucket can be reached, if the path is in one; the path itself may be missing.
 
     Raises:
-      UserError: the library is missing.
+      UserError: it cannot, or the library that reads Google's buckets is missing.
     """
+    if not is_remote(path):
+        return
     readers = ("gcsfs", "tensorflow")
     if str(path).startswith("gs://") and not any(map(importlib.util.find_spec, readers)):
         raise UserError(f"{path} is in a bucket, which gcsfs reads; pip install gcsfs")
+    try:
+        epath.Path(path).exists()
+    except KeyError as e:
+        raise UserError(f"{path}: there is no storage {e}; use gs://") from e
+    except Exception as e:  # each library has exceptions of its own
+        reason = str(e).strip().partition("\n")[0] or type(e).__name__
+        raise UserError(
+            f"{path} cannot be reached ({reason}); correct the path, or check the network and that "
+            "this machine may read the bucket"
+        ) from e
 
 
 @contextlib.contextmanager

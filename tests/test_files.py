@@ -20,6 +20,7 @@ from sret_jax.run.crash import write_crash_report
 from sret_jax.run.lock import OWNER_FILE, Note
 from sret_jax.run.metrics_file import JsonlWriter, read_metrics
 from sret_jax.run.rollback import Rollbacks
+from sret_jax.tools import convert
 
 
 class Bucket(MemoryFileSystem):
@@ -44,10 +45,21 @@ def bucket(monkeypatch):
     gpath._is_tf_installed.cache_clear()
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
-def test_a_bucket_s_path_is_absolute_as_it_is(path):
-    assert is_remote(path) and str(absolute(path)) == path
-    assert str(absolute(path) / "checkpoints" / "5") == f"{path}/checkpoints/5"
+def test_a_bucket_s_path_is_absolute_as_it_is(bucket):
+    assert is_remote(bucket) and absolute(str(bucket)) == bucket
+    assert str(absolute(bucket) / "checkpoints" / "5") == f"{bucket}/checkpoints/5"
+
+
+def test_a_bucket_that_cannot_be_reached_is_a_sentence(bucket, monkeypatch, capsys):
+    def fail(*arguments, **settings):
+        raise ConnectionError("no route to host\nand a second line")
+
+    monkeypatch.setattr(Bucket, "exists", fail)
+    with pytest.raises(SystemExit) as stopped:
+        convert.main(["SReT_T.pth", str(bucket)])
+    assert stopped.value.code == 2
+    sentence = f"Error: {bucket} cannot be reached (no route to host); correct the path, or check"
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 def test_other_paths_become_absolute(tmp_path, monkeypatch):

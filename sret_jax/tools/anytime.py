@@ -15,10 +15,10 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.evaluation.checkpoint_evaluation import evaluate_weights
-from sret_jax.files import absolute, write_json
+from sret_jax.files import write_json
 from sret_jax.models.flops import model_macs
 from sret_jax.picture import picture
 from sret_jax.settings.saved_config import (
@@ -36,10 +36,12 @@ Row = dict[str, Any]
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("anytime", __doc__)
-    parser.add_argument("workdirs", metavar="RUN", type=absolute, nargs="+", help="a workdir")
+    parser.add_argument("workdirs", metavar="RUN", type=path_argument, nargs="+", help="a workdir")
     parser.add_argument("--loops", required=True, help="numbers of loops, e.g. 1,2,3")
-    parser.add_argument("--json", type=absolute, help="writes the rows to this file")
-    parser.add_argument("--picture", type=absolute, help="draws accuracy against cost to this PNG")
+    parser.add_argument("--json", type=path_argument, help="writes the rows to this file")
+    parser.add_argument(
+        "--picture", type=path_argument, help="draws accuracy against cost to this PNG"
+    )
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():

@@ -26,7 +26,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import flags
-from etils import epath
 
 from sret_jax.cli import (
     CONFIG_FLAGS,
@@ -34,6 +33,7 @@ from sret_jax.cli import (
     clear_errors,
     define_config,
     parse_flags,
+    path_argument,
     quiet_libraries,
 )
 
@@ -79,7 +79,7 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {example}") from None
 
 
-JSON = _option("--json", "also write the figures here", dest="json_file", type=epath.Path)
+JSON = _option("--json", "also write the figures here", dest="json_file", type=path_argument)
 AGAINST = _option("--against", "measure PyTorch too", choices=["torch"])
 BENCHMARKS = {
     "input": Benchmark(
@@ -106,7 +106,7 @@ BENCHMARKS = {
             _option(
                 "--folder",
                 "new folder, deleted at the end",
-                type=epath.Path,
+                type=path_argument,
                 default="runs/checkpoint_benchmark",
             ),
             _steps(100, "steps per window"),
@@ -141,8 +141,8 @@ BENCHMARKS = {
         "report_plot:plot_reports",
         "draw reports of train and infer",
         (
-            _option("files", "their --json files", nargs="+", type=epath.Path),
-            _option("--plot", "a PNG", type=epath.Path, required=True),
+            _option("files", "their --json files", nargs="+", type=path_argument),
+            _option("--plot", "a PNG", type=path_argument, required=True),
         ),
         takes_config=False,
     ),
@@ -167,7 +167,7 @@ BENCHMARKS = {
         "temporaries against FLOPs of each model.remat",
         (
             _option("--topology", "v5e:1x1, say; default: this machine", default="local"),
-            _option("--plot", "also draw them in this PNG", type=epath.Path),
+            _option("--plot", "also draw them in this PNG", type=path_argument),
             JSON,
         ),
     ),

@@ -11,7 +11,7 @@ import statistics
 
 from etils import epath
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.picture import picture
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="name and workdirs of a group of finished runs",
     )
-    parser.add_argument("--picture", type=absolute, help="PNG to draw the curves in")
+    parser.add_argument("--picture", type=path_argument, help="PNG to draw the curves in")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():

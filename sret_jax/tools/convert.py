@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
-from sret_jax.files import absolute
 from sret_jax.models.families.sret import title
 from sret_jax.models.families.variants import list_models
 from sret_jax.weights.description import Description
@@ -31,9 +30,14 @@ from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("convert", __doc__)
-    parser.add_argument("source", metavar="IN", type=absolute, help="a weight file or a folder")
     parser.add_argument(
-        "target", metavar="OUT", type=absolute, help="the other kind: a folder or a weight file"
+        "source", metavar="IN", type=path_argument, help="a weight file or a folder"
+    )
+    parser.add_argument(
+        "target",
+        metavar="OUT",
+        type=path_argument,
+        help="the other kind: a folder or a weight file",
     )
     parser.add_argument(
         "--model", help=f"one of {', '.join(list_models())}; default: found from what IN holds"

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from etils import epath
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
-from sret_jax.files import absolute, write_json
+from sret_jax.files import write_json
 from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.families.sret import SReT
 from sret_jax.models.inspection import block_names, residual_coefficients
@@ -27,9 +27,9 @@ from sret_jax.weights.loading import StoredFolder
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("depth", __doc__)
-    parser.add_argument("--workdir", type=absolute, required=True, help="workdir of a run")
-    parser.add_argument("--picture", type=absolute, help="default: depth.png in the workdir")
-    parser.add_argument("--json", type=absolute, help="default: depth.json in the workdir")
+    parser.add_argument("--workdir", type=path_argument, required=True, help="workdir of a run")
+    parser.add_argument("--picture", type=path_argument, help="default: depth.png in the workdir")
+    parser.add_argument("--json", type=path_argument, help="default: depth.json in the workdir")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():

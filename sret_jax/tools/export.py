@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
-from sret_jax.files import absolute, write_json, write_text
+from sret_jax.files import write_json, write_text
 from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD, evaluation_logits, normalise
 from sret_jax.models.families.sret import title
 from sret_jax.tools import exported
@@ -58,7 +58,7 @@ pillow>=11
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("export", __doc__)
-    parser.add_argument("target", metavar="OUT", type=absolute, help="a new folder")
+    parser.add_argument("target", metavar="OUT", type=path_argument, help="a new folder")
     add_arguments(parser)
     args = parser.parse_args(argv)
     quiet_libraries()

@@ -12,7 +12,6 @@ requirements-tpu.txt). Exit status 1: the step does not fit.
 import os
 
 from absl import flags
-from etils import epath
 
 from sret_jax.cli import (
     CONFIG_FLAGS,
@@ -20,6 +19,7 @@ from sret_jax.cli import (
     clear_errors,
     define_config,
     parse_flags,
+    path_argument,
     quiet_libraries,
 )
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--find-batch", action="store_true", help="find the largest batch that fits"
     )
-    parser.add_argument("--json", type=epath.Path, help="also write the figures here")
+    parser.add_argument("--json", type=path_argument, help="also write the figures here")
     args, rest = parser.parse_known_args(argv)
     quiet_libraries()
     parse_flags(define_config, [parser.prog, *rest])

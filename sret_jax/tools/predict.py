@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.data.sources.image_files import IMAGE_SUFFIXES, images_in, name_of_file, passed_over
 from sret_jax.errors import UserError, few
 from sret_jax.evaluation.predict import UnreadableImage, predict_each
-from sret_jax.files import absolute, written_whole
+from sret_jax.files import check_storage, written_whole
 from sret_jax.tools.prediction_sheet import MOST_PICTURES, draw_sheet
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
 
@@ -37,11 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser.of("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file or a folder of them")
     add_arguments(parser)
-    parser.add_argument("--json", type=absolute, metavar="FILE", help="a list, one image per line")
-    parser.add_argument("--csv", type=absolute, metavar="FILE", help="a table, one image per line")
+    parser.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="a list, one image per line"
+    )
+    parser.add_argument(
+        "--csv", type=path_argument, metavar="FILE", help="a table, one image per line"
+    )
     parser.add_argument(
         "--sheet",
-        type=absolute,
+        type=path_argument,
         metavar="FILE",
         help=f"a PNG of the first {MOST_PICTURES} images and their classes",
     )
@@ -75,6 +79,7 @@ def find_images(names: list[str]) -> list[str]:
     """
     paths = []
     for name in names:
+        check_storage(name)
         place = epath.Path(name).expanduser()
         if not place.is_dir():
             if not place.exists():

@@ -18,7 +18,7 @@ import tarfile
 import tensorflow_datasets as tfds
 from etils import epath
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.data.sources.downloads import clear_downloads
 from sret_jax.data.sources.reencode import (
     ARRAY_RECORD,
@@ -48,14 +48,16 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("prepare", __doc__)
     parser.add_argument("name", help="name of the TFDS data set")
-    parser.add_argument("--data_dir", type=epath.Path, help="default: TFDS_DATA_DIR, or TFDS's own")
-    parser.add_argument("--archives", type=epath.Path, help="folder of archives you downloaded")
+    parser.add_argument(
+        "--data_dir", type=path_argument, help="default: TFDS_DATA_DIR, or TFDS's own"
+    )
+    parser.add_argument("--archives", type=path_argument, help="folder of archives you downloaded")
     parser.add_argument("--convert", action="store_true", help="rewrite TFRecord as ArrayRecord")
     parser.add_argument(
         "--max-side", "--max_side", type=int, help="make a copy with no image longer, in pixels"
     )
     parser.add_argument("--quality", type=int, help=f"JPEG quality; default: {DEFAULT_QUALITY}")
-    parser.add_argument("--copy_to", type=epath.Path, help="data_dir of the copy")
+    parser.add_argument("--copy_to", type=path_argument, help="data_dir of the copy")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():

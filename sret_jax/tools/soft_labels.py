@@ -27,6 +27,7 @@ from sret_jax.cli import (
     clear_errors,
     define_config,
     parse_flags,
+    path_argument,
     quiet_libraries,
 )
 from sret_jax.data.loader import train_transform
@@ -65,14 +66,14 @@ def main(argv: list[str] | None = None) -> None:
     _add_store_flags(generating)
     generating.set_defaults(run=run_generate)
     importing = what.add_parser("import", help="FKD's", epilog=CONFIG_FLAGS)
-    importing.add_argument("folder", type=absolute, help="folder of FKD's torch files")
+    importing.add_argument("folder", type=path_argument, help="folder of FKD's torch files")
     _add_store_flags(importing)
     importing.set_defaults(run=run_import)
     inspecting = what.add_parser("inspect", help="describe a store")
-    inspecting.add_argument("store", type=absolute)
+    inspecting.add_argument("store", type=path_argument)
     inspecting.set_defaults(run=run_inspect)
     verifying = what.add_parser("verify", help="label some images again", epilog=CONFIG_FLAGS)
-    verifying.add_argument("store", type=absolute)
+    verifying.add_argument("store", type=path_argument)
     verifying.add_argument("--teacher", help="default: the path recorded in the store")
     verifying.add_argument("--images", type=int, default=64, help="number of images to label")
     _add_teacher_flags(verifying)
@@ -190,7 +191,7 @@ def run_verify(parser: argparse.ArgumentParser, args: argparse.Namespace, rest: 
 
 
 def _add_store_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=absolute, required=True, help="folder of the store")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder of the store")
     parser.add_argument("--shards", type=int, default=1, help="hosts that share the work")
     parser.add_argument("--shard", type=int, default=0, help="which of them this is, from 0")
 

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 from etils import epath
 
+from sret_jax.cli import path_argument
 from sret_jax.data.sources.classes import difference
 from sret_jax.data.sources.imagenet import CLASSES as IMAGENET_CLASSES
 from sret_jax.data.sources.imagenet import display_names, imagenet_ids
 from sret_jax.errors import UserError
-from sret_jax.files import absolute
 from sret_jax.models.families.sret import SReT
 from sret_jax.parallel.distributed import say
 from sret_jax.weights.loading import find
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `open_trained` reads."""
     parser.add_argument(
         "--checkpoint",
-        type=absolute,
+        type=path_argument,
         required=True,
         metavar="PATH",
         help="a run, one of its steps (RUN/checkpoints/120), a converted folder or a weight file",
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--classes",
-        type=absolute,
+        type=path_argument,
         metavar="FILE",
         help="class names, one per line, in the order of the logits; default: the run's own",
     )

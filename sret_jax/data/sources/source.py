@@ -235,12 +235,8 @@ def open_source(
     source: Source
     if is_folder(name):
         check_storage(name)
-        try:
-            root = epath.Path(name).expanduser()
-            exists = root.is_dir()
-        except KeyError as e:
-            raise UserError(f"config.data.name={name}: there is no storage {e}; use gs://") from e
-        if not exists:
+        root = epath.Path(name).expanduser()
+        if not root.is_dir():
             raise UserError(f"the data folder {name} does not exist; correct config.data.name")
         source = FolderSource(root, split, classes, folder_slices)
     else:
