@@ -12,7 +12,7 @@ from absl import flags
 
 from sret_jax.parallel.freed_memory import keep_buffers
 from sret_jax.parallel.host import available_cores, shared_memory_left, sharers_of_memory
-from sret_jax.parallel.processes import die_with_parent, start_without_script
+from sret_jax.parallel.processes import die_with_parent, shield_spawned
 
 LARGEST_CHUNK = 32  # rows; larger chunks are no faster
 SMALLEST_CHUNK = 8  # rows, if there are as many; fewer workers are better than smaller chunks
@@ -86,7 +86,7 @@ class ReadAhead:
             sys.warnoptions.append(QUIET_TRACKER)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # Grain's workers require it when absl.app is not used
-        start_without_script("grain-")
+        shield_spawned("grain-")  # Grain starts them from threads of its own
         in_turn = chunks.to_iter_dataset(grain.ReadOptions(0, 0))
         options = grain.experimental.DatasetOptions(min_shm_size=LEAST_SHARED)
         return grain.experimental.WithOptionsIterDataset(in_turn, options).mp_prefetch(

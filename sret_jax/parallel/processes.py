@@ -42,23 +42,29 @@ def adopt_orphans() -> None:
 
 
 @functools.cache
-def start_without_script(prefix: str) -> None:
-    """Keeps the main script out of spawned processes whose name begins with `prefix`.
+def shield_spawned(prefix: str) -> None:
+    """Keeps the main script and signals out of spawned processes whose name begins with `prefix`.
 
     Python imports the main script into every spawned process. If that script calls `fit` without
     `if __name__ == "__main__"`, the process would train again. What such a process receives must
     be pickled by value, as cloudpickle does for objects that the script defines.
+
+    SIGTERM and Ctrl-C may be sent to the whole process group, and would end a process that is still
+    starting. So it inherits a mask that blocks them from the thread that starts it, if that is not
+    the main thread.
     """
     prepare = multiprocessing.spawn.get_preparation_data
 
-    def prepare_without_script(name: str) -> dict[str, Any]:
+    def prepare_shielded(name: str) -> dict[str, Any]:
         data = prepare(name)
         if name.startswith(prefix):
             for script in ("init_main_from_name", "init_main_from_path"):
                 data.pop(script, None)
+            if threading.current_thread() is not threading.main_thread():
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         return data
 
-    multiprocessing.spawn.get_preparation_data = prepare_without_script
+    multiprocessing.spawn.get_preparation_data = prepare_shielded
 
 
 def end_group(group: int, patience: float) -> None:
