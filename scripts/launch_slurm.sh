@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains under SLURM with one process per GPU, as JAX expects there; queues the job again when it
-# ran out of time or crashed, so that it goes on from its last checkpoint until the run is done:
+# ran out of time or crashed, so that it continues from its last checkpoint until the run is done:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --time=4:00:00 \
 #     scripts/launch_slurm.sh --config=configs/sret_s.py --workdir=/shared/RUN

@@ -10,7 +10,7 @@ Usage: scripts/launch_tpu_pod.sh COMMAND TPU [ARGUMENTS]
   start  TPU FLAGS...   runs main.py with these flags on every worker where it does not run yet
   status TPU            names the workers where it does not run or that cannot be reached
   logs   TPU [WORKER]   follows the output of one worker; default: 0
-  stop   TPU            saves a checkpoint on every worker and ends; `start` then goes on from there
+  stop   TPU            saves a checkpoint on every worker and ends; `start` then continues
 
 Zone and project are those of `gcloud config`, or of the environment variables
 CLOUDSDK_COMPUTE_ZONE and CLOUDSDK_CORE_PROJECT. On a worker, the code is in ~/sret_jax, and the

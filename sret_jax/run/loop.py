@@ -180,7 +180,7 @@ class Run:
         except TooManyBadImages as error:
             step = self._save_before_stopping()
             raise TooManyBadImages(
-                f"{error}; step {step:,} is saved, where the next start goes on"
+                f"{error}; step {step:,} is saved, from which the next start continues"
             ) from None
 
     def finish(self) -> dict[str, Any]:
@@ -381,7 +381,7 @@ class Run:
         else:
             with self._watchdog.during("making the first state"):
                 self.state = initial_state(self.experiment, self._reporter.say)
-        self.step = self._rollbacks.goes_on_at(step)
+        self.step = self._rollbacks.continues_at(step)
         if self.step != step:
             self.state = self.state.replace(
                 step=jax.device_put(np.int32(self.step), target.step.sharding),

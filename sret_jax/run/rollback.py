@@ -62,7 +62,7 @@ class Rollbacks:
         """Returns a copy with one more window."""
         return Rollbacks((*self.windows, (first, last)))
 
-    def goes_on_at(self, step: int) -> int:
+    def continues_at(self, step: int) -> int:
         """The step as which a state of `step` continues: the end of a window that begins there."""
         for first, last in self.windows:
             if first <= step + 1 <= last:

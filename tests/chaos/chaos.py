@@ -210,7 +210,7 @@ class Chaos:
                 print(f"{fault.name}: after step {max(attempt.steps(), default=0)}", flush=True)
             damaged |= {step for step in complete_steps(workdir) if step not in steps}
             windows = Rollbacks.read(epath.Path(workdir))
-            expected = windows.goes_on_at(max(steps, default=0))
+            expected = windows.continues_at(max(steps, default=0))
 
     def _came_about(self, fault: Fault, attempt: Attempt, steps: list[int]) -> bool:
         """Whether it was this fault; damages the newest of `steps`, and drops it, if it says so."""

@@ -98,7 +98,7 @@ def turn_read_only(workdir):
 
 
 @pytest.mark.slow  # trains twice
-def test_training_goes_on_when_the_disk_fills_up_and_is_resumed_when_there_is_room(tmp_path):
+def test_training_continues_when_the_disk_fills_up_and_is_resumed_when_there_is_room(tmp_path):
     run_with_own_mounts("train_on_a_disk_that_fills_up", tmp_path, timeout=600)
 
 

@@ -156,7 +156,7 @@ def test_a_run_does_not_go_on_with_classes_it_does_not_know(changed, sentence, r
     assert json.loads((run / "class_names.json").read_text()) == WORDS
 
 
-def test_a_run_goes_on_with_its_own_numbers_whatever_the_order_of_the_data(run, digits):
+def test_a_run_continues_with_its_own_numbers_whatever_the_order_of_the_data(run, digits):
     digits(dict(enumerate(WORDS)), "train", each=1)
     experiment = open_experiment(config_of(run, digits({0: "zero"}, each=1)), run)
     for source in (experiment.train_source, experiment.eval_source):

@@ -97,7 +97,7 @@ def test_tpu_pods_find_each_other_and_fill_their_slice():
 
 
 @pytest.mark.parametrize("kind", ["gpu", "tpu"])
-def test_a_jobset_ends_at_bad_input_and_goes_on_after_a_stop(kind):
+def test_a_jobset_ends_at_bad_input_and_continues_after_a_stop(kind):
     whole, _, job, container = jobset(kind)
     assert job["completions"] == job["parallelism"] and job["backoffLimit"] == 0
     actions = {

@@ -163,7 +163,7 @@ def as_left_by_an_interruption(target: epath.Path, lost: str) -> epath.Path:
     return partial
 
 
-def test_an_interrupted_copy_goes_on_with_the_shards_left(tmp_path, digits_dir, capsys):
+def test_an_interrupted_copy_continues_with_the_shards_left(tmp_path, digits_dir, capsys):
     copy(digits_dir, tmp_path, max_side=4)
     totals = capsys.readouterr().out.splitlines()[-2]
     target = epath.Path(tmp_path) / "digits" / "1.0.0"
