@@ -7,9 +7,9 @@ from sret_jax.run.rollback import ROLLBACKS_FILE, Rollbacks
 
 def test_the_steps_of_all_windows_are_passed_over():
     rollbacks = Rollbacks(((11, 14), (11, 17), (21, 30), (19, 33)))
-    goes_on_at = {9: 9, 10: 17, 12: 17, 17: 17, 18: 33, 20: 33, 25: 33, 33: 33}
-    assert {step: rollbacks.goes_on_at(step) for step in goes_on_at} == goes_on_at
-    assert Rollbacks().goes_on_at(10) == 10
+    continues_at = {9: 9, 10: 17, 12: 17, 17: 17, 18: 33, 20: 33, 25: 33, 33: 33}
+    assert {step: rollbacks.continues_at(step) for step in continues_at} == continues_at
+    assert Rollbacks().continues_at(10) == 10
 
 
 def test_windows_come_back_from_disk(tmp_path):
