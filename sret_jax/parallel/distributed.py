@@ -186,6 +186,24 @@ def initialize(
             )
 
 
+def silence_gloo() -> None:
+    """Discards what C++ code prints on stdout, in a run of several processes on CPUs.
+
+    Gloo, which connects them, prints a line for each connection. Python's own output still
+    arrives. Only for a process that does nothing but this run.
+    """
+    if jax.process_count() == 1 or jax.default_backend() != "cpu":
+        return
+    sys.stdout.flush()
+    stdout = sys.stdout.fileno()
+    sys.stdout = os.fdopen(
+        os.dup(stdout), "w", 1, encoding=sys.stdout.encoding, errors=sys.stdout.errors
+    )
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stdout)
+    os.close(nothing)
+
+
 @contextlib.contextmanager
 def _within(start_timeout: int) -> Iterator[None]:
     """Prints whom the enclosed start waits for, and ends the process if it waits too long."""

@@ -43,6 +43,7 @@ def launch(values: flags.FlagValues) -> None:
         peer_timeout=values.peer_timeout,
     )
     start_devices(keep_freed_memory=True)
+    distributed.silence_gloo()
     try:
         with _no_peer_waits():
             _run(values)

@@ -201,6 +201,7 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
     leader, follower = in_processes(2, tmp_path, *flags, digits_dir=digits_dir)
     assert f"at step {step}" in leader and "(2 processes on 1 host)" in leader
     assert "step 20/20" not in follower  # one process speaks for all
+    assert "[Gloo]" not in leader + follower
     ours, one_device = read_metrics(tmp_path), read_metrics(workdir)
     assert sorted(ours) == list(range(1, 21))
     np.testing.assert_allclose(
