@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.data.loader import Loader, SyntheticLoader
 from sret_jax.data.sources.splits import data_remarks
 from sret_jax.errors import UserError
@@ -20,7 +18,6 @@ from sret_jax.evaluation.bad_images import BadImages, TooManyBadImages
 from sret_jax.evaluation.evaluation import Evaluator, Results
 from sret_jax.parallel.devices import fits_memory
 from sret_jax.parallel.distributed import agreed, gather, is_leader
-from sret_jax.parallel.mesh import with_shardings
 from sret_jax.parallel.preemption import Preempted, Preemption
 from sret_jax.run.crash import write_crash_report
 from sret_jax.run.data_record import record_images
@@ -28,15 +25,15 @@ from sret_jax.run.lock import Lock, locked, removed_if_unused
 from sret_jax.run.profiler import Profiler
 from sret_jax.run.report import Callback, Reporter
 from sret_jax.run.resume import compare_config
-from sret_jax.run.rollback import ROLLBACKS_FILE, Diverged, Rollbacks
+from sret_jax.run.rollback import Diverged
+from sret_jax.run.saved_states import SavedStates
 from sret_jax.run.watchdog import Watchdog
 from sret_jax.settings.saved_config import Start
 from sret_jax.terminal import Progress
 from sret_jax.text import duration
 from sret_jax.training.checks import check_numbers, check_writable
 from sret_jax.training.experiment import CompiledStep, Experiment, open_experiment, small_data
-from sret_jax.training.initial_weights import initial_state
-from sret_jax.training.state import TrainState, from_items, to_items
+from sret_jax.training.state import TrainState
 from sret_jax.training.step import Metrics
 
 REMEMBERED_LOSSES = 20
@@ -107,22 +104,16 @@ class Run:
     ):
         self.experiment = experiment
         self._preemption = preemption
-        self._lock = lock
         self._watchdog = watchdog
         self._resources = contextlib.ExitStack()
         self.state: TrainState
         self.step: int
         config = experiment.config
-        self._checkpoints = Checkpoints(
-            experiment.workdir,
-            keep_latest=config.checkpoint.keep_latest,
-            keep_best=config.checkpoint.keep_best,
-            keep_every=experiment.keep_every,
-        )
-        self._resources.callback(self._checkpoints.close)
-        self._rollbacks = Rollbacks.read(experiment.workdir)
         self._reporter = Reporter(experiment, callbacks)
+        self._saved = SavedStates(experiment, lock, watchdog, self._reporter.say)
+        self._resources.callback(self._saved.close)
         self._resources.callback(self._reporter.close)
+        self._checkpoints = self._saved.checkpoints
         self._warnings = self._resume()
         self._reporter.describe(start)
         with agreed():
@@ -191,12 +182,7 @@ class Run:
         """
         if not self._results:
             self._save_and_evaluate()
-        if not self._checkpoints.settle():
-            raise UserError(
-                f"training is complete, but its last checkpoint cannot be written to "
-                f"{self.experiment.workdir}; fix the storage and start again to resume at step "
-                f"{max(self._checkpoints.steps, default=0):,}"
-            )
+        self._saved.settle("training is complete, but its last checkpoint cannot be written")
         return self._reporter.result(self.step, self._results, self._checkpoints.best())
 
     def close(self) -> None:
@@ -275,7 +261,7 @@ class Run:
     def _save_and_evaluate(self) -> None:
         """Saves if due, then evaluates; so a failing evaluation loses no step."""
         if self._is_save_due(self.step):
-            self._save()
+            self._saved.save(self.step, self.state)
         if not self._results:
             self._checkpoints.settle()  # the first evaluation might kill the process
         self._watchdog.beat()
@@ -304,25 +290,12 @@ class Run:
         self._watchdog.beat()
         self._preemption.check()
 
-    def _save(self) -> None:
-        """Starts saving the current step, unless it is saved already."""
-        with agreed():
-            self._lock.check()
-        if self.step not in self._checkpoints.steps:
-            self._checkpoints.save(self.step, to_items(self.state))
-
     def _save_before_stopping(self) -> int:
         """Saves the current step if necessary; returns it once it is on disk."""
-        step, checkpoints = self.step, self._checkpoints
-        if step:
-            self._save()
-        if not checkpoints.settle():
-            raise UserError(
-                f"step {step:,}, at which the run stops, cannot be saved to "
-                f"{self.experiment.workdir}; fix the storage and start again to resume at step "
-                f"{max(checkpoints.steps, default=0):,}"
-            )
-        return step
+        if self.step:
+            self._saved.save(self.step, self.state)
+        self._saved.settle(f"step {self.step:,}, at which the run stops, cannot be saved")
+        return self.step
 
     def _check_streak(self, step: int, metrics: Metrics | None) -> None:
         """Raises Diverged after config.rollback.bad_steps successive steps that were not finite."""
@@ -335,69 +308,21 @@ class Run:
             )
 
     def _roll_back(self, diverged: Diverged) -> None:
-        """Goes back to the last good checkpoint, and skips the steps taken since.
-
-        A good checkpoint was evaluated before the first step that was not finite; if there is none,
-        training restarts from the fresh state. Newer checkpoints are moved aside before the window
-        is written, so a run that is killed in between repeats this rollback.
-
-        Raises:
-          Diverged: the run has rolled back too often already.
-        """
-        experiment, limit = self.experiment, self.experiment.config.rollback.most
-        if len(self._rollbacks.windows) >= limit:
-            before = f" after rollbacks from {self._rollbacks}" if limit else ""
-            raise Diverged(
-                f"{diverged} at step {diverged.step:,}{before}; lower config.optim.lr_per_512, "
-                f"clip with config.optim.clip_norm, or raise config.rollback.most={limit} "
-                f"({experiment.workdir / ROLLBACKS_FILE} lists the steps)",
-                diverged.step,
-                diverged.last_good,
-            ) from None
-        with agreed():
-            self._lock.check()
-        self._checkpoints.settle()
-        good = self._checkpoints.newest_evaluated(at_most=diverged.last_good) or 0
-        self._checkpoints.set_aside([step for step in self._checkpoints.steps if step > good])
-        self._rollbacks = self._rollbacks.with_window(good + 1, diverged.step)
-        with agreed():
-            if is_leader():
-                self._rollbacks.write(experiment.workdir)
-        self._reporter.say(
-            f"{diverged} by step {diverged.step:,}: back to the weights of step {good:,}, leaving "
-            f"out the steps until here (rollback {len(self._rollbacks.windows)} of {limit})."
-        )
-        self._reporter.start(self._restore())
+        """Goes back to the last good weights, and leaves out the steps since."""
+        self._saved.roll_back(diverged)
+        self.state, self.step, weights_step = self._saved.restore()
+        self._reporter.start(weights_step)
         self._results = {}
-
-    def _restore(self) -> int:
-        """Restores the newest checkpoint or the first state; returns the step of its weights."""
-        target = with_shardings(self.experiment.abstract_state, self.experiment.shardings)
-        with self._watchdog.during("restoring a checkpoint"):
-            restored = self._checkpoints.restore_newest(to_items(target))
-        step, items = restored or (0, {})
-        if items:
-            self.state = from_items(items)
-        else:
-            with self._watchdog.during("making the first state"):
-                self.state = initial_state(self.experiment, self._reporter.say)
-        self.step = self._rollbacks.continues_at(step)
-        if self.step != step:
-            self.state = self.state.replace(
-                step=jax.device_put(np.int32(self.step), target.step.sharding),
-                bad_streak=jax.device_put(np.int32(0), target.bad_streak.sharding),
-            )
-        return step
 
     def _resume(self) -> list[str]:
         """Restores the state; returns sentences to print before the first step."""
         experiment = self.experiment
-        step = self._restore()
+        self.state, self.step, weights_step = self._saved.restore()
         changes = []
         if self.step:
             self._reporter.say(f"Resuming {experiment.workdir} at step {self.step:,}.")
             changes = compare_config(experiment, self.step)
-        self._reporter.start(step)
+        self._reporter.start(weights_step)
         return changes + small_data(experiment)
 
     def _fits_memory(self) -> contextlib.AbstractContextManager[None]:
