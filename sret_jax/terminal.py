@@ -1,12 +1,16 @@
-"""Shows the progress of long work: a line that a terminal rewrites, plain lines elsewhere."""
+"""Shows the progress of long work: a line that a terminal rewrites, plain lines elsewhere.
 
+Also keeps a process alive whose output cannot be written any more.
+"""
+
+import io
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from sret_jax.text import duration
 
@@ -15,6 +19,28 @@ BAR = 20  # characters
 COLUMNS = 80  # assumed if a terminal does not report its width
 
 Item = TypeVar("Item")
+
+
+class _Outlasting(io.FileIO):
+    """An output that drops what cannot be written: its reader has ended, or its disk is full."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def outlasting(stream: TextIO, file: int) -> TextIO:
+    """A stream like `stream` that writes to a file descriptor, and drops what it cannot write."""
+    buffer = io.BufferedWriter(_Outlasting(file, "w", closefd=False))
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=True)
+
+
+def outlast_readers() -> None:
+    """Lets this process continue when its output cannot be written: `tee` ends at Ctrl-C."""
+    sys.stdout = outlasting(sys.stdout, sys.stdout.fileno())
+    sys.stderr = outlasting(sys.stderr, sys.stderr.fileno())
 
 
 def fitted(fields: Sequence[str], columns: int) -> str:

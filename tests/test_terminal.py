@@ -3,6 +3,7 @@
 import os
 import pty
 import struct
+import subprocess
 import sys
 from fcntl import ioctl
 from termios import TIOCSWINSZ
@@ -13,6 +14,7 @@ from sret_jax import terminal
 from sret_jax.run.progress import ProgressLine
 from sret_jax.terminal import Progress, fitted
 from sret_jax.text import duration
+from tests.conftest import ROOT
 
 REPORT = {
     "skipped_steps": 0.0,
@@ -105,6 +107,25 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch, errors)
     read = errors()
     with Progress("Evaluating", 3, "batches"):
         assert read().startswith("Evaluating   0%  [....................]  0/3 batches\n")
+
+
+OUTLASTS = """
+import pathlib, sys
+from sret_jax.terminal import outlast_readers
+outlast_readers()
+for stream in (sys.stdout, sys.stderr):
+    print(100_000 * "step", file=stream, flush=True)
+pathlib.Path(sys.argv[1]).write_text("saved")
+"""
+
+
+def test_a_process_outlasts_the_readers_of_its_output(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", OUTLASTS, str(tmp_path / "checkpoint")]
+    status = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=writer).returncode
+    os.close(writer)
+    assert status == 0 and (tmp_path / "checkpoint").read_text() == "saved"
 
 
 def test_durations_leave_out_what_is_zero_in_front():

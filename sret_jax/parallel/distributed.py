@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from sret_jax import exit_status
 from sret_jax.errors import UserError
+from sret_jax.terminal import outlasting
 
 START_TIMEOUT, PEER_TIMEOUT = 300, 100  # seconds
 WAIT_SECONDS = 3.0  # after this time a waiting process prints which processes it waits for
@@ -196,9 +197,7 @@ def silence_gloo() -> None:
         return
     sys.stdout.flush()
     stdout = sys.stdout.fileno()
-    sys.stdout = os.fdopen(
-        os.dup(stdout), "w", 1, encoding=sys.stdout.encoding, errors=sys.stdout.errors
-    )
+    sys.stdout = outlasting(sys.stdout, os.dup(stdout))
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, stdout)
     os.close(nothing)

@@ -58,4 +58,5 @@ class Preemption(contextlib.AbstractContextManager):
         self._asked = True
         signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
         # Not print: the handler may interrupt a print in the middle of a line.
-        os.write(1, f"\n{signal.Signals(number).name}: stopping after this batch.\n".encode())
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended the reader of a pipe
+            os.write(1, f"\n{signal.Signals(number).name}: stopping after this batch.\n".encode())
