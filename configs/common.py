@@ -122,7 +122,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.image_size = 224
     config.model.dtype = "bfloat16"  # dtype of matrix products; parameters are float32
     config.model.num_classes = config_dict.placeholder(int)  # default: the classes of the data
-    # The defaults of the others are the variant's own values.
+    # The defaults of the others are the published model's own values. A setting that the model's
+    # family does not have is refused.
     config.model.blocks = config_dict.placeholder(tuple)
     config.model.loops = config_dict.placeholder(int)
     config.model.groups = config_dict.placeholder(tuple)
@@ -131,9 +132,12 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.mlp_ratio = config_dict.placeholder(float)
     config.model.nll_ratio = config_dict.placeholder(float)
     config.model.nll_every = config_dict.placeholder(int)
+    config.model.residual = config_dict.placeholder(str)
     config.model.branch_init = config_dict.placeholder(float)
     config.model.drop_path_rate = config_dict.placeholder(float)
     config.model.permutation = config_dict.placeholder(str)
+    config.model.mean = config_dict.placeholder(tuple)  # pixel statistics, red, green, blue
+    config.model.std = config_dict.placeholder(tuple)
     config.model.unroll = config_dict.placeholder(int)
     config.model.remat = config_dict.placeholder(str)
     config.model.attention = config_dict.placeholder(str)

@@ -8,10 +8,9 @@ with epy.lazy_api_imports(globals()):
     from sret_jax.config_files import get_config
     from sret_jax.errors import UserError
     from sret_jax.evaluation.predict import predict
-    from sret_jax.models.families.sret import create_model
-    from sret_jax.models.families.variants import list_models
     from sret_jax.models.inspection import attention_groups, residual_coefficients
     from sret_jax.models.loops import with_loops
+    from sret_jax.models.registry import create_model, list_models
     from sret_jax.parallel.preemption import Preempted
     from sret_jax.run.curves import draw_curves
     from sret_jax.run.fit import fit

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sret_jax
-from sret_jax.models.families.sret import SReT, abstract_variables
-from sret_jax.weights.torch_names import entries
+from sret_jax.models.model import Model, abstract_variables
 
 DATA = pathlib.Path(__file__).parent / "data"
 MODELS = json.loads((DATA / "golden_models.json").read_text())
@@ -18,7 +17,7 @@ ARRAYS = np.load(DATA / "golden.npz")
 ARRAYS64 = np.load(DATA / "golden64.npz")
 
 
-def build(name: str, **overrides) -> SReT:
+def build(name: str, **overrides) -> Model:
     """Builds our model with the arguments of a golden model."""
     kwargs = MODELS[name]["kwargs"]
     first, second = kwargs.get("groups1"), kwargs.get("groups2")
@@ -56,22 +55,22 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return n / np.sqrt(np.prod(shape[1:])).astype(np.float32)
 
 
-def state_dict(model: SReT) -> dict[str, np.ndarray]:
+def state_dict(model: Model) -> dict[str, np.ndarray]:
     """The generated state dict of a model; copies of a shared block are equal."""
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), abstract_variables(model))
     published = sret_jax.to_torch(zeros, model)
     canonical: dict = {}
-    for entry in entries(model):
-        canonical.setdefault((entry.path, entry.loop), entry.torch_name)
+    for entry in model.torch_entries():
+        canonical.setdefault((entry.path, entry.row), entry.torch_name)
     return {
         entry.torch_name: weight(
-            canonical[entry.path, entry.loop], published[entry.torch_name].shape
+            canonical[entry.path, entry.row], published[entry.torch_name].shape
         )
-        for entry in entries(model)
+        for entry in model.torch_entries()
     }
 
 
-def variables(model: SReT, dtype: str = "float32") -> dict:
+def variables(model: Model, dtype: str = "float32") -> dict:
     """The generated weights as Flax variables: float32 numbers, as arrays of a dtype."""
     weights = sret_jax.from_torch(state_dict(model), model)
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), weights)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from configs import common, deep_digits, distill_digits, finetune, sret_deep
 from sret_jax.distillation.stored_labels import UNCHANGED
-from sret_jax.models.families.sret import abstract_variables, create_model, model_settings
 from sret_jax.models.flops import model_macs
+from sret_jax.models.model import abstract_variables, model_settings
+from sret_jax.models.registry import create_model
 from sret_jax.settings.config_model import create_from_config
 
 VARIANTS = [

@@ -22,7 +22,7 @@ from sret_jax.distillation.label_writing import most_probable, pack, write_store
 from sret_jax.distillation.stored_labels import UNCHANGED, crop_law, data_facts, stored_labels
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.families.sret import title
+from sret_jax.models.registry import title
 from sret_jax.parallel.host import available_cores
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.settings.config_model import create_from_config

@@ -10,8 +10,8 @@ from sret_jax.benchmarks.compiled_bytes import compile_for
 from sret_jax.data.sources.splits import IMAGENET_CLASSES
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.families.sret import title
 from sret_jax.models.recursion import REMAT
+from sret_jax.models.registry import title
 from sret_jax.picture import picture
 from sret_jax.planning.compilation import DoesNotFit
 from sret_jax.settings.config_model import create_from_config

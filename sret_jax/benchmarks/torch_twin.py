@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sret_jax.models.attention import fixed_permutation
 from sret_jax.models.families.sret import STEM_STRIDE, SReT
-from sret_jax.models.layers import LAYER_NORM_EPSILON
 
 
 class Coefficient(nn.Module):
@@ -67,9 +66,9 @@ class SharedBlock(nn.Module):
     def __init__(self, channels: int, heads: int, hidden: int, drop_path_rate: float):
         super().__init__()
         self.drop_path_rate = drop_path_rate
-        self.norm1 = nn.LayerNorm(channels, LAYER_NORM_EPSILON)
+        self.norm1 = nn.LayerNorm(channels, SReT.epsilon)
         self.attn = SlicedAttention(channels, heads)
-        self.norm2 = nn.LayerNorm(channels, LAYER_NORM_EPSILON)
+        self.norm2 = nn.LayerNorm(channels, SReT.epsilon)
         self.mlp = MLP(channels, hidden)
         self.coefficient1, self.coefficient2 = Coefficient(), Coefficient()
         self.coefficient3, self.coefficient4 = Coefficient(), Coefficient()
@@ -92,7 +91,7 @@ class NLL(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, LAYER_NORM_EPSILON)
+        self.norm1 = nn.LayerNorm(channels, SReT.epsilon)
         self.mlp = MLP(channels, hidden)
         self.coefficient1, self.coefficient2 = Coefficient(), Coefficient()
 
@@ -181,7 +180,7 @@ class TorchTwin(nn.Module):
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, widths[0], side, side))
         self.transformers = nn.ModuleList(Stage(model, s) for s in range(len(widths)))
         self.pools = nn.ModuleList(map(Pooling, widths[:-1], widths[1:]))
-        self.norm = nn.LayerNorm(widths[-1], LAYER_NORM_EPSILON)
+        self.norm = nn.LayerNorm(widths[-1], SReT.epsilon)
         self.head = nn.Linear(widths[-1], model.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

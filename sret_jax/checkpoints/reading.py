@@ -18,7 +18,7 @@ def read_weights(
 
     Args:
       workdir: folder that contains checkpoints/.
-      targets: the tree {"params", "batch_stats"} of `jax.ShapeDtypeStruct` with shardings.
+      targets: the tree {"params", ...} of `jax.ShapeDtypeStruct` with shardings.
       step: the step to read; default: the newest readable one.
 
     Returns:

@@ -1,5 +1,6 @@
 """Teachers that label stored crops: models of this project, and ONNX files of others."""
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -16,7 +17,7 @@ from sret_jax.distillation.teacher import not_compared, open_teacher, with_class
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.apply import normalise
-from sret_jax.models.families.sret import SReT, function_settings
+from sret_jax.models.model import Model, function_settings
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.settings.config_model import create_from_config
 
@@ -24,6 +25,13 @@ MOST_ROWS = 256  # images per call of a teacher
 ONNX = "onnx:"
 LAYOUTS = ("NCHW", "NHWC")
 LEAST_PROBABILITY = 1e-12
+# The settings that every fingerprint contains.
+FIRST_SETTINGS = frozenset(
+    {
+        *("num_classes", "image_size", "blocks", "loops", "groups"),
+        *("heads", "dim", "mlp_ratio", "nll_ratio"),
+    }
+)
 
 
 class LabelTeacher(Protocol):
@@ -72,7 +80,9 @@ class CheckpointTeacher:
         self.earlier_fingerprint = earlier_fingerprint(teacher.model, teacher.variables)
         self._variables = teacher.place()
         self._probabilities = jax.jit(
-            lambda variables, images: teacher.probabilities(variables, normalise(images)),
+            lambda variables, images: teacher.probabilities(
+                variables, normalise(teacher.model, images), teacher.model
+            ),
             in_shardings=(teacher.shardings, batch_sharding(self._mesh)),
         )
 
@@ -231,17 +241,22 @@ def _prepare(
     return x.transpose(0, 3, 1, 2) if channels_first else x
 
 
-def fingerprint(model: SReT, variables: Any) -> str:
+def fingerprint(model: Model, variables: Any) -> str:
     """A fingerprint of all that a model's output depends on: settings, dtype, weights."""
-    defaults = {name: field.default for name, field in SReT.__dataclass_fields__.items()}
-    # Settings at their defaults are left out, so adding a setting changes no existing fingerprint.
-    settings = {k: v for k, v in function_settings(model).items() if v != defaults[k]}
+    defaults = {field.name: field.default for field in dataclasses.fields(model)}
+    # Later settings are left out at their defaults, so adding one changes no existing fingerprint.
+    settings = {
+        name: value
+        for name, value in function_settings(model).items()
+        if name in FIRST_SETTINGS or value != defaults[name]
+    }
     return _digest((sorted(settings.items()), np.dtype(model.dtype).name), variables)
 
 
-def earlier_fingerprint(model: SReT, variables: Any) -> str:
+def earlier_fingerprint(model: Model, variables: Any) -> str:
     """The fingerprint of older versions, without heads, dim, nll_every and permutation."""
-    settings = (model.image_size, model.groups, model.loops, np.dtype(model.dtype).name)
+    groups = getattr(model, "groups", ())
+    settings = (model.image_size, groups, model.loops, np.dtype(model.dtype).name)
     return _digest(settings, variables)
 
 

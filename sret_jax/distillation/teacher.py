@@ -11,8 +11,8 @@ from sret_jax.data.sources.classes import difference, order_of_classes
 from sret_jax.data.sources.imagenet import assumed_ids
 from sret_jax.distillation.soft_targets import soft_labels
 from sret_jax.errors import UserError
-from sret_jax.models.apply import Variables, evaluation_logits
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.apply import evaluation_logits, normalised_again
+from sret_jax.models.model import Model, Variables
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.weights.adaptation import reorder_classes
 from sret_jax.weights.loading import find
@@ -31,7 +31,7 @@ class Teacher:
       class_names: class names in the order of its logits; None if they are not stored.
     """
 
-    model: SReT
+    model: Model
     variables: Variables
     shardings: Any
     temperature: float
@@ -47,18 +47,19 @@ class Teacher:
         """Places the weights on their devices."""
         return jax.device_put(self.variables, self.shardings)
 
-    def probabilities(self, variables: Variables, images: jax.Array) -> jax.Array:
+    def probabilities(self, variables: Variables, images: jax.Array, student: Model) -> jax.Array:
         """The soft labels of images that the student sees; they are resized bicubically if needed.
 
-        Shapes: normalised images (B, H, W, 3) -> (B, K) float32.
+        Shapes: images (B, H, W, 3), normalised for the student -> (B, K) float32.
         """
+        images = normalised_again(images, student, self.model)
         size = self.model.image_size
         images = jax.image.resize(images, (len(images), size, size, 3), "bicubic")
         logits = evaluation_logits(self.model, variables, images)
         return jax.lax.stop_gradient(soft_labels(logits, self.temperature))
 
 
-def open_teacher(config: ConfigDict, mesh: Mesh, student: SReT) -> Teacher | None:
+def open_teacher(config: ConfigDict, mesh: Mesh, student: Model) -> Teacher | None:
     """Opens the teacher in config.teacher; None if that is empty.
 
     Raises:

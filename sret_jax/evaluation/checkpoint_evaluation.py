@@ -20,7 +20,8 @@ from sret_jax.evaluation.confusion import Confusion, write_confusions
 from sret_jax.evaluation.evaluation import Evaluator, Results, results_table
 from sret_jax.evaluation.labelled import open_labelled
 from sret_jax.files import write_json
-from sret_jax.models.families.sret import SReT, abstract_variables, title
+from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.registry import title
 from sret_jax.parallel.distributed import agreed, is_leader, say
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.parallel.preemption import Preemption
@@ -47,7 +48,7 @@ class Evaluation:
       remarks: sentences about how labels were numbered, and about classes without images.
     """
 
-    model: SReT
+    model: Model
     source: Source
     step: int
     results: Results
@@ -150,7 +151,7 @@ def evaluate_weights(
     )
 
 
-def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> np.ndarray:
+def _present(source: Source, model: Model, confusions: dict[str, Confusion]) -> np.ndarray:
     """Which classes have images, or with very many classes, which the data name; (K,) bool."""
     for confusion in confusions.values():
         return confusion.images > 0
@@ -160,13 +161,13 @@ def _present(source: Source, model: SReT, confusions: dict[str, Confusion]) -> n
 
 def _open(
     config: ConfigDict, workdir: epath.Path, stored: StoredFolder
-) -> tuple[SReT, Source, Mesh, str]:
+) -> tuple[Model, Source, Mesh, str]:
     check_numbers(config)
     mesh = make_mesh(config.fsdp)
     check_batch_size("eval_batch_size", eval_batch_size(config, mesh.size), mesh.size)
-    create_from_config(config, num_classes=1)  # so its errors appear before data are opened
+    model = create_from_config(config, num_classes=1)  # its errors appear before data are opened
     EvalTransform(config.model.image_size, config.data.test_crop)
-    logits = stored.sizes["num_classes"]
+    logits = model.sizes(stored.shapes)["num_classes"]
     check_writable(workdir)
     if config.model.num_classes not in (None, logits):
         raise other_architecture(

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from sret_jax.data.loader import eval_batch_size, eval_loader, steps_per_pass
 from sret_jax.data.sources.source import Source
 from sret_jax.evaluation.confusion import MOST_CLASSES, Confusion, count
-from sret_jax.models.apply import Variables, evaluation_logits, normalise
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.apply import evaluation_logits, normalise
+from sret_jax.models.model import Model, Variables
 from sret_jax.parallel.devices import fits_memory
 from sret_jax.parallel.distributed import is_leader
 from sret_jax.parallel.mesh import batch_sharding, replicated
@@ -66,7 +66,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: SReT, config: ConfigDict, source: Source, mesh: Mesh, shardings: Variables
+        self, model: Model, config: ConfigDict, source: Source, mesh: Mesh, shardings: Variables
     ):
         """Opens the data.
 
@@ -172,7 +172,7 @@ def zeros(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.A
     )
 
 
-def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:
+def make_eval_step(model: Model, mesh: Mesh, shardings: Variables) -> jax.stages.Wrapped:
     """Builds the jitted step (variables, batch, totals so far) -> (totals, better logits).
 
     Padding is masked. An unreadable image counts as wrong and has no loss. The second result marks
@@ -182,7 +182,7 @@ def make_eval_step(model: SReT, mesh: Mesh, shardings: Variables) -> jax.stages.
     model = model.clone(mesh=mesh)
 
     def eval_step(variables: Variables, batch: Batch, so_far: Totals) -> tuple[Totals, jax.Array]:
-        logits = evaluation_logits(model, variables, normalise(batch["image"]))
+        logits = evaluation_logits(model, variables, normalise(model, batch["image"]))
         labels, real = batch["label"], batch["real"]
         readable = real & ~batch["bad"]
         new = EvalMetrics.single_from_model_output(

@@ -16,7 +16,7 @@ from PIL import Image
 from sret_jax.data.views.images import BadImage, EvalTransform, upright_rgb
 from sret_jax.errors import UserError
 from sret_jax.models.apply import evaluation_logits, normalise
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.model import Model
 from sret_jax.parallel.host import available_cores
 
 BATCH = 32
@@ -37,7 +37,7 @@ class UnreadableImage(UserError):
 
 
 def predict(
-    model: SReT,
+    model: Model,
     variables: dict[str, Any],
     images: Iterable[Picture],
     *,
@@ -47,7 +47,7 @@ def predict(
 
     Args:
       model: from `load` or `create_model`.
-      variables: the model's weights, {"params", "batch_stats"}.
+      variables: the model's weights.
       images: paths, encoded bytes, PIL images, or uint8 RGB arrays (H, W, 3), of any sizes.
       test_crop: fraction of the shorter side that the model sees; `test_crop(path)` for a run.
 
@@ -68,7 +68,7 @@ def predict(
 
 
 def predict_each(
-    model: SReT,
+    model: Model,
     variables: dict[str, Any],
     images: Iterable[Picture],
     *,
@@ -90,7 +90,7 @@ def predict_each(
 
 
 def _probabilities(
-    model: SReT, variables: dict[str, Any], views: list[np.ndarray]
+    model: Model, variables: dict[str, Any], views: list[np.ndarray]
 ) -> Iterable[np.ndarray]:
     padding = [(0, BATCH - len(views)), (0, 0), (0, 0), (0, 0)]
     whole = np.pad(np.stack(views), padding)  # always the same shape, so it compiles once
@@ -98,8 +98,8 @@ def _probabilities(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _softmax(model: SReT, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(evaluation_logits(model, variables, normalise(images)))
+def _softmax(model: Model, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(evaluation_logits(model, variables, normalise(model, images)))
 
 
 def _seen(view: EvalTransform, numbered: tuple[int, Picture]) -> np.ndarray | UnreadableImage:

@@ -2,28 +2,31 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Variables = dict[str, Any]
-
-# Mean and standard deviation of ImageNet's pixels (red, green, blue) in [0, 1].
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from sret_jax.models.model import Model, Variables
 
 
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8 RGB -> (x / 255 - mean) / std with the ImageNet statistics, float32.
+def normalise(model: Model, images: jax.Array) -> jax.Array:
+    """uint8 RGB -> (x / 255 - mean) / std with the model's statistics, float32.
 
     Shapes: (B, H, W, 3) -> (B, H, W, 3).
     """
-    mean = jnp.asarray(IMAGENET_MEAN).reshape(1, 1, 1, 3)
-    std = jnp.asarray(IMAGENET_STD).reshape(1, 1, 1, 3)
+    mean = jnp.asarray(model.mean).reshape(1, 1, 1, 3)
+    std = jnp.asarray(model.std).reshape(1, 1, 1, 3)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def evaluation_logits(model: nn.Module, variables: Variables, images: jax.Array) -> jax.Array:
+def normalised_again(images: jax.Array, old: Model, new: Model) -> jax.Array:
+    """Images that are normalised for the model `old`, normalised for `new` instead."""
+    if (old.mean, old.std) == (new.mean, new.std):
+        return images
+    old_mean, old_std, mean, std = (jnp.asarray(x) for x in (old.mean, old.std, new.mean, new.std))
+    return images * (old_std / std) + (old_mean - mean) / std
+
+
+def evaluation_logits(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
     """The logits in evaluation; nothing is random.
 
     Shapes: normalised images (B, S, S, 3) -> (B, classes).
@@ -34,8 +37,8 @@ def evaluation_logits(model: nn.Module, variables: Variables, images: jax.Array)
 
 
 def training_logits(
-    model: nn.Module, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
-) -> tuple[jax.Array, Any]:
+    model: Model, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
+) -> tuple[jax.Array, Variables]:
     """The logits in training; `key` draws drop paths and permutations.
 
     Args:
@@ -46,7 +49,7 @@ def training_logits(
       train: False: no drop path, fixed permutations, BatchNorm's running statistics.
 
     Returns:
-      The logits (B, classes) and the updated BatchNorm statistics.
+      The logits (B, classes), and {"batch_stats": the updated statistics} if there is BatchNorm.
     """
     drop_path, permutation = jax.random.split(key)
     found, updates = model.apply(
@@ -56,4 +59,4 @@ def training_logits(
         rngs={"drop_path": drop_path, "permutation": permutation},
         mutable=["batch_stats"],
     )
-    return found, updates["batch_stats"]
+    return found, dict(updates)

@@ -15,8 +15,47 @@ transposes both operands and uses one core.
 import itertools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+
+from sret_jax.models.layers import fan_in_uniform
+
+
+class Pooling(nn.Module):
+    """A 3x3 convolution, stride 2, padding 1, with as many feature groups as input channels.
+
+    out[y, x, m*c + k] = bias[m*c + k] + sum_ij in[2y+i-1, 2x+j-1, c] * kernel[i, j, c, k],
+    where m = features / C.
+
+    Shapes: (B, H, W, C) -> (B, H/2, W/2, features).
+
+    Attributes:
+      features: output channels.
+      mesh: the devices over which images are split. Each device gets the whole kernel: if fsdp
+        split its channels, XLA:TPU would gather all images in order to split their gradient too.
+      dtype: dtype of activations.
+    """
+
+    features: int
+    mesh: Mesh | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        multiplier = self.features // channels
+        init = fan_in_uniform(9)
+        kernel = self.param("kernel", init, (3, 3, channels, multiplier))
+        if self.mesh is not None:
+            whole = NamedSharding(self.mesh, PartitionSpec())
+            kernel = jax.lax.with_sharding_constraint(kernel, whole)
+        bias = self.param("bias", init, (self.features,))
+
+        out = grouped_convolution(x, kernel) + bias.reshape(1, 1, 1, -1)
+        return out.astype(self.dtype)
 
 
 def flat_convolution(x: jax.Array, kernel: jax.Array, *settings: Any, **named: Any) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 from jax.extend import core
 
 from sret_jax.models.apply import evaluation_logits
-from sret_jax.models.families.sret import SReT, abstract_variables
+from sret_jax.models.model import Model, abstract_variables
 
 
 def count_macs(fn: Callable, *args: Any) -> int:
@@ -28,7 +28,7 @@ def count_macs(fn: Callable, *args: Any) -> int:
     return jaxpr_macs(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def model_macs(model: SReT) -> int:
+def model_macs(model: Model) -> int:
     """Multiply-accumulates of one image's forward pass, including Q K^T and A V."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
     return count_macs(functools.partial(evaluation_logits, model), abstract_variables(model), image)

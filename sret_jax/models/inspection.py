@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 
 from sret_jax.models.attention import PERMUTATIONS
-from sret_jax.models.families.sret import STEM_STRIDE, SReT
+from sret_jax.models.model import Model, block_names
 
 COEFFICIENTS = {  # name: path below the parameters of a recursive block
     "attention, skip": ("block", "attn_residual", "skip"),
@@ -19,7 +20,7 @@ COEFFICIENTS = {  # name: path below the parameters of a recursive block
 
 
 def attention_groups(
-    model: SReT, stage: int, loop: int, key: jax.Array | None = None
+    model: Model, stage: int, loop: int, key: jax.Array | None = None
 ) -> np.ndarray:
     """The attention group of each token; tokens attend only within their group (SReT section 3.4).
 
@@ -41,13 +42,12 @@ def attention_groups(
     """
     if not 0 <= loop < model.loops:
         raise IndexError(f"loop={loop} is none of 0 .. {model.loops - 1}")
-    cycle = model.groups[stage]
-    side = model.image_size // (STEM_STRIDE * 2**stage)
+    side, cycle = model.stages[stage].side, model.stages[stage].groups
     tokens = side * side
     groups = cycle[loop % len(cycle)]
     order = np.arange(tokens)
     if groups > 1 and loop % len(cycle) > 0:
-        choice = "random" if key is not None else model.permutation or "fixed"
+        choice = "random" if key is not None else getattr(model, "permutation", None) or "fixed"
         draw = PERMUTATIONS[choice] if isinstance(choice, str) else choice
         order = np.asarray(draw(jax.random.key(0) if key is None else key, tokens))
     group = np.empty(tokens, int)
@@ -55,12 +55,7 @@ def attention_groups(
     return group.reshape(side, side)
 
 
-def block_names(model: SReT) -> list[str]:
-    """The parameter names of the unique blocks, from first to last."""
-    return [f"stage{s}_block{b}" for s, blocks in enumerate(model.blocks) for b in range(blocks)]
-
-
-def residual_coefficients(model: SReT, variables: dict[str, Any]) -> dict[str, list[float | None]]:
+def residual_coefficients(model: Model, variables: dict[str, Any]) -> dict[str, list[float | None]]:
     """The learned scalars c and d of x <- c1 x + c2 F(x) and x <- d1 x + d2 NLL(x), over depth.
 
     Args:
@@ -68,18 +63,21 @@ def residual_coefficients(model: SReT, variables: dict[str, Any]) -> dict[str, l
       variables: the model's weights, {"params", ...}.
 
     Returns:
-      {name in `COEFFICIENTS`: one value per application, from first to last}. The value is None
-      for an application that no NLL follows.
+      {name in `COEFFICIENTS`: one value per application, from first to last}, without the names
+      that the model does not have. The value is None for an application that no NLL follows.
     """
     every = model.nll_every
-    values: dict[str, list[float | None]] = {name: [] for name in COEFFICIENTS}
+    values: dict[str, list[float | None]] = {}
     for block in block_names(model):
-        for name, (part, residual, key) in COEFFICIENTS.items():
-            leaf = np.asarray(variables["params"][block][part][residual][key])
-            values[name] += [
+        params = flax.traverse_util.flatten_dict(variables["params"][block])
+        for name, path in COEFFICIENTS.items():
+            if path not in params:
+                continue
+            leaf = np.asarray(params[path])
+            values.setdefault(name, []).extend(
                 float(leaf)
                 if leaf.ndim == 0
                 else (None if (loop + 1) % every else float(leaf[loop // every]))
                 for loop in range(model.loops)
-            ]
+            )
     return values

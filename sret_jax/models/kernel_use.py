@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from sret_jax.models.families.sret import STEM_STRIDE, SReT
 from sret_jax.models.kernels import fused_attention, fused_mlp
 from sret_jax.models.kernels.choice import runs_kernels
+from sret_jax.models.model import Model
 
 KERNEL, INTERPRETED, XLA = "a kernel", "an interpreted kernel", "XLA"
 TOO_LARGE = "too large for a TPU's fast memory"
@@ -35,7 +35,7 @@ class Use:
     why: str = ""
 
 
-def kernel_uses(model: SReT, device: jax.Device, *, name: str = "") -> list[Use]:
+def kernel_uses(model: Model, device: jax.Device, *, name: str = "") -> list[Use]:
     """What computes each part of the model on such a device; `name` is the model's name.
 
     The list is empty where kernels are not considered: off a TPU, unless model.attention or
@@ -73,21 +73,21 @@ def _by_whom(uses: Iterable[Use]) -> str:
     )
 
 
-def _parts(model: SReT) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]:
+def _parts(model: Model) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]:
     """Yields stage, (tokens, channels), model field, part, and whether a kernel can hold it."""
-    for stage, (channels, cycle) in enumerate(zip(model.widths, model.groups, strict=True)):
-        tokens = (model.image_size // (STEM_STRIDE * 2**stage)) ** 2
-        shape = (tokens, channels)
-        heads = model.heads[stage]
-        qkv = jax.ShapeDtypeStruct((1, tokens, 3 * channels), model.dtype)
-        for groups in dict.fromkeys(cycle[: model.loops]):
+    for number, stage in enumerate(model.stages):
+        tokens = stage.side**2 + stage.prefix
+        shape = (tokens, stage.width)
+        qkv = jax.ShapeDtypeStruct((1, tokens, 3 * stage.width), model.dtype)
+        for groups in dict.fromkeys(stage.groups[: model.loops]) if stage.heads else ():
             part = "attention" if groups == 1 else f"attention in {groups} groups"
             # Tokens that do not fit together with a permutation are permuted outside the kernel.
-            fits = fused_attention.can_hold(qkv, heads, groups, permuted=False)
-            yield stage, shape, "attention", part, fits
-        x = jax.ShapeDtypeStruct((1, tokens, channels), model.dtype)
-        for part, ratio in (("MLP", model.mlp_ratio), ("NLL", model.nll_ratio)):
-            yield stage, shape, "mlp", part, fused_mlp.can_hold(x, int(ratio * channels))
+            fits = fused_attention.can_hold(qkv, stage.heads, groups, permuted=False)
+            yield number, shape, "attention", part, fits and not (stage.prefix and groups > 1)
+        x = jax.ShapeDtypeStruct((1, tokens, stage.width), model.dtype)
+        for part, hidden in (("MLP", stage.hidden), ("NLL", int(model.nll_ratio * stage.width))):
+            if hidden:
+                yield number, shape, "mlp", part, fused_mlp.can_hold(x, hidden)
 
 
 def _choice(implementation: str, device: jax.Device, fits: bool) -> tuple[str, str]:

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.families.sret import SReT, check_model
+from sret_jax.models.model import Model, block_names
 
 
 def with_loops(
-    model: SReT, variables: Mapping[str, Any], loops: int
-) -> tuple[SReT, dict[str, Any]]:
+    model: Model, variables: Mapping[str, Any], loops: int
+) -> tuple[Model, dict[str, Any]]:
     """Changes a trained model's number of loops, without training.
 
     Each shared block is applied `loops` times; its group counts continue their cycle. With fewer
@@ -32,12 +32,15 @@ def with_loops(
       ValueError: the model cannot have that many loops.
     """
     new = model.clone(loops=loops)
-    check_model(new)
+    new.check()
+    if not model.nll_ratio:
+        return new, dict(variables)
     trained, wanted = (m.loops // m.nll_every for m in (model, new))
     chosen = jnp.minimum(jnp.arange(wanted), trained - 1)
+    blocks = block_names(model)
     params = {
         name: {**part, "nll": jax.tree.map(lambda p: p[chosen], part["nll"])}
-        if name.startswith("stage")
+        if name in blocks
         else part
         for name, part in variables["params"].items()
     }

@@ -1,4 +1,4 @@
-"""Changes the image size of a trained model by resizing its position array."""
+"""Changes the image size of a trained model by resizing what depends on it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sret_jax.models.families.sret import STEM_STRIDE, SReT, check_model
+from sret_jax.models.model import Model
 
 CUBIC = -0.75  # the a of torch and OpenCV; jax.image and Pillow take -0.5
 
 
 def with_image_size(
-    model: SReT, variables: Mapping[str, Any], image_size: int
-) -> tuple[SReT, dict[str, Any]]:
+    model: Model, variables: Mapping[str, Any], image_size: int
+) -> tuple[Model, dict[str, Any]]:
     """Changes a trained model's image size, without training.
 
     Args:
@@ -23,16 +23,14 @@ def with_image_size(
       image_size: side of the new model's images in pixels.
 
     Returns:
-      (model, variables) for the new size. Only the position array differs.
+      (model, variables) for the new size. Only arrays that depend on it differ, such as positions.
 
     Raises:
-      ValueError: the model cannot have that size.
+      ValueError: the model cannot have that size, or its arrays cannot be resized.
     """
     new = model.clone(image_size=image_size)
-    check_model(new)
-    params = variables["params"]
-    position = resize_position(params["pos_embed"], image_size // STEM_STRIDE)
-    return new, {**variables, "params": {**params, "pos_embed": position}}
+    new.check()
+    return new, {**variables, "params": new.resized(variables["params"], model)}
 
 
 def resize_position(position: jax.Array, side: int) -> jax.Array:

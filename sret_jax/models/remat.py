@@ -27,15 +27,23 @@ def remat(part: Callable, *, dots: bool = False) -> Callable:
 
 
 def scan_cycles(
-    body: Body, module: nn.Module, x: jax.Array, inputs: Any, *, segment: int | None, unroll: int
+    body: Body,
+    module: nn.Module,
+    x: jax.Array,
+    inputs: Any,
+    *,
+    cycles: int,
+    segment: int | None,
+    unroll: int,
 ) -> jax.Array:
-    """Applies `body` once for each row of `inputs`, in sequence.
+    """Applies `body` `cycles` times in sequence, each time with another row of `inputs`.
 
     Args:
       body: computes one cycle.
       module: passed to the body.
       x: the carry.
       inputs: a tree of arrays (cycles, ...).
+      cycles: number of applications of the body.
       segment: cycles per checkpointed segment; None: no segments. The forward pass stores one
         activation per segment; the backward pass recomputes one segment at a time from it.
       unroll: cycles per step of the scan.
@@ -43,23 +51,25 @@ def scan_cycles(
     Returns:
       The carry after the last cycle.
     """
-    cycles = len(jax.tree.leaves(inputs)[0])
     scan = functools.partial(
         nn.scan,
         variable_broadcast="params",
         split_rngs={"params": False},
     )
     if segment is None:
-        return scan(body, unroll=min(unroll, cycles))(module, x, inputs)[0]
+        return scan(body, length=cycles, unroll=min(unroll, cycles))(module, x, inputs)[0]
 
-    run_segment = remat(scan(body, unroll=min(unroll, segment)))
+    def run_segment(length: int) -> Callable:
+        return remat(scan(body, length=length, unroll=min(unroll, length)))
+
     segments, rest = divmod(cycles, segment)
     whole = jax.tree.map(
         lambda leaf: leaf[: cycles - rest].reshape(segments, segment, *leaf.shape[1:]), inputs
     )
-    x, _ = scan(run_segment)(module, x, whole)
+    x, _ = scan(run_segment(segment), length=segments)(module, x, whole)
     if rest:
-        x, _ = run_segment(module, x, jax.tree.map(lambda leaf: leaf[cycles - rest :], inputs))
+        last = jax.tree.map(lambda leaf: leaf[cycles - rest :], inputs)
+        x, _ = run_segment(rest)(module, x, last)
     return x
 
 

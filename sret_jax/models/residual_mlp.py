@@ -1,4 +1,4 @@
-"""The residual MLP (SReT section 3.2): half of the shared block, and the non-linear layer."""
+"""The residual MLP: half of a transformer block, and SReT's non-linear layer (section 3.2)."""
 
 import dataclasses
 from typing import Any
@@ -6,11 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from sret_jax.models.kernels.choice import Kernels
 from sret_jax.models.kernels.fused_mlp import Weights, can_hold, fused_mlp
-from sret_jax.models.layers import MLP, LearnedResidual, layer_norm
+from sret_jax.models.layers import MLP, LayerSettings, ResidualSum
 
 
 class ResidualMLP(nn.Module):
@@ -20,40 +18,43 @@ class ResidualMLP(nn.Module):
 
     Attributes:
       hidden: hidden units of the MLP.
-      branch_init: initial value of b.
-      kernels: decides whether a fused kernel computes the layer.
-      dtype: dtype of activations and matrix products.
+      layers: settings of all layers; its kernels decide whether a fused kernel computes this one.
       norm, residual: parameter names of the LayerNorm and of the residual coefficients.
     """
 
     hidden: int
-    branch_init: float = 1.0
-    kernels: Kernels = Kernels()
-    dtype: DTypeLike = jnp.float32
+    layers: LayerSettings = LayerSettings()
     norm: str = "norm"
     residual: str = "residual"
 
     @nn.compact
     def __call__(self, x: jax.Array, k: jax.Array) -> jax.Array:
-        if self.kernels.mlp == "xla" or self.is_initializing():
-            y = layer_norm(dtype=self.dtype, name=self.norm)(x)
-            y = MLP(self.hidden, self.dtype, self.kernels.mesh, name="mlp")(y)
-            return LearnedResidual(self.branch_init, name=self.residual)(x, y, k)
+        kernels = self.layers.kernels
+        if kernels.mlp == "xla" or self.is_initializing():
+            y = self.layers.layer_norm(name=self.norm)(x)
+            y = MLP(self.hidden, self.layers, name="mlp")(y)
+            return ResidualSum(self.layers, name=self.residual)(x, y, k)
 
         names = (self.norm, "mlp", self.residual)
-        params: dict = {name: self.get_variable("params", name) for name in names}
-        run = self.kernels.choose(self.kernels.mlp, self._fused, self._unfused, images=2)
+        params: dict = {
+            name: self.get_variable("params", name)
+            for name in names
+            if self.has_variable("params", name)
+        }
+        run = kernels.choose(kernels.mlp, self._fused, self._unfused, images=2)
         return run(x, k, params)
 
     def _unfused(self, x: jax.Array, k: jax.Array, params: dict) -> jax.Array:
-        layer = self.clone(kernels=dataclasses.replace(self.kernels, mlp="xla"), parent=None)
-        out: Any = layer.apply({"params": params}, x, k)
+        kernels = dataclasses.replace(self.layers.kernels, mlp="xla")
+        layers = dataclasses.replace(self.layers, kernels=kernels)
+        out: Any = self.clone(layers=layers, parent=None).apply({"params": params}, x, k)
         return out
 
     def _fused(self, x: jax.Array, k: jax.Array, params: dict, interpret: bool) -> jax.Array:
         if not can_hold(x, self.hidden):
             return self._unfused(x, k, params)
-        norm, residual = params[self.norm], params[self.residual]
+        plain = {"skip": jnp.ones(()), "branch": jnp.ones(())}
+        norm, residual = params[self.norm], params.get(self.residual, plain)
         fc1, fc2 = params["mlp"]["fc1"], params["mlp"]["fc2"]
         weights = Weights(
             coefficients=jnp.stack([residual["skip"], residual["branch"]])[None],
@@ -64,4 +65,4 @@ class ResidualMLP(nn.Module):
             w2=fc2["kernel"],
             b2=fc2["bias"][None],
         )
-        return fused_mlp(x, k, weights, interpret)
+        return fused_mlp(x, k, weights, self.layers.epsilon, interpret)

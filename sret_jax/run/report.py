@@ -14,9 +14,9 @@ from sret_jax.distillation.teacher import not_compared
 from sret_jax.evaluation.confusion import Confusion, write_confusions
 from sret_jax.evaluation.evaluation import Results, percent
 from sret_jax.files import write_json, written_whole
-from sret_jax.models.families.sret import title
 from sret_jax.models.flops import model_macs
 from sret_jax.models.kernel_use import in_words
+from sret_jax.models.registry import title
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.parallel.host import host_count
 from sret_jax.run.curves import draw_curves

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, did_you_mean
-from sret_jax.models.families.sret import SReT, create_model
+from sret_jax.models.model import Model
+from sret_jax.models.registry import create_model
 
 DTYPES = ("float32", "bfloat16")
 
 
-def build_model(config: ConfigDict, classes: int) -> SReT:
+def build_model(config: ConfigDict, classes: int) -> Model:
     """Builds the model of config.model; the number of classes is the config's, or else the data's.
 
     Raises:
@@ -24,7 +25,7 @@ def build_model(config: ConfigDict, classes: int) -> SReT:
     return create_from_config(config, classes if given is None else given)
 
 
-def create_from_config(config: ConfigDict, num_classes: int) -> SReT:
+def create_from_config(config: ConfigDict, num_classes: int) -> Model:
     """Builds the model of config.model with that many classes.
 
     Raises:

@@ -19,8 +19,7 @@ from etils import epath
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
-from sret_jax.models.families.sret import title
-from sret_jax.models.families.variants import list_models
+from sret_jax.models.registry import list_models, title
 from sret_jax.weights.description import Description
 from sret_jax.weights.loading import find
 from sret_jax.weights.torch_names import to_torch

@@ -16,8 +16,8 @@ from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.apply import normalise, training_logits
-from sret_jax.models.families.sret import SReT
 from sret_jax.models.inspection import block_names, residual_coefficients
+from sret_jax.models.model import Model
 from sret_jax.picture import picture
 from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
 from sret_jax.training.experiment import Experiment, open_experiment
@@ -84,14 +84,14 @@ def _first_batch(experiment: Experiment) -> dict[str, jax.Array]:
         return next(loader)
 
 
-def _gradient_norms(model: SReT, variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
+def _gradient_norms(model: Model, variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """Gradient norms by depth; shape (applications,)."""
     names = block_names(model)
 
     def loss_fn(probes: jax.Array) -> jax.Array:
         collection = {name: {"gradient_norm": probes[i]} for i, name in enumerate(names)}
         probed = {**variables, "probes": collection}
-        images = normalise(batch["image"])
+        images = normalise(model, batch["image"])
         logits, _ = training_logits(model, probed, images, jax.random.key(0))
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return losses.mean()

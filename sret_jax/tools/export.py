@@ -21,8 +21,8 @@ from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.files import write_json, write_text
-from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD, evaluation_logits, normalise
-from sret_jax.models.families.sret import title
+from sret_jax.models.apply import evaluation_logits, normalise
+from sret_jax.models.registry import title
 from sret_jax.tools import exported
 from sret_jax.tools.trained import Trained, add_arguments, open_trained
 
@@ -100,7 +100,7 @@ def export_model(model: Any, variables: dict[str, Any]) -> export.Exported:
     model = model.clone(attention="xla", mlp="xla")
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.uint8)
-    function = jax.jit(lambda images: evaluation_logits(model, variables, normalise(images)))
+    function = jax.jit(lambda images: evaluation_logits(model, variables, normalise(model, images)))
     return export.export(function, platforms=PLATFORMS)(images)
 
 
@@ -116,8 +116,8 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
         "dtype": "uint8",
         "inside_the_model": {
             "scale": 1 / 255,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
+            "mean": trained.model.mean,
+            "std": trained.model.std,
         },
         "output": "logits",
     }

@@ -84,7 +84,6 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
 
     from sret_jax.data.sources.imagenet import display_names
     from sret_jax.data.views.mixing import row_keys
-    from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
     from sret_jax.training.batches import train_samples
     from sret_jax.training.experiment import open_experiment
     from sret_jax.training.step import examples
@@ -99,9 +98,9 @@ def _augmented(config: Any, workdir: epath.Path, step: int, count: int) -> tuple
     chunks = [samples.chunks(1)[element] for element in elements]
     batch = {name: jnp.concatenate([c[name] for c in chunks])[:count] for name in chunks[0]}
     batch["key"] = row_keys(config.seed, jnp.asarray(step), config.batch_size)[:count]
-    augment = jax.jit(examples, static_argnums=(1, 2))
-    images, targets = augment(batch, experiment.mixing, experiment.model.num_classes)
-    pixels = np.asarray(images) * IMAGENET_STD + IMAGENET_MEAN
+    augment, model = jax.jit(examples, static_argnums=(1, 2)), experiment.model
+    images, targets = augment(batch, experiment.mixing, model)
+    pixels = np.asarray(images) * model.std + np.asarray(model.mean)
     labels = np.asarray(targets.get("soft", targets["hard"]))
     return np.clip(pixels, 0, 1), labels, display_names(source.class_names)
 

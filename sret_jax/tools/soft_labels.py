@@ -48,7 +48,7 @@ from sret_jax.distillation.soft_labels import finished_shards, open_soft_labels,
 from sret_jax.distillation.stored_labels import check_same_data, crop_law, data_facts
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
-from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
+from sret_jax.models.model import IMAGENET_MEAN, IMAGENET_STD
 from sret_jax.run.launch import default_workdir
 from sret_jax.training.checks import check_numbers
 from sret_jax.training.experiment import make_label_loss

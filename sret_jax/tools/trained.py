@@ -12,7 +12,7 @@ from sret_jax.data.sources.classes import difference
 from sret_jax.data.sources.imagenet import CLASSES as IMAGENET_CLASSES
 from sret_jax.data.sources.imagenet import display_names, imagenet_ids
 from sret_jax.errors import UserError
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.model import Model
 from sret_jax.parallel.distributed import say
 from sret_jax.weights.loading import find
 from sret_jax.weights.stored import Stored
@@ -29,7 +29,7 @@ class Trained:
       variant: the published variant that the model is, or was made from.
     """
 
-    model: SReT
+    model: Model
     variables: dict[str, Any]
     classes: list[str]
     test_crop: float

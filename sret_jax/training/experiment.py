@@ -29,8 +29,9 @@ from sret_jax.distillation.soft_labels import SoftLabels
 from sret_jax.distillation.stored_labels import check_same_data, stored_labels
 from sret_jax.distillation.teacher import Teacher, open_teacher, with_classes
 from sret_jax.errors import UserError
-from sret_jax.models.families.sret import SReT, title
 from sret_jax.models.kernel_use import Use, kernel_uses
+from sret_jax.models.model import Model
+from sret_jax.models.registry import title
 from sret_jax.parallel.mesh import (
     batch_sharding,
     make_mesh,
@@ -72,7 +73,7 @@ class Computation:
     """
 
     config: ConfigDict
-    model: SReT
+    model: Model
     mixing: Mixing
     label_loss: LabelLoss
     teacher: Teacher | None

@@ -7,14 +7,14 @@ weights from the deep path (the shared blocks, and the first NLLs of every block
     loss = L(deep path) + weight * L(shallow path),
 
 where L is the loss of the run, on the same images and labels. Both paths have the same batch
-statistics, because only the stem has BatchNorm; those of the deep path are kept. Drop path and
+statistics, because no recursive block has BatchNorm; those of the deep path are kept. Drop path and
 permutations are drawn independently for each path.
 """
 
 import dataclasses
 
 from sret_jax.errors import UserError
-from sret_jax.models.families.sret import SReT, check_model
+from sret_jax.models.model import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MixedDepth:
     loops: int = 0
     weight: float = 1.0
 
-    def check(self, model: SReT) -> None:
+    def check(self, model: Model) -> None:
         """Raises UserError if loops and weight define no shallow path of this model."""
         if not isinstance(self.loops, int) or not 0 <= self.loops < model.loops:
             raise UserError(
@@ -43,7 +43,7 @@ class MixedDepth:
             )
         if self.loops:
             try:
-                check_model(model.clone(loops=self.loops))
+                model.clone(loops=self.loops).check()
             except ValueError as e:
                 raise UserError(f"config.mixed_depth: {e}") from e
 

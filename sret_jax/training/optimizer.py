@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import optax
 
+from sret_jax.models.model import is_head
+
 
 def make_optimizer(optim: Any) -> optax.GradientTransformationExtraArgs:
     """Computes AdamW's direction d; the train step then sets params <- params - lr(step) * d.
@@ -74,12 +76,12 @@ def layer_factor(
     """
     layers = sorted({_layer(name) for name in parts})
     factor = layer_decay ** (len(layers) - 1 - layers.index(_layer(part)))
-    return factor if part == "head" else factor * backbone_lr
+    return factor if is_head(part) else factor * backbone_lr
 
 
 def _layer(part: str) -> tuple[int, int]:
     """The position of a part in the order of layers: stage1_block2 -> (1, 2), pool1 -> (1, 0)."""
-    if part in ("norm", "head"):
+    if part == "norm" or is_head(part):
         return (sys.maxsize, 0)
     match = re.match(r"(?:stage|pool)(\d+)(?:_block(\d+))?", part)
     return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
@@ -98,4 +100,4 @@ def _scale_by_layer(layer_decay: float, backbone_lr: float) -> optax.GradientTra
 
 
 def _is_head(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == "head", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_head(path[0].key), params)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sret_jax.models.apply import Variables
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.model import Model, Variables
 
 
 class TrainState(struct.PyTreeNode):
@@ -17,7 +16,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
       step: number of steps taken, int32, including steps that updated nothing.
       bad_streak: number of non-finite steps, which updated nothing, since the last good one; int32.
-      variables: {"params", "batch_stats"}, the raw weights.
+      variables: the raw weights: "params", and "batch_stats" if the model has BatchNorm.
       ema: exponential moving average of `variables`.
       opt_state: state of the optimizer.
     """
@@ -29,7 +28,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
 
 
-def init_state(model: SReT, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
+def init_state(model: Model, optimizer: optax.GradientTransformation, seed: Any) -> TrainState:
     """A fresh state whose moving average equals its weights; a pure function of the seed."""
     image = jnp.zeros((1, model.image_size, model.image_size, 3))
     variables: Variables = dict(model.init(jax.random.key(seed), image))

@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sret_jax.data.views.mixing import Mixing, Targets, row_keys
 from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.distillation.teacher import Teacher
-from sret_jax.models.apply import Variables, normalise, training_logits
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.loops import with_loops
+from sret_jax.models.model import Model, Variables, is_head
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.hyperparameters import Hyperparameters
 from sret_jax.training.losses import LabelLoss, in_top_k
@@ -30,7 +30,7 @@ Batch = dict[str, jax.Array]
 
 
 def examples(
-    batch: Batch, mixing: Mixing, num_classes: int, *, in_turn: bool = False
+    batch: Batch, mixing: Mixing, model: Model, *, in_turn: bool = False
 ) -> tuple[jax.Array, Targets]:
     """What a step trains on, before a teacher labels it.
 
@@ -38,22 +38,23 @@ def examples(
       batch: "image" (B, H, W, 3) uint8, "label" (B,), "key" (B,) from `row_keys`, and stored soft
         labels if there are any; see `make_train_step`.
       mixing: erasing, mixup, cutmix and label smoothing.
-      num_classes: number of classes N.
+      model: has N classes, and the pixel statistics that images are normalised with.
       in_turn: as in `Mixing`.
 
     Returns:
       The normalised, mixed images (B, H, W, 3), and their targets (B, N): "hard", and "soft" if
       there are stored soft labels.
     """
-    targets = {"hard": mixing.hard_targets(batch["label"], num_classes)}
+    targets = {"hard": mixing.hard_targets(batch["label"], model.num_classes)}
     if "soft" in batch:
         stored = batch["soft"], batch.get("soft_classes")
-        targets["soft"] = marginal_smoothing(*stored, num_classes)
-    return mixing(normalise(batch["image"]), targets, batch["key"], in_turn=in_turn)
+        targets["soft"] = marginal_smoothing(*stored, model.num_classes)
+    images = normalise(model, batch["image"])
+    return mixing(images, targets, batch["key"], in_turn=in_turn)
 
 
 def make_train_step(
-    model: SReT,
+    model: Model,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     shardings: TrainState,
@@ -111,18 +112,19 @@ def make_train_step(
 
     def labelled_examples(batch: Batch, teacher_variables: Any) -> tuple[jax.Array, Targets]:
         """The images the student sees, and its targets {"hard": y, optionally "soft": p}."""
-        images, targets = examples(batch, mixing, model.num_classes, in_turn=one_cpu)
+        images, targets = examples(batch, mixing, model, in_turn=one_cpu)
         if teacher:
-            targets["soft"] = teacher.probabilities(teacher_variables, images)
+            targets["soft"] = teacher.probabilities(teacher_variables, images, model)
         return images, targets
 
     forward = functools.partial(training_logits, train=not head_only)
 
-    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, targets: Targets, key: jax.Array):
+    def loss_fn(params: Any, statistics: Any, images: jax.Array, targets: Targets, key: jax.Array):
         if head_only:
-            params = {**jax.lax.stop_gradient(params), "head": params["head"]}
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, batch_stats = forward(model, variables, images, key)
+            head = {name: part for name, part in params.items() if is_head(name)}
+            params = {**jax.lax.stop_gradient(params), **head}
+        variables = {"params": params, **statistics}
+        logits, statistics = forward(model, variables, images, key)
         loss = label_loss(logits, targets)
         if mixed_depth.loops:
             shallow = with_loops(model, variables, mixed_depth.loops)
@@ -132,36 +134,36 @@ def make_train_step(
         metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}
         if "soft" in targets:
             metrics["teacher_top1"] = in_top_k(targets["soft"], main_class, 1).mean()
-        return loss, (batch_stats, metrics)
+        return loss, (statistics, metrics)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
 
     def gradients(variables: Variables, batch: Batch, teacher_variables: Any, key: jax.Array):
         """Mean gradient and metrics over the micro-batches, and the last BatchNorm statistics."""
+        before = {name: tree for name, tree in variables.items() if name != "params"}
 
-        def micro_step(batch_stats: Any, inputs: tuple[Batch, jax.Array]):
+        def micro_step(statistics: Any, inputs: tuple[Batch, jax.Array]):
             micro_batch, key = inputs
             images, targets = labelled_examples(micro_batch, teacher_variables)
-            grads, (batch_stats, metrics) = grad_fn(
-                variables["params"], batch_stats, images, targets, key
+            grads, (statistics, metrics) = grad_fn(
+                variables["params"], statistics, images, targets, key
             )
-            return batch_stats, (grads, metrics)
+            return statistics, (grads, metrics)
 
         if grad_accum == 1:
-            batch_stats, (grads, metrics) = micro_step(variables["batch_stats"], (batch, key))
-            return grads, batch_stats, metrics
+            statistics, (grads, metrics) = micro_step(before, (batch, key))
+            return grads, statistics, metrics
 
         def accumulate(carry, inputs):
-            batch_stats, total = carry
-            batch_stats, (grads, metrics) = micro_step(batch_stats, inputs)
-            return (batch_stats, jax.tree.map(jnp.add, total, grads)), metrics
+            statistics, total = carry
+            statistics, (grads, metrics) = micro_step(statistics, inputs)
+            return (statistics, jax.tree.map(jnp.add, total, grads)), metrics
 
         inputs = (micro_batches(batch, grad_accum, mesh), jax.random.split(key, grad_accum))
         zeros = jax.tree.map(jnp.zeros_like, variables["params"])
-        carry = (variables["batch_stats"], zeros)
-        (batch_stats, total), metrics = jax.lax.scan(accumulate, carry, inputs)
+        (statistics, total), metrics = jax.lax.scan(accumulate, (before, zeros), inputs)
         grads = jax.tree.map(lambda x: x / grad_accum, total)
-        return grads, batch_stats, jax.tree.map(lambda x: x.mean(0), metrics)
+        return grads, statistics, jax.tree.map(lambda x: x.mean(0), metrics)
 
     def train_step(
         state: TrainState,
@@ -173,14 +175,14 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         row_key = row_keys(hyperparameters.seed, state.step, len(batch["label"]))
         batch = {**batch, "key": jax.lax.with_sharding_constraint(row_key, batch_sharding(mesh))}
-        grads, batch_stats, metrics = gradients(state.variables, batch, teacher_variables, key)
+        grads, statistics, metrics = gradients(state.variables, batch, teacher_variables, key)
         params = state.variables["params"]
         direction, opt_state = optimizer.update(
             grads, state.opt_state, params, weight_decay=hyperparameters.weight_decay
         )
         lr = hyperparameters.schedule(state.step)
         params = optax.apply_updates(params, optax.tree.scale(-lr, direction))
-        variables = {"params": params, "batch_stats": batch_stats}
+        variables = {"params": params, **statistics}
         updated = TrainState(
             step=state.step + 1,
             bad_streak=jnp.zeros_like(state.bad_streak),

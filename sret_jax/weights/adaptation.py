@@ -6,16 +6,15 @@ import jax
 import numpy as np
 
 from sret_jax.errors import UserError, few
-from sret_jax.models.apply import Variables
-from sret_jax.models.families.sret import STEM_STRIDE, SReT, function_settings
 from sret_jax.models.loops import with_loops
+from sret_jax.models.model import Model, Variables, function_settings, is_head
 from sret_jax.models.position import with_image_size
 
 ADAPTED = frozenset({"num_classes", "image_size", "loops"})
 WEIGHTLESS = frozenset({"groups", "permutation"})  # these may differ without changing the weights
 
 
-def compare(saved: SReT, model: SReT) -> list[str]:
+def compare(saved: Model, model: Model) -> list[str]:
     """The settings in which a model computes differently from the trained one, in words.
 
     Args:
@@ -25,6 +24,9 @@ def compare(saved: SReT, model: SReT) -> list[str]:
     Raises:
       UserError: the architecture differs, even if the arrays are the same (e.g. other heads).
     """
+    if type(saved) is not type(model):
+        families = (type(m).__name__ for m in (saved, model))
+        raise other_architecture(["{} there, {} here".format(*families)])
     there, here = function_settings(saved), function_settings(model)
     differ = [name for name in there if there[name] != here[name] and name not in ADAPTED]
     if others := [name for name in differ if name not in WEIGHTLESS]:
@@ -44,12 +46,15 @@ def other_architecture(problems: Sequence[str]) -> UserError:
 
 def reorder_classes(variables: Variables, order: Sequence[int]) -> Variables:
     """Reorders the logits: logit i becomes the former logit order[i]."""
-    params = dict(variables["params"])
-    params["head"] = jax.tree.map(lambda x: x[..., np.asarray(order)], params["head"])
-    return {**variables, "params": params}
+    reordered = {
+        name: jax.tree.map(lambda x: x[..., np.asarray(order)], part)
+        for name, part in variables["params"].items()
+        if is_head(name)
+    }
+    return {**variables, "params": {**variables["params"], **reordered}}
 
 
-def fit(there: SReT, variables: Variables, here: SReT) -> Variables:
+def fit(there: Model, variables: Variables, here: Model) -> Variables:
     """Adapts the weights of one model to the image size and loops of another.
 
     It applies `with_image_size` and `with_loops`.
@@ -69,19 +74,19 @@ def fit(there: SReT, variables: Variables, here: SReT) -> Variables:
     return variables
 
 
-def changes(saved: SReT, model: SReT) -> list[str]:
+def changes(saved: Model, model: Model) -> list[str]:
     """Describes what `fit` changes."""
     words = []
     if saved.image_size != model.image_size:
-        old, new = (m.image_size // STEM_STRIDE for m in (saved, model))
+        old, new = (m.stages[0].side for m in (saved, model))
         words.append(
             f"{model.image_size} pixels instead of {saved.image_size} (positions resized from "
             f"{old}x{old} to {new}x{new})"
         )
     if saved.loops != model.loops:
-        rule = "later loops repeat the last NLL"
+        rule = " (later loops repeat the last NLL)"
         if model.loops < saved.loops:
-            rule = "the first NLLs stay"
+            rule = " (the first NLLs stay)"
         loops = f"{model.loops} loop{'s' if model.loops > 1 else ''}"
-        words.append(f"{loops} instead of {saved.loops} ({rule})")
+        words.append(f"{loops} instead of {saved.loops}{rule if model.nll_ratio else ''}")
     return words

@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.apply import IMAGENET_MEAN, IMAGENET_STD
-from sret_jax.models.families.sret import SReT, model_settings
+from sret_jax.models.model import Model, model_settings
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, CONVERTED, add_missing
 
 
@@ -35,7 +34,7 @@ class Description:
 
     @classmethod
     def of(
-        cls, model: SReT, variant: str, class_names: list[str] | None, test_crop: float
+        cls, model: Model, variant: str, class_names: list[str] | None, test_crop: float
     ) -> "Description":
         """Describes a model made from a variant, with all its settings except those of speed."""
         named = {"name": variant, **model_settings(model)}
@@ -46,28 +45,24 @@ class Description:
         """Reads the description in a weight file.
 
         Raises:
-          UserError: it has another form, or the images were normalised differently.
+          UserError: it has another form.
         """
         try:
             config, names = content["config"], content["class_names"]
             known = names is None or all(isinstance(name, str) for name in names)
             if not isinstance(config["model"], dict) or not known:
                 raise TypeError(f"expected settings and names, found {content!r:.60}")
-            shown = tuple(content["mean"]), tuple(content["std"])
+            settings = config["model"]
+            settings |= {name: tuple(content[name]) for name in ("mean", "std")}
             add_missing(config, of_run=False)
             described = cls(ConfigDict(config), None if names is None else list(names))
         except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as e:
             raise UserError(f"{place} describes no model ({e}); write it again") from e
-        if shown != (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)):
-            raise UserError(
-                f"{place} was trained on images normalised with mean and standard deviation "
-                f"{shown}, and here they are {(IMAGENET_MEAN, IMAGENET_STD)}; use other weights"
-            )
         return described
 
     def to_json(self) -> dict[str, Any]:
         """The description in the form that weight files contain."""
-        shown = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        shown = {name: self.config.model[name] for name in ("mean", "std")}
         return {"config": self.config.to_dict(), "class_names": self.class_names, **shown}
 
     def write(self, folder: epath.Path, source: epath.Path) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from typing import Any
 
 import jax
@@ -14,8 +13,7 @@ from sret_jax.checkpoints.manager import CHECKPOINTS, array_shapes, differences
 from sret_jax.checkpoints.reading import best_step, read_weights, saved_shapes
 from sret_jax.errors import UserError, few
 from sret_jax.files import absolute
-from sret_jax.models.apply import Variables
-from sret_jax.models.families.sret import STEM_STRIDE, SReT, abstract_variables
+from sret_jax.models.model import Model, Shapes, Variables, abstract_variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
@@ -29,7 +27,7 @@ BEST = "best"  # stands for a step: RUN/checkpoints/best
 
 def load(
     path: epath.PathLike, *, ema: bool = False, name: str | None = None, **settings: Any
-) -> tuple[SReT, dict[str, Any]]:
+) -> tuple[Model, dict[str, Any]]:
     """Loads a trained model and its weights onto the first device.
 
     Args:
@@ -142,29 +140,19 @@ class StoredFolder(Stored):
         return names
 
     @functools.cached_property
-    def sizes(self) -> dict[str, Any]:
-        """See `Stored`."""
-        shapes = self._shapes
-        try:
-            (num_classes,) = shapes["params/head/bias"]
-            _, side, _, _ = shapes["params/pos_embed"]
-        except (KeyError, ValueError) as e:
-            raise UserError(
-                f"{self.place} holds no weights of a SReT; give the folder of a run"
-            ) from e
-        return {"num_classes": num_classes, "image_size": side * STEM_STRIDE}
+    def shapes(self) -> Shapes:
+        """See `Stored`; paths such as "params/head/bias"."""
+        return saved_shapes(self._workdir, self._step)
 
-    @property
-    def nlls(self) -> int:
+    def names(self, model: Model) -> set[str]:
         """See `Stored`."""
-        coefficient = re.compile(r"params/stage0_block\d+/nll/residual/skip")  # shape (NLLs,)
-        return sum(shape[0] for path, shape in self._shapes.items() if coefficient.fullmatch(path))
+        return {"/".join(entry.path) for entry in model.torch_entries()}
 
-    def misfits(self, model: SReT) -> list[str]:
+    def misfits(self, model: Model) -> list[str]:
         """See `Stored`."""
-        return differences(self._shapes, array_shapes(abstract_variables(model)))
+        return differences(self.shapes, array_shapes(abstract_variables(model)))
 
-    def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
+    def read(self, model: Model, mesh: Mesh | None = None) -> Variables:
         """See `Stored`."""
         _, weights = self.read_all(model, mesh)
         which = "eval_ema" if self.ema else "eval"
@@ -176,7 +164,7 @@ class StoredFolder(Stored):
                 )
         return weights[which] if mesh else jax.device_get(weights[which])
 
-    def read_all(self, model: SReT, mesh: Mesh | None = None) -> tuple[int, dict[str, Variables]]:
+    def read_all(self, model: Model, mesh: Mesh | None = None) -> tuple[int, dict[str, Variables]]:
         """Reads the step, and its raw ("eval") and, if any, averaged ("eval_ema") weights.
 
         Args:
@@ -191,11 +179,6 @@ class StoredFolder(Stored):
         alone = jax.tree.map(lambda _: here, abstract)
         shardings = state_shardings(abstract, mesh) if mesh else alone
         return read_weights(self._workdir, with_shardings(abstract, shardings), self._step)
-
-    @functools.cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the arrays, by path such as "params/head/bias"."""
-        return saved_shapes(self._workdir, self._step)
 
 
 class StoredFile(Stored):
@@ -228,25 +211,16 @@ class StoredFile(Stored):
         return self._file.taken
 
     @functools.cached_property
-    def sizes(self) -> dict[str, Any]:
-        """See `Stored`."""
+    def shapes(self) -> Shapes:
+        """See `Stored`; names such as "head.bias"."""
         arrays = self._file.state_dict
-        shapes: dict[str, tuple[int, ...]]
-        shapes = {name: getattr(array, "shape", ()) for name, array in arrays.items()}
-        sizes = {}
-        if len(head := shapes.get("head.weight", ())) == 2:
-            sizes["num_classes"] = head[0]
-        if len(position := shapes.get("pos_embed", ())) == 4:
-            sizes["image_size"] = position[-1] * STEM_STRIDE
-        return sizes
+        return {name: getattr(array, "shape", ()) for name, array in arrays.items()}
 
-    @property
-    def nlls(self) -> int:
+    def names(self, model: Model) -> set[str]:
         """See `Stored`."""
-        layer = re.compile(r"transformers\.0\.blocks\.(\d+)\.")  # F, NLL, F, NLL, ...
-        return len({m[1] for name in self._file.state_dict if (m := layer.match(name))}) // 2
+        return {entry.torch_name for entry in model.torch_entries()}
 
-    def misfits(self, model: SReT) -> list[str]:
+    def misfits(self, model: Model) -> list[str]:
         """See `Stored`."""
         try:
             from_torch(self._file.state_dict, model)
@@ -256,7 +230,7 @@ class StoredFile(Stored):
             raise UserError(str(e)) from e
         return []
 
-    def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
+    def read(self, model: Model, mesh: Mesh | None = None) -> Variables:
         """See `Stored`."""
         with agreed():
             try:

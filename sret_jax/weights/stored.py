@@ -1,6 +1,7 @@
 """Trained weights on disk, and the model that they belong to."""
 
 import abc
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +12,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, few
-from sret_jax.models.apply import Variables
-from sret_jax.models.families.sret import SPEED_ONLY, SReT, create_model, model_settings
-from sret_jax.models.families.variants import list_models, nearest_variant
+from sret_jax.models.model import SPEED_ONLY, Model, Shapes, Variables, model_settings
+from sret_jax.models.registry import (
+    create_model,
+    family_of,
+    list_models,
+    nearest_variant,
+    variant,
+)
 from sret_jax.parallel.distributed import say
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.weights.adaptation import changes, compare, fit, other_architecture
 
-PUBLISHED_TEST_CROP = 0.875
 OTHERWISE = (
     "others are given with --unsliced, with groups= from Python, or of a teacher with "
     "config.distill.teacher_groups"
@@ -50,13 +55,12 @@ class Stored(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def sizes(self) -> dict[str, Any]:
-        """The num_classes and image_size of the model, as far as the arrays show them."""
+    def shapes(self) -> Shapes:
+        """The shapes of the arrays, by path in Flax or by name in torch."""
 
-    @property
     @abc.abstractmethod
-    def nlls(self) -> int:
-        """The number of NLLs in the first stage, over all its blocks and loops."""
+    def names(self, model: Model) -> set[str]:
+        """The names that the published arrays of a model have in `shapes`."""
 
     @property
     def taken(self) -> str:
@@ -64,11 +68,11 @@ class Stored(abc.ABC):
         return ""
 
     @abc.abstractmethod
-    def misfits(self, model: SReT) -> list[str]:
+    def misfits(self, model: Model) -> list[str]:
         """The differences between the arrays on disk and those of a model, one line per array."""
 
     @abc.abstractmethod
-    def read(self, model: SReT, mesh: Mesh | None = None) -> Variables:
+    def read(self, model: Model, mesh: Mesh | None = None) -> Variables:
         """Reads the weights.
 
         Args:
@@ -79,7 +83,7 @@ class Stored(abc.ABC):
           UserError: the arrays are not the model's, or there are no averaged weights.
         """
 
-    def load(self, name: str | None = None, **settings: Any) -> tuple[SReT, Variables]:
+    def load(self, name: str | None = None, **settings: Any) -> tuple[Model, Variables]:
         """Like the function `load`, but returns NumPy arrays, for any devices."""
         say(self.taken)
         wanted = {size: settings.pop(size, None) for size in ("loops", "image_size")}
@@ -91,7 +95,7 @@ class Stored(abc.ABC):
         except ValueError as e:
             raise UserError(f"{self.place}: {e}") from e
 
-    def model(self, name: str | None = None, **settings: Any) -> SReT:
+    def model(self, name: str | None = None, **settings: Any) -> Model:
         """The model that the weights belong to. Prints what it assumes about the model.
 
         Args:
@@ -106,16 +110,16 @@ class Stored(abc.ABC):
         own = described.get("name") if isinstance(described, ConfigDict) else None
         if self.config is not None and name in (None, own):
             return self._described(self.config, settings)
-        model = self._variant([name] if name else list_models(), settings)
+        model = self._variant(name or self._fitting, settings)
         say(
             f"{self.place} says that it holds a {own}, and is taken for the {name} that was asked "
-            f"for, with attention groups {model.groups}."
+            f"for{_with_groups(model)}."
             if own
             else self._assumption(name, model, settings)
         )
         return model
 
-    def beside(self, here: SReT) -> tuple[SReT, list[str]]:
+    def beside(self, here: Model) -> tuple[Model, list[str]]:
         """The model of the weights in the form that `fit` needs to convert them to `here`.
 
         Returns:
@@ -126,8 +130,8 @@ class Stored(abc.ABC):
         Raises:
           UserError: the weights have another architecture, even if the arrays are the same.
         """
-        there = here.clone(groups=((1,),) * len(here.groups), **self.sizes)
-        nlls, left = divmod(self.nlls, here.blocks[0])  # per block
+        there = here.without_slices().clone(**here.sizes(self.shapes))
+        nlls, left = divmod(here.nlls(self.shapes), here.blocks[0])  # per block
         if nlls and not left and nlls != here.loops // here.nll_every:
             there = there.clone(loops=nlls * here.nll_every)
         otherwise = compare(self.model(), here) if self.config else []  # names settings, so first
@@ -139,7 +143,7 @@ class Stored(abc.ABC):
     def test_crop(self) -> float:
         """See the function `test_crop`."""
         if self.config is None:
-            return PUBLISHED_TEST_CROP
+            return variant(self._fitting).test_crop
         try:
             return float(self.config.data.test_crop)
         except (AttributeError, TypeError, ValueError) as e:
@@ -147,14 +151,16 @@ class Stored(abc.ABC):
                 f"{self.config_place} has no data.test_crop ({e}); fix it, or move it away"
             ) from e
 
-    def variant(self, model: SReT) -> str:
+    def variant(self, model: Model) -> str:
         """The published variant of these weights' model, or the one that it was derived from."""
-        return self.config.model.name if self.config else nearest_variant(model_settings(model))
+        return self.config.model.name if self.config else nearest_variant(model)
 
-    def _described(self, config: ConfigDict, settings: Mapping[str, Any]) -> SReT:
+    def _described(self, config: ConfigDict, settings: Mapping[str, Any]) -> Model:
         """The model in the stored description, with `settings` in place of its own."""
         try:
-            classes: Any = config.model.get("num_classes") or self.sizes.get("num_classes")
+            classes: Any = config.model.get("num_classes")
+            if classes is None:
+                classes = family_of(config.model.name).sizes(self.shapes).get("num_classes")
             model = create_from_config(config, classes)
         except (AttributeError, KeyError, TypeError) as e:
             raise UserError(
@@ -163,36 +169,55 @@ class Stored(abc.ABC):
         speed = {name: getattr(model, name) for name in SPEED_ONLY}
         return _create(config.model.name, {**speed, **model_settings(model), **settings})
 
-    def _variant(self, names: list[str], settings: dict[str, Any]) -> SReT:
-        """The first of these published variants that the arrays fit."""
-        misfits: dict[str, list[str]] = {}
-        for name in names:
-            try:
-                model = _create(name, {**self.sizes, **settings})
-            except UserError as e:
-                otherwise = "" if "groups" in settings else f" ({OTHERWISE})"
-                raise UserError(f"{self.place}: {e}{otherwise}") from e
-            misfits[name] = self.misfits(model)
-            if not misfits[name]:
-                return model
+    @functools.cached_property
+    def _fitting(self) -> str:
+        """The name of the published model that the arrays fit, or else fit best."""
+        found = {}  # the models that have the same names of arrays
+        for name in list_models():
+            model = _create(name, family_of(name).sizes(self.shapes))
+            found[name] = (len(self.names(model) ^ self.shapes.keys()), model)
+        least = min(different for different, _ in found.values())
+        misfits = {}
+        for name, (different, model) in found.items():
+            if different == least:
+                misfits[name] = self.misfits(model)
+                if not misfits[name]:
+                    return name
         nearest = min(misfits, key=lambda name: len(misfits[name]))
         which = f", of which {nearest} is the nearest" if len(misfits) > 1 else ""
         raise UserError(
             f"{self.place} does not fit {' or '.join(misfits)}{which}: {few(misfits[nearest])}"
         )
 
-    def _assumption(self, name: str | None, model: SReT, settings: Mapping[str, Any]) -> str:
+    def _variant(self, name: str, settings: dict[str, Any]) -> Model:
+        """The published variant with these settings, which the arrays must fit."""
+        try:
+            model = _create(name, {**family_of(name).sizes(self.shapes), **settings})
+        except UserError as e:
+            otherwise = "" if "groups" in settings else f" ({OTHERWISE})"
+            raise UserError(f"{self.place}: {e}{otherwise}") from e
+        if misfits := self.misfits(model):
+            raise UserError(f"{self.place} does not fit {name}: {few(misfits)}")
+        return model
+
+    def _assumption(self, name: str | None, model: Model, settings: Mapping[str, Any]) -> str:
         """A sentence about what is assumed if the weights have no description."""
         if name and "groups" in settings:
             return ""
-        variant = name or nearest_variant(model_settings(model))
-        assumed = f"{self.place} does not say which model it holds; it is taken for {variant}"
+        taken_for = name or nearest_variant(model)
+        assumed = f"{self.place} does not say which model it holds; it is taken for {taken_for}"
         if "groups" in settings:
             return f"{assumed}, whose arrays it has."
-        return f"{assumed} with attention groups {model.groups}, as published ({OTHERWISE})."
+        groups = _with_groups(model)
+        return f"{assumed}{groups}, as published ({OTHERWISE})." if groups else f"{assumed}."
 
 
-def _create(name: str, settings: Mapping[str, Any]) -> SReT:
+def _with_groups(model: Model) -> str:
+    groups = getattr(model, "groups", None)
+    return f" with attention groups {groups}" if groups else ""
+
+
+def _create(name: str, settings: Mapping[str, Any]) -> Model:
     """`create_model`, but raises UserError."""
     try:
         return create_model(name, **settings)

@@ -77,7 +77,7 @@ def plain_loss(variables, student, teacher, label_loss, data):
     targets = {"hard": FULL.hard_targets(data["label"], 10)}
     if "soft" in data:
         targets["soft"] = data["soft"].astype(jnp.float32)
-    images, targets = FULL(normalise(data["image"]), targets, data["key"])
+    images, targets = FULL(normalise(student, data["image"]), targets, data["key"])
     if teacher:
         side = teacher.model.image_size
         seen = jax.image.resize(images, (len(images), side, side, 3), "cubic")
@@ -173,11 +173,12 @@ def test_a_distillation_resumed_is_bitwise_the_same_as_one_that_ran_through(
 def test_the_teacher_is_evaluated_in_the_student_s_dtype_with_groups_of_choice(config):
     config.distill.teacher_groups = ((2,),)
     config.model.dtype = "bfloat16"
-    teacher = open_teacher(config, make_mesh(), create_from_config(config, num_classes=10))
+    student = create_from_config(config, num_classes=10)
+    teacher = open_teacher(config, make_mesh(), student)
     assert teacher.model.groups == ((2,),) and teacher.model.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(teacher.variables)} == {np.dtype(np.float32)}
-    label = jax.jit(teacher.probabilities)
-    probabilities = label(teacher.variables, jnp.zeros((2, 16, 16, 3)))
+    label = jax.jit(teacher.probabilities, static_argnums=2)
+    probabilities = label(teacher.variables, jnp.zeros((2, 16, 16, 3)), student)
     assert probabilities.dtype == jnp.float32
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-4)
 

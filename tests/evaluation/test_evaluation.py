@@ -45,7 +45,9 @@ class PlainCount:
 
     def __init__(self, model, weights, config):
         self._view = EvalTransform(model.image_size, config.data.test_crop)
-        self._apply = jax.jit(lambda image: model.apply(weights, normalise(image), train=False))
+        self._apply = jax.jit(
+            lambda image: model.apply(weights, normalise(model, image), train=False)
+        )
 
     def check(self, results, source):
         """Asserts that the results are those of the source."""

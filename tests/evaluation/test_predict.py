@@ -36,7 +36,7 @@ def test_every_form_of_a_picture_gives_the_softmax_of_its_evaluation_view(
     forms = [str(tmp_path / "image.png"), tmp_path / "image.png", png.getvalue(), image, pixels]
     found = sret_jax.predict(model, variables, forms, test_crop=0.8)
     view = EvalTransform(32, 0.8)(png.getvalue())
-    logits = model.apply(variables, normalise(view[None]), train=False)
+    logits = model.apply(variables, normalise(model, view[None]), train=False)
     np.testing.assert_allclose(found, np.repeat(jax.nn.softmax(logits), 5, axis=0), atol=1e-5)
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sret_jax.models.layers import gelu, linear
+from sret_jax.models.kernels.choice import Kernels
+from sret_jax.models.layers import LayerSettings, gelu
 from sret_jax.parallel.mesh import make_mesh
 
 
@@ -22,7 +23,9 @@ def test_gelu_is_x_times_the_normal_distribution_at_x(dtype, tolerance):
 
 def test_joining_axes_changes_neither_a_linear_map_nor_its_gradients():
     x = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    plain, flat = (linear(4, 5, dtype="float32", mesh=mesh) for mesh in (None, make_mesh()))
+    plain, flat = (
+        LayerSettings(Kernels(mesh=mesh)).linear(4, 5, name="map") for mesh in (None, make_mesh())
+    )
     variables = plain.init(jax.random.key(1), x)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, variables, flat.init(jax.random.key(1), x)))
 

@@ -9,9 +9,11 @@ import optax
 import pytest
 
 from configs import deep_digits
-from sret_jax.models.attention import fixed_permutation
+from sret_jax.models.attention import Slices, fixed_permutation, slice_cycle
+from sret_jax.models.attention_block import AttentionBlock
 from sret_jax.models.flops import count_macs
-from sret_jax.models.recursion import REMAT, RecursiveBlock, SharedBlock
+from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers, Permutations
+from sret_jax.models.recursion import REMAT, Recursion
 from sret_jax.models.remat import segment_length
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.settings.config_model import create_from_config
@@ -19,8 +21,23 @@ from sret_jax.settings.config_model import create_from_config
 TOKENS, CHANNELS = 16, 8
 
 
-def recursive_block(**settings):
-    return RecursiveBlock(**{**dict(heads=2, mlp_ratio=2.0, nll_ratio=1.0), **settings})
+def recursive_block(
+    *, groups, nll_every=1, drop_path_rate=0.0, permutation=None, train=True, **settings
+):
+    """SReT's recursion: sliced attention, NLLs, drop path."""
+    per_loop = [
+        Permutations(chosen=permutation or ("random" if train else "fixed")),
+        NonLinearLayers(every=nll_every, layer=ResidualMLP(CHANNELS, parent=None)),
+        GradientProbe(),
+    ]
+    if drop_path_rate:
+        per_loop.insert(1, DropPathKeys())
+    return Recursion(
+        block=AttentionBlock(2, 2 * CHANNELS, drop_path_rate, parent=None),
+        turns=slice_cycle(groups),
+        per_loop=tuple(per_loop),
+        **settings,
+    )
 
 
 def tokens(batch=4):
@@ -66,7 +83,7 @@ def loss(block, variables, x):
 def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after_every_nth(
     loops, groups, nll_every
 ):
-    recursive = recursive_block(loops=loops, groups=groups, nll_every=nll_every)
+    recursive = recursive_block(loops=loops, groups=groups, nll_every=nll_every, train=False)
     variables = init(recursive)
     nlls = variables["params"]["nll"]
     assert {len(leaf) for leaf in jax.tree.leaves(nlls)} == {loops // nll_every}
@@ -76,10 +93,9 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
         for loop in range(loops):
             i = loop % len(groups)
             permutation = fixed_permutation(None, TOKENS) if i > 0 and groups[i] > 1 else None
-            block = SharedBlock(heads=2, mlp_ratio=2.0)
-            x = block.apply(
-                {"params": params["block"]}, x, groups=groups[i], permutation=permutation
-            )
+            block = AttentionBlock(2, 2 * CHANNELS)
+            turn = Slices(groups[i], permuted=i > 0)
+            x = block.apply({"params": params["block"]}, x, turn=turn, permutation=permutation)
             j, between = divmod(loop + 1, nll_every)
             if not between:
                 nll = jax.tree.map(lambda p, j=j: p[j - 1], params["nll"])

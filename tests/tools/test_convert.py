@@ -21,8 +21,8 @@ from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.evaluation.checkpoint_evaluation import evaluate_checkpoint
-from sret_jax.models.apply import IMAGENET_MEAN as MEAN
-from sret_jax.models.apply import IMAGENET_STD as STD
+from sret_jax.models.model import IMAGENET_MEAN as MEAN
+from sret_jax.models.model import IMAGENET_STD as STD
 from sret_jax.settings.saved_config import load_config
 from sret_jax.tools import convert
 from sret_jax.weights.torch_names import from_torch

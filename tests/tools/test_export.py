@@ -63,7 +63,8 @@ def test_another_process_without_this_package_gets_the_same_logits(exported, sav
     (tmp_path / "stranger.py").write_text(STRANGER)
     platforms = isolated(tmp_path, tmp_path / "stranger.py", *files)
     assert platforms.strip() == "('cpu', 'cuda', 'tpu')"
-    expected = evaluation_logits(*sret_jax.load(saved_run), normalise(images))
+    model, variables = sret_jax.load(saved_run)
+    expected = evaluation_logits(model, variables, normalise(model, images))
     with np.load(tmp_path / "logits.npz") as logits:
         for batch in (1, 3):
             np.testing.assert_allclose(logits[str(batch)], expected[:batch], atol=1e-4)

@@ -28,7 +28,8 @@ from sret_jax.distillation.teacher import open_teacher
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.apply import normalise
-from sret_jax.models.families.sret import abstract_variables, create_model
+from sret_jax.models.model import abstract_variables
+from sret_jax.models.registry import create_model
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.planning.plan import Planner
 from sret_jax.planning.topology import open_topology
@@ -126,7 +127,8 @@ def test_a_replayed_batch_has_the_labels_the_teacher_gives_it(config, teacher, t
     batch = jax.device_get(next(loader))
     loader.close()
     kept = marginal_smoothing(batch["soft"], batch["soft_classes"], 10)
-    exact = live.probabilities(live.place(), normalise(jnp.asarray(batch["image"])))
+    images = normalise(live.model, jnp.asarray(batch["image"]))
+    exact = live.probabilities(live.place(), images, live.model)
     best, classes = jax.lax.top_k(exact, 4)
     assert float(exact.std()) > 0.05, "a teacher without opinions tests nothing"
     np.testing.assert_allclose(kept, marginal_smoothing(best, classes, 10), atol=5e-4)

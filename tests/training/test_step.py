@@ -185,7 +185,7 @@ def test_batch_statistics_are_those_of_the_global_batch():
     params = jax.device_get(state.variables["params"]["stem"]["conv1"])
     state, _ = step(state, *data)
     x = jax.lax.conv_general_dilated(
-        normalise(jnp.asarray(batch()["image"])),
+        normalise(MODEL, jnp.asarray(batch()["image"])),
         params["kernel"],
         (2, 2),
         ((1, 1), (1, 1)),

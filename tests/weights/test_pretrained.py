@@ -14,6 +14,7 @@ import sret_jax
 from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
+from sret_jax.models.model import abstract_variables
 from sret_jax.settings.config_model import create_from_config
 from tests import golden
 from tests.conftest import save_evaluated
@@ -110,7 +111,9 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(run, tmp_path):
 def test_the_test_crop_is_the_run_s_or_the_published_one(saved_run, tmp_path):
     assert sret_jax.test_crop(saved_run) == 0.8
     assert sret_jax.test_crop(saved_run / "checkpoints" / "7") == 0.8
-    save_file({"head.weight": np.zeros((3, 3), np.float32)}, tmp_path / "w.safetensors")
+    model = sret_jax.create_model("sret_t", num_classes=3)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_variables(model))
+    save_file(sret_jax.to_torch(zeros, model), tmp_path / "w.safetensors")
     assert sret_jax.test_crop(tmp_path / "w.safetensors") == 0.875
     with pytest.raises(UserError, match="there is no .*SReT_T.pth; give a run"):
         sret_jax.test_crop(tmp_path / "SReT_T.pth")

@@ -69,6 +69,9 @@ class Kernels:
         return run
 
 
+KERNELS = Kernels()
+
+
 def runs_kernels(device: Any) -> bool:
     """Whether the device is a TPU whose kernels can multiply bfloat16 matrices."""
     return device.platform == "tpu" and device.device_kind not in ("TPU v2", "TPU v3")

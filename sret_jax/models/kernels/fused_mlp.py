@@ -22,7 +22,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
-from sret_jax.models.layers import LAYER_NORM_EPSILON
 
 MOST_BYTES = FAST_MEMORY * 15 // 16  # limit for what `_needed` counts
 LEAST_TOKENS = 64  # per block that is not a whole image: every block adds to the weight gradients
@@ -50,8 +49,10 @@ class Weights(NamedTuple):
     b2: Any
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def fused_mlp(
+    x: jax.Array, keep: jax.Array, weights: Weights, epsilon: float, interpret: bool
+) -> jax.Array:
     """Computes the residual MLP.
 
     Args:
@@ -59,12 +60,13 @@ def fused_mlp(x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool) 
         float32.
       keep: (B,), k of each image.
       weights: the parameters of the MLP.
+      epsilon: added to LN's variance.
       interpret: runs the kernel step by step on any device.
 
     Returns:
       (B, N, C) in x's dtype.
     """
-    return _forward(x, keep, weights, interpret)[0]
+    return _forward(x, keep, weights, epsilon, interpret)[0]
 
 
 def can_hold(x: Shape, hidden: int) -> bool:
@@ -72,15 +74,15 @@ def can_hold(x: Shape, hidden: int) -> bool:
     return knows(x.dtype) and _block(x, hidden) > 0
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def _forward(
-    x: jax.Array, keep: jax.Array, weights: Weights, interpret: bool
+    x: jax.Array, keep: jax.Array, weights: Weights, epsilon: float, interpret: bool
 ) -> tuple[jax.Array, Residuals]:
     h = jax.ShapeDtypeStruct((*x.shape[:2], weights.w1.shape[1]), x.dtype)
     operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x))
     block = _block(x, h.shape[2])
     y, h = pl.pallas_call(
-        _forward_kernel,
+        functools.partial(_forward_kernel, epsilon),
         grid=_grid(x, block),
         in_specs=[_tokens(x, block), _factor(x), *map(_whole, weights)],
         out_specs=[_tokens(x, block), _tokens(h, block)],
@@ -92,9 +94,9 @@ def _forward(
     return y, (x, keep, weights, h)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(
-    interpret: bool, residuals: Residuals, dy: jax.Array
+    epsilon: float, interpret: bool, residuals: Residuals, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, Weights]:
     x, keep, weights, h = residuals
     operands = (x, keep.reshape(-1, 1, 1), *_for_products(weights, x), h, dy)
@@ -102,7 +104,7 @@ def _backward(
     block = _block(x, h.shape[2])
     d_keep = jax.ShapeDtypeStruct((x.shape[0], 1, 1), jnp.float32)
     dx, d_keep, *d_weights = pl.pallas_call(
-        _backward_kernel,
+        functools.partial(_backward_kernel, epsilon),
         grid=_grid(x, block),
         in_specs=[
             *(_tokens(x, block), _factor(x), *map(_whole, weights)),
@@ -178,11 +180,12 @@ def _sum(sums: Shape) -> pl.BlockSpec:
 
 
 def _forward_kernel(
+    epsilon: float,
     x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
     y_ref: Any, h_ref: Any,
 ) -> None:  # fmt: skip
     x = x_ref[...]  # (n, C)
-    normal, _ = _normalise(x)
+    normal, _ = _normalise(x, epsilon)
     u = (normal * scale[...] + shift[...]).astype(x.dtype)
     h = (dot(u, w1[...]) + b1[...]).astype(x.dtype)  # (n, hidden)
     active, _ = _gelu(h)
@@ -193,13 +196,14 @@ def _forward_kernel(
 
 
 def _backward_kernel(
+    epsilon: float,
     x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
     h_ref: Any, dy_ref: Any, dx_ref: Any, dk_ref: Any, *sums: Any,
 ) -> None:  # fmt: skip
     d_weights = _zero_at_first(Weights(*sums), dk_ref)
     x, dy = x_ref[...], dy_ref[...].astype(jnp.float32)  # (n, C)
     a, b, k = ab[0, 0], ab[0, 1], k_ref[0, 0]
-    normal, inverse_deviation = _normalise(x)
+    normal, inverse_deviation = _normalise(x, epsilon)
     u = normal * scale[...] + shift[...]
     active, slope = _gelu(h_ref[...])  # (n, hidden)
 
@@ -241,12 +245,12 @@ def _zero_at_first(sums: Weights, dk_ref: Any) -> Weights:
     return sums
 
 
-def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _normalise(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     """(x - mean) / deviation of each row, and 1 / deviation, in float32."""
     x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=1, keepdims=True)
-    inverse_deviation = jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+    inverse_deviation = jax.lax.rsqrt(variance + epsilon)
     return centred * inverse_deviation, inverse_deviation
 
 

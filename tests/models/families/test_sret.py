@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import sret_jax
-from sret_jax.models.families.sret import abstract_variables, title
-from sret_jax.models.recursion import RecursiveBlock
+from sret_jax.models.model import abstract_variables
+from sret_jax.models.recursion import Recursion
+from sret_jax.models.registry import title
 
 TINY = dict(
     num_classes=10,
@@ -167,8 +168,8 @@ def test_drop_path_rates_rise_by_unique_block_and_are_shared_by_its_loops():
     rates = {}
 
     def record(next_fun, args, kwargs, context):
-        if isinstance(context.module, RecursiveBlock):
-            rates[context.module.name] = context.module.drop_path_rate
+        if isinstance(context.module, Recursion):
+            rates[context.module.name] = context.module.block.drop_path_rate
         return next_fun(*args, **kwargs)
 
     with nn.intercept_methods(record):
@@ -234,7 +235,7 @@ def test_only_a_published_model_goes_by_its_name():
 
 BAD = [
     (dict(name="sret_x"), "unknown model 'sret_x'; did you mean 'sret_"),
-    (dict(loop=3), "unknown model setting 'loop'; did you mean 'loops'?"),
+    (dict(loop=3), "sret_t has no setting 'loop'; did you mean 'loops'?"),
     (dict(image_size=72), "image_size=72 is not divisible by 16, .* use 64 or 80"),
     (dict(groups=((7, 1), (4, 1))), "stage 0 has 64 tokens .* 7 groups .* are 4 and 8"),
     (dict(groups=((8, 1), (4, 3))), "stage 1 has 16 tokens .* 3 groups .* are 2 and 4"),

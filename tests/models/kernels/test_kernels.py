@@ -1,5 +1,6 @@
 """The fused kernels, interpreted, against the same mathematics in plain JAX."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -19,12 +20,13 @@ from sret_jax.models.attention import (
     plain_attention,
     random_permutation,
 )
-from sret_jax.models.families.sret import create_model
 from sret_jax.models.flops import inner_jaxprs, jaxpr_macs
 from sret_jax.models.kernel_use import in_words, kernel_uses
 from sret_jax.models.kernels import fused_mlp
 from sret_jax.models.kernels.choice import Kernels, tiled_bytes
 from sret_jax.models.kernels.fused_attention import _queries, can_hold, fused_attention
+from sret_jax.models.layers import LayerSettings
+from sret_jax.models.registry import create_model
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.planning.topology import open_topology
@@ -126,10 +128,10 @@ def test_tokens_that_overfill_the_fast_memory_are_permuted_outside_the_kernel():
     x = normal(0, 1, 3136, 8)
     qkv = jax.ShapeDtypeStruct((1, 3136, 24), x.dtype)
     assert [can_hold(qkv, 1, 2, permuted=permuted) for permuted in (True, False)] == [False, True]
-    plain = SlicedAttention(heads=1, kernels=Kernels(attention="xla"))
+    plain = SlicedAttention(heads=1, layers=LayerSettings(Kernels(attention="xla")))
     settings = dict(groups=2, permutation=fixed_permutation(None, 3136))
     variables = plain.init(jax.random.key(0), x, **settings)
-    fused = plain.clone(kernels=Kernels(attention="pallas"))
+    fused = plain.clone(layers=LayerSettings(Kernels(attention="pallas")))
     ours, theirs = (
         jax.jit(functools.partial(m.apply, **settings))(variables, x) for m in (fused, plain)
     )
@@ -148,7 +150,7 @@ def test_auto_takes_the_kernels_where_a_program_is_lowered_for_a_tpu(platform, k
 
 @pytest.mark.parametrize(("tokens", "kernel"), [(2304, True), (4096, False)])
 def test_attention_too_large_for_the_fast_memory_of_a_tpu_is_left_to_xla(tokens, kernel):
-    layer = SlicedAttention(heads=3, dtype=jnp.bfloat16)
+    layer = SlicedAttention(heads=3, layers=LayerSettings(dtype=jnp.bfloat16))
     x = jax.ShapeDtypeStruct((1, tokens, 126), jnp.bfloat16)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
     text = jax.jit(layer.apply).trace(variables, x).lower(lowering_platforms=("tpu",)).as_text()
@@ -197,7 +199,7 @@ def test_the_largest_attention_that_a_kernel_is_given_compiles(
 )
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2"])
 def test_large_mlps_that_a_kernel_is_given_compile(chip, tokens, channels, hidden, dtype):
-    layer = ResidualMLP(hidden, dtype=dtype)
+    layer = ResidualMLP(hidden, LayerSettings(dtype=dtype))
     x, k = jax.ShapeDtypeStruct((2, tokens, channels), dtype), jnp.ones(2)
     assert fused_mlp.can_hold(x, hidden)
     params = jax.eval_shape(layer.init, jax.random.key(0), x, k)
@@ -217,7 +219,7 @@ def compile_on(chip, run, *arguments):
 
 @pytest.mark.parametrize(("channels", "kernel"), [(504, True), (768, False)])
 def test_an_mlp_too_large_for_the_fast_memory_of_a_tpu_is_left_to_xla(channels, kernel):
-    layer = ResidualMLP(int(3.6 * channels), dtype=jnp.bfloat16)
+    layer = ResidualMLP(int(3.6 * channels), LayerSettings(dtype=jnp.bfloat16))
     x, k = jax.ShapeDtypeStruct((1, 49, channels), jnp.bfloat16), jnp.ones(1)
     variables = jax.eval_shape(layer.init, jax.random.key(0), x, k)
     text = jax.jit(layer.apply).trace(variables, x, k).lower(lowering_platforms=("tpu",)).as_text()
@@ -250,8 +252,12 @@ def test_an_mlp_takes_fewer_tokens_at_a_time_where_its_weights_leave_less_room()
     assert blocks == [784, 392]
 
 
+def with_settings(layer, **changes):
+    return layer.clone(layers=dataclasses.replace(layer.layers, **changes))
+
+
 def mlp_arguments(batch, tokens, channels, hidden, dtype=jnp.float32):
-    layer = ResidualMLP(hidden, kernels=Kernels(mlp="xla"), dtype=dtype)
+    layer = ResidualMLP(hidden, LayerSettings(Kernels(mlp="xla"), dtype))
     x = normal(0, batch, tokens, channels, dtype=dtype)
     keep = jnp.arange(batch) % 3 / 0.9
     shapes = layer.init(jax.random.key(0), x, keep)["params"]
@@ -267,7 +273,7 @@ def test_the_mlp_kernel_has_the_values_and_gradients_of_the_plain_layer(
     batch, tokens, channels, hidden
 ):
     layer, params, x, keep = mlp_arguments(batch, tokens, channels, hidden)
-    fused = layer.clone(kernels=Kernels(mlp="pallas"))
+    fused = with_settings(layer, kernels=Kernels(mlp="pallas"))
     d_out = normal(2, *x.shape)
     ours, theirs = (
         jax.jit(functools.partial(value_and_gradients, apply))(d_out, params, x, keep)
@@ -289,8 +295,8 @@ def test_the_mlp_kernel_in_bfloat16_is_as_exact_as_the_plain_layer():
         out, vjp = jax.vjp(run, params, x)
         return out, jax.lax.map(vjp, d_outs)
 
-    fused = layer.clone(kernels=Kernels(mlp="pallas"))
-    exact = layer.clone(dtype=jnp.float32)
+    fused = with_settings(layer, kernels=Kernels(mlp="pallas"))
+    exact = with_settings(layer, dtype=jnp.float32)
     assert_rounds_like(*(results(model, params, x) for model in (fused, layer, exact)))
 
 
@@ -339,7 +345,7 @@ def permuted_attention_program():
 
 def mlp_program():
     layer, params, x, keep = mlp_arguments(4, 3136, 16, 24)
-    fused = layer.clone(kernels=Kernels(mlp="pallas"))
+    fused = with_settings(layer, kernels=Kernels(mlp="pallas"))
     run = lambda x: value_and_gradients(  # noqa: E731
         lambda p, x: fused.apply({"params": p}, x, keep), x, params, x
     )

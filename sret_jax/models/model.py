@@ -1,0 +1,352 @@
+"""What all families of models share, and everything that a family says about itself."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from sret_jax.errors import did_you_mean
+from sret_jax.models.kernels.choice import IMPLEMENTATIONS, Kernels
+from sret_jax.models.layers import FAN_IN, RESIDUALS, Initialisation, LayerSettings
+from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers
+from sret_jax.models.recursion import REMAT, PerLoop, Recursion, period
+from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.torch_layout import Entry
+
+# Mean and standard deviation of ImageNet's pixels (red, green, blue) in [0, 1].
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MOST_UNROLLED = 16  # the most applications that the program may contain one by one
+
+# Settings that change speed and rounding, but not what the model computes.
+SPEED_ONLY = frozenset({"unroll", "remat", "attention", "mlp", "mesh", "dtype"})
+# Settings that matter in training only.
+TRAINING_ONLY = frozenset({"branch_init", "drop_path_rate"})
+
+Variables = dict[str, Any]  # {"params": ..., and "batch_stats": ... if the model has BatchNorm}
+Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
+
+
+class Stage(NamedTuple):
+    """The sizes of one stage.
+
+    Attributes:
+      side: height and width of the grid of tokens.
+      width: channels of a token.
+      hidden: hidden units of the block's MLP over channels.
+      heads: attention heads; 0 where blocks have no attention over all tokens.
+      groups: number of attention slices of successive loops; they repeat.
+      prefix: number of tokens, such as a class token, before those of the grid.
+    """
+
+    side: int
+    width: int
+    hidden: int
+    heads: int = 0
+    groups: tuple[int, ...] = (1,)
+    prefix: int = 0
+
+
+class Variant(NamedTuple):
+    """A published member of a family.
+
+    Attributes:
+      settings: fields of the model.
+      top1: published ImageNet top-1 in percent, at the variant's image size.
+      test_crop: fraction of the shorter side that evaluation shows, as published.
+      hub: name of the weights on the Hugging Face hub, after "timm/"; "" if there are none.
+    """
+
+    settings: Mapping[str, Any]
+    top1: float | None = None
+    test_crop: float = 0.875
+    hub: str = ""
+
+
+class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
+    """A network whose blocks recur: the base class of all families.
+
+    A subclass computes the logits in `__call__` and applies its blocks with `recur`. It names its
+    parts so that training knows their order: "stage{s}_block{b}" (by `recur`), "pool{s}" before
+    stage s, "norm" and "head" at the end; all others form the lowest layer.
+
+    Shapes: images (B, image_size, image_size, 3), normalised with `mean` and `std` -> logits
+    (B, num_classes). Training may need the rng streams "drop_path" and "permutation" and the
+    mutable collection "batch_stats".
+
+    Attributes:
+      num_classes: width of the logits.
+      image_size: side of the square input in pixels.
+      blocks: unique blocks of each stage.
+      loops: applications of each block.
+      nll_ratio: hidden width of the NLLs divided by the stage's width; 0: no NLLs.
+      nll_every: an NLL follows every n-th application of a block.
+      residual: "learned" residual coefficients, or "plain" sums.
+      branch_init: initial residual coefficient of every branch, if they are learned.
+      drop_path_rate: rate at the last block.
+      mean, std: pixel statistics that images are normalised with.
+      unroll: cycles of a recursion per step of its loop.
+      remat: what the backward pass recomputes; see `Recursion`.
+      attention, mlp: "auto": fused kernels on TPU and XLA elsewhere, "xla", "pallas".
+      mesh: the devices over which batches are split; None: one device.
+      dtype: dtype of activations and matrix products. Parameters are float32. Softmax,
+        normalisation statistics and logits are float32, or float64 if dtype is.
+    """
+
+    # What a family says about itself, besides the methods that it overrides.
+    variants: ClassVar[Mapping[str, Variant]] = {}
+    start: ClassVar[Initialisation] = FAN_IN
+    epsilon: ClassVar[float] = 1e-6
+    unsliced: ClassVar[str] = "its blocks do not attend over all tokens"
+    torch_ignored: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)  # ends of torch names
+
+    num_classes: int
+    image_size: int
+    blocks: tuple[int, ...]
+    loops: int = 1
+    nll_ratio: float = 0.0
+    nll_every: int = 1
+    residual: str = "plain"
+    branch_init: float = 1.0
+    drop_path_rate: float = 0.0
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    unroll: int = 2  # on TPUs a loop moves more bytes than its unrolled body
+    remat: str = "none"
+    attention: str = "auto"
+    mlp: str = "auto"
+    mesh: Mesh | None = None
+    dtype: DTypeLike = jnp.float32
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """Makes the model of these settings, with tuples in place of lists."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})  # type: ignore[arg-type]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The sizes of each stage."""
+        raise NotImplementedError
+
+    def resized(self, params: Any, old: Self) -> Any:
+        """The parameters of `old`, which differs from this model in image size alone, for this one.
+
+        Raises:
+          ValueError: a parameter depends on the image size and cannot be resized.
+        """
+        raise ValueError(f"a {type(self).__name__} cannot change its image size")
+
+    @classmethod
+    def sizes(cls, shapes: Shapes) -> dict[str, Any]:
+        """The num_classes and image_size that a model's arrays show, as far as they do.
+
+        Args:
+          shapes: shapes of arrays, by path such as "params/head/bias" or by name in torch.
+        """
+        head = shapes.get("params/head/bias", shapes.get("head.bias", ()))
+        return {"num_classes": head[0]} if len(head) == 1 else {}
+
+    @classmethod
+    def nlls(cls, shapes: Shapes) -> int:
+        """The number of NLLs in the first stage, over all its blocks and loops."""
+        scale = re.compile(r"params/stage0_block\d+/nll/norm/scale")  # (NLLs, C)
+        return sum(shape[0] for path, shape in shapes.items() if scale.fullmatch(path))
+
+    def without_slices(self) -> Self:
+        """The same model, but its attention is not sliced."""
+        return self
+
+    def torch_entries(self) -> Iterator[Entry]:
+        """Every array of the published state dict; shared arrays appear once per loop.
+
+        Raises:
+          ValueError: the model has no published names.
+        """
+        raise ValueError(f"a {type(self).__name__} has no published names in torch")
+
+    def drop_path_of(self, stage: int, block: int) -> float:
+        """The drop-path rate of a block, in all its loops: it rises evenly from 0 to the last."""
+        before, total = sum(self.blocks[:stage]) + block, sum(self.blocks)
+        return self.drop_path_rate * before / max(1, total - 1)
+
+    def check(self) -> None:
+        """Raises ValueError, with a one-sentence message, if the sizes do not fit each other."""
+        check_positive(self, ("blocks", "loops", "num_classes", "image_size"))
+        check_positive(self, ("unroll", "nll_every"))
+        self.check_sizes()
+        self._check_choices()
+        self._check_nlls()
+
+    def check_sizes(self) -> None:
+        """Raises ValueError if the family's own sizes do not fit each other; `check` calls it."""
+
+    @property
+    def layers(self) -> LayerSettings:
+        """The settings of all layers."""
+        return LayerSettings(
+            kernels=Kernels(self.attention, self.mlp, self.mesh),
+            dtype=self.dtype,
+            start=self.start,
+            epsilon=self.epsilon,
+            residual=self.residual,
+            branch_init=self.branch_init,
+        )
+
+    def recur(
+        self,
+        block: nn.Module,
+        x: jax.Array,
+        *,
+        at: tuple[int, int],
+        train: bool,
+        turns: tuple[Hashable, ...] = (None,),
+        per_loop: tuple[PerLoop, ...] = (),
+    ) -> jax.Array:
+        """Applies a unique block `loops` times, with NLLs and drop path as the model asks.
+
+        Args:
+          block: F, made with parent=None. Where `drop_path_of` is not 0, it is given a key
+            `drop_path` in training.
+          x: (B, N, C).
+          at: number of the stage, and of the block in it.
+          train: whether the model is in training.
+          turns: what F is told at successive applications; see `Recursion`.
+          per_loop: what the applications have of their own; see `Recursion`.
+        """
+        own = [*per_loop]
+        if self.drop_path_of(*at) > 0:
+            own.append(DropPathKeys())
+        if self.nll_ratio:
+            hidden = int(self.nll_ratio * x.shape[-1])
+            nll = ResidualMLP(hidden, self.layers, parent=None)
+            own.append(NonLinearLayers(every=self.nll_every, layer=nll))
+        recursion = Recursion(
+            block=block,
+            loops=self.loops,
+            turns=turns,
+            per_loop=(*own, GradientProbe()),
+            unroll=self.unroll,
+            remat=self.remat,
+            name=block_name(*at),
+        )
+        out: jax.Array = recursion(x, train=train)
+        return out
+
+    def _check_choices(self) -> None:
+        if self.residual not in RESIDUALS:
+            raise ValueError(did_you_mean("residual", self.residual, RESIDUALS))
+        if not isinstance(self.branch_init, int | float) or not 0 <= self.branch_init <= 1:
+            raise ValueError(f"branch_init={self.branch_init} must be in [0, 1]")
+        if self.remat not in REMAT:
+            raise ValueError(did_you_mean("remat", self.remat, REMAT))
+        for field in ("attention", "mlp"):
+            if getattr(self, field) not in IMPLEMENTATIONS:
+                raise ValueError(did_you_mean(field, getattr(self, field), IMPLEMENTATIONS))
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be in [0, 1)")
+
+    def _check_nlls(self) -> None:
+        if self.nll_ratio == 0:
+            return
+        if int(self.nll_ratio * min(stage.width for stage in self.stages)) < 1:
+            raise ValueError(f"nll_ratio={self.nll_ratio} leaves no hidden unit; raise it")
+        if self.nll_every > self.loops:
+            raise ValueError(
+                f"nll_every={self.nll_every} is more than loops={self.loops}, which leaves blocks "
+                f"without an NLL; use at most {self.loops}"
+            )
+        for s, stage in enumerate(self.stages):
+            # The program contains all applications of a cycle and would compile slowly.
+            length = period(stage.groups, self.nll_every)
+            if min(length, self.loops) > MOST_UNROLLED:
+                raise ValueError(
+                    f"stage {s} repeats only every {length} applications, the least common "
+                    f"multiple of nll_every={self.nll_every} and its {len(stage.groups)} group "
+                    "counts, and the program would contain each of them; at most "
+                    f"{MOST_UNROLLED} are supported, so use a smaller nll_every, a multiple of "
+                    "the number of group counts where it can be"
+                )
+
+
+def check_positive(model: Model, fields: tuple[str, ...]) -> None:
+    """Raises ValueError unless each of these fields is a whole number >= 1, or a tuple of them."""
+    for field in fields:
+        value = getattr(model, field)
+        if isinstance(value, tuple):
+            if not value or not all(isinstance(n, int) and n > 0 for n in value):
+                raise ValueError(f"{field}={value} must hold a positive whole number per stage")
+        elif not isinstance(value, int) or value < 1:
+            raise ValueError(f"{field}={value} must be a whole number of at least 1")
+
+
+def check_length(model: Model, fields: tuple[str, ...]) -> None:
+    """Raises ValueError unless each of these fields has one entry per stage."""
+    stages = len(model.blocks)
+    for field in fields:
+        values = getattr(model, field)
+        if len(values) != stages:
+            raise ValueError(
+                f"{field}={values} has {len(values)} entries but blocks={model.blocks} has "
+                f"{stages}; give one entry per stage"
+            )
+
+
+def check_divisible(image_size: int, stride: int) -> None:
+    """Raises ValueError unless the image size is a multiple of the last stage's stride."""
+    if image_size % stride:
+        below = image_size // stride * stride
+        nearest = " or ".join(str(n) for n in (below, below + stride) if n)
+        raise ValueError(
+            f"image_size={image_size} is not divisible by {stride}, the stride of the last stage; "
+            f"use {nearest}"
+        )
+
+
+def block_name(stage: int, block: int) -> str:
+    """The parameter name of a unique block."""
+    return f"stage{stage}_block{block}"
+
+
+def block_names(model: Model) -> list[str]:
+    """The parameter names of the unique blocks, from first to last."""
+    return [block_name(s, b) for s, blocks in enumerate(model.blocks) for b in range(blocks)]
+
+
+def is_head(part: str) -> bool:
+    """Whether a part of a model belongs to its classification head."""
+    return part.startswith("head")
+
+
+def abstract_variables(model: Model) -> Any:
+    """The shapes of the model's variables: "params", and "batch_stats" if it has BatchNorm."""
+    return jax.tree.map(lambda leaf: leaf, _abstract_variables(model))
+
+
+@functools.lru_cache(maxsize=16)  # tracing a model takes a second
+def _abstract_variables(model: Model) -> Any:
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
+
+
+def fields(family: type[Model]) -> list[str]:
+    """The names of a family's settings."""
+    return [f.name for f in dataclasses.fields(family) if f.name not in ("parent", "name")]  # type: ignore[arg-type]
+
+
+def model_settings(model: Model) -> dict[str, Any]:
+    """The settings that define a model, by name: all except those in SPEED_ONLY."""
+    return {name: getattr(model, name) for name in fields(type(model)) if name not in SPEED_ONLY}
+
+
+def function_settings(model: Model) -> dict[str, Any]:
+    """The settings that a trained model's output depends on, besides its weights."""
+    settings = model_settings(model)
+    return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}

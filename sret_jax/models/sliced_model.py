@@ -1,0 +1,105 @@
+"""The settings of families whose blocks attend over all tokens, which can be sliced into groups."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+
+from sret_jax.errors import did_you_mean
+from sret_jax.models.attention import PERMUTATIONS, PermutationFn, slice_cycle
+from sret_jax.models.attention_block import AttentionBlock
+from sret_jax.models.model import Model, check_length, check_positive
+from sret_jax.models.per_loop import Permutations
+
+
+class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
+    """A model of `AttentionBlock`s.
+
+    Attributes:
+      heads: attention heads of each stage.
+      dim: channels per head; a stage's width is heads * dim.
+      mlp_ratio: hidden width of the MLPs divided by the stage's width.
+      groups: per stage, the group counts that successive loops cycle through; (): unsliced.
+      permutation: "random", "fixed", "identity" or a function (key, n) -> indices; None is random
+        in training and fixed in evaluation.
+    """
+
+    heads: tuple[int, ...]
+    dim: int
+    mlp_ratio: float = 4.0
+    groups: tuple[tuple[int, ...], ...] = ()
+    permutation: str | PermutationFn | None = None
+
+    @classmethod
+    def of(cls, **settings: Any) -> Self:
+        """See `Model`; groups=None and () mean unsliced."""
+        groups = group_cycles(settings.pop("groups", None), len(settings["blocks"]))
+        return super().of(**settings, groups=groups)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage: heads * dim."""
+        return tuple(h * self.dim for h in self.heads)
+
+    def apply_block(self, x: jax.Array, *, at: tuple[int, int], train: bool) -> jax.Array:
+        """Applies a unique block `loops` times: (B, prefix + N, C) -> (B, prefix + N, C)."""
+        stage = self.stages[at[0]]
+        block = AttentionBlock(
+            heads=stage.heads,
+            hidden=stage.hidden,
+            drop_path_rate=self.drop_path_of(*at),
+            prefix=stage.prefix,
+            layers=self.layers,
+            parent=None,
+        )
+        chosen = self.permutation or ("random" if train else "fixed")
+        permutations = Permutations(chosen=chosen, prefix=stage.prefix)
+        turns = slice_cycle(stage.groups)
+        return self.recur(block, x, at=at, train=train, turns=turns, per_loop=(permutations,))
+
+    def without_slices(self) -> Self:
+        """See `Model`."""
+        return self.clone(groups=((1,),) * len(self.blocks))
+
+    def check(self) -> None:
+        """See `Model`."""
+        check_length(self, ("heads", "groups"))
+        check_positive(self, ("heads", "dim"))
+        super().check()
+        if isinstance(self.permutation, str) and self.permutation not in PERMUTATIONS:
+            raise ValueError(did_you_mean("permutation", self.permutation, PERMUTATIONS))
+        if int(self.mlp_ratio * min(self.widths)) < 1:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden unit; raise it")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        for s, stage in enumerate(self.stages):
+            tokens = stage.side**2
+            for g in stage.groups:
+                if g < 1 or tokens % g:
+                    divisors = [d for d in range(1, tokens + 1) if tokens % d == 0]
+                    nearest = sorted(sorted(divisors, key=lambda d: abs(d - g))[:2])
+                    raise ValueError(
+                        f"stage {s} has {tokens} tokens at image_size={self.image_size}, which "
+                        f"{g} groups do not divide; the nearest group counts that do are "
+                        f"{' and '.join(map(str, nearest))}"
+                    )
+
+
+def group_cycles(
+    groups: Sequence[Sequence[int]] | None, stages: int
+) -> tuple[tuple[int, ...], ...]:
+    """One cycle of group counts per stage; a cycle of ones is plain attention, written (1,)."""
+    if not groups:
+        return ((1,),) * stages
+    try:
+        cycles = [tuple(map(operator.index, cycle)) for cycle in groups]
+    except TypeError:
+        cycles = [()]
+    if not all(cycles):
+        raise ValueError(
+            f"groups={groups} must hold a tuple of whole numbers per stage, e.g. "
+            "((8, 2), (4, 1), (1, 1))"
+        )
+    return tuple((1,) if set(cycle) == {1} else cycle for cycle in cycles)
