@@ -30,10 +30,10 @@ few, and the moving average looks back 10 steps, because a small folder has few.
 """
 
 import ml_collections
-from sret_jax.models.families.variants import list_models
 
 from sret_jax.configs import common
 from sret_jax.errors import did_you_mean
+from sret_jax.models.registry import list_models
 
 RESOLUTIONS = ("384", "512")
 
