@@ -4,8 +4,8 @@ share = 2 * P * MACs * images/s / R. P is the number of passes: 3 in training (f
 for the inputs and for the weights), 1 in inference. R is the FLOP/s of one matrix product on the
 same devices in the same run: 2048^3 on CPUs, elsewhere 8192^3, because smaller products would not
 fill them. A multiply-accumulate is two FLOPs; the model's are counted in its program. A teacher's
-forward pass takes time but does not count as work. PyTorch is compared through its twin of the
-model, eager and compiled, in the same rounds.
+forward pass takes time but does not count as work. PyTorch's module of the same model, eager and
+compiled, is measured in the same rounds.
 """
 
 import os
@@ -22,11 +22,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.benchmarks.compiled_bytes import benchmark_bytes
+from sret_jax.data.sources.splits import IMAGENET_CLASSES
 from sret_jax.errors import UserError
 from sret_jax.evaluation.evaluation import empty_totals, make_eval_step
 from sret_jax.files import write_json
 from sret_jax.models.flops import model_macs
 from sret_jax.parallel.mesh import batch_sharding, replicated
+from sret_jax.settings.config_model import create_from_config
 from sret_jax.terminal import Progress
 from sret_jax.text import duration, table
 from sret_jax.training.experiment import Experiment, open_experiment
@@ -138,30 +140,32 @@ def benchmark_step(
       train: measures the train step; otherwise inference.
       rounds: rounds of matrix products and steps in turn; medians are reported.
       steps: steps per round.
-      against: "torch" also measures the PyTorch twin, in the same rounds.
+      against: "torch" also measures the model's `torch_peer`, in the same rounds.
       topology: a name that `open_topology` takes.
       json_file: file that the figures are also written to.
 
     Raises:
-      UserError: a number is out of range, training would refuse the config, or PyTorch is missing.
+      UserError: a number is out of range, training would refuse the config, or PyTorch is missing
+        or has no such model.
     """
     check_counts(rounds=rounds, steps=steps)
     if topology:
         return benchmark_bytes(config, topology, json_file=json_file)
-    peers = _twin_of(config) if against == "torch" else None
+    peer = _peer_of(config) if against == "torch" else None
     with tempfile.TemporaryDirectory() as folder:
         step = open_step(config, epath.Path(folder), train=train)
     dtype = peak_dtype(config)
     product = MatrixProduct(step.experiment.mesh, dtype)
     others = {}
-    if peers:
-        others = peers.both(step.experiment.model, step.images, step.flops, train)
-    peak, *timings = measure([product, step, *others.values()], rounds, steps)
-    works = {OURS: step, **others}
-    by_name = {
-        name: figures(work, timing, product, peak)
-        for (name, work), timing in zip(works.items(), timings, strict=True)
-    }
+    if peer:
+        make_steps = torch_module().TorchStep.both
+        others = make_steps(peer, step.experiment.model, step.images, step.flops, train)
+    peak, ours, *timings = measure([product, step, *others.values()], rounds, steps)
+    by_name = {OURS: figures(step, ours, product, peak)}
+    for (name, other), timing in zip(others.items(), timings, strict=True):
+        by_name[name] = figures(other, timing, product, peak) | {
+            "speed_of_ours": speed(ours, timing)
+        }
     report = {
         **describe(step),
         "training": train,
@@ -226,7 +230,7 @@ def describe(step: Step) -> dict[str, Any]:
     experiment = step.experiment
     return {
         "model": experiment.model_title,
-        "groups": experiment.model.groups,
+        "groups": getattr(experiment.model, "groups", None),
         "image_size": experiment.model.image_size,
         "dtype": experiment.config.model.dtype,
         "batch_size": step.images,
@@ -257,8 +261,14 @@ def figures(
     }
 
 
-def _twin_of(config: ConfigDict) -> Any:
-    """PyTorch's step; raises UserError if it would not compute what ours does."""
+def speed(ours: list[Timing], theirs: list[Timing]) -> dict[str, float]:
+    """How many times as fast as theirs our step is, over the rounds."""
+    pairs = zip(ours, theirs, strict=True)
+    return spread([other.seconds / taken.seconds for taken, other in pairs])
+
+
+def _peer_of(config: ConfigDict) -> Any:
+    """PyTorch's module of the model; raises UserError if it would not do what our step does."""
     device = jax.devices()[0]
     if device.platform != "cpu" or config.model.dtype != "float32":
         raise UserError(
@@ -266,12 +276,8 @@ def _twin_of(config: ConfigDict) -> Any:
             f"{config.model.dtype} on {device.device_kind}; set --config.model.dtype=float32 "
             "and JAX_PLATFORMS=cpu"
         )
-    if config.model.nll_every not in (None, 1):
-        raise UserError(
-            "--against=torch has an NLL after every application, and nll_every is "
-            f"{config.model.nll_every}; set --config.model.nll_every=1"
-        )
-    return torch_module().TorchStep
+    model = create_from_config(config, config.model.num_classes or IMAGENET_CLASSES)
+    return torch_module().torch_peer(model, config.model.name)
 
 
 def torch_module() -> Any:
@@ -294,12 +300,13 @@ def print_report(report: dict[str, Any]) -> None:
     passes = 3 if report["training"] else 1
     what = "train step" if report["training"] else "inference"
     peak = report["peak_gflops"]
+    groups = f"groups {report['groups']}, " if report["groups"] else ""
     print(
-        f"{what} of {report['model']}, groups {report['groups']}, {report['gmacs_per_image']:.3f} "
-        f"GMACs per {report['image_size']}-pixel image, batch {report['batch_size']}, "
-        f"{report['dtype']}; {report['devices']} devices, {report['cores']} cores, load "
-        f"{report['load_average']:.1f}; compiled in {duration(report['compile_seconds'])}; medians "
-        f"of {report['rounds']} rounds (least to largest)"
+        f"{what} of {report['model']}, {groups}{report['gmacs_per_image']:.3f} GMACs per "
+        f"{report['image_size']}-pixel image, batch {report['batch_size']}, {report['dtype']}; "
+        f"{report['devices']} devices, {report['cores']} cores, load {report['load_average']:.1f}; "
+        f"compiled in {duration(report['compile_seconds'])}; medians of {report['rounds']} rounds "
+        "(least to largest)"
     )
     product = f"{report['peak_dtype']} {report['peak_side']}^3 matrix product"
     print(f"{product}: {_text(peak, ',.0f')} GFLOP/s")
@@ -314,6 +321,10 @@ def print_report(report: dict[str, Any]) -> None:
         for name, values in report["shares"].items()
     ]
     print(table(("", "share of its rate", "images/s", "seconds", "CPU seconds"), rows))
+    for name, values in report["shares"].items():
+        if "speed_of_ours" in values:
+            times = _text(values["speed_of_ours"], ".2f")
+            print(f"Ours is {times} times as fast as {name}.")
     print(
         f"The share is 2 * {passes} * {report['gmacs_per_image']:.3f} GMACs * images/s over the "
         "product's FLOP/s."

@@ -1,16 +1,21 @@
-"""Steps and products of SReT's PyTorch twin, eager and compiled, to be timed beside ours."""
+"""Steps and products of PyTorch, eager and compiled, to be timed beside ours."""
+
+import copy
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sret_jax.benchmarks.products import Product
-from sret_jax.benchmarks.torch_twin import TorchTwin
-from sret_jax.models.families.sret import SReT
+from sret_jax.benchmarks.torch_peer import torch_peer
+from sret_jax.models.model import Model
 from sret_jax.parallel.host import available_cores
+
+__all__ = ["TorchProduct", "TorchStep", "torch_peer"]
 
 
 class TorchStep:
-    """One train step (loss, gradient, AdamW) or inference of the twin, on noise.
+    """One train step (loss, gradient, AdamW) or inference of a model's `torch_peer`, on noise.
 
     It does less than ours: no augmentation, no moving average, no check that losses are finite.
 
@@ -19,26 +24,37 @@ class TorchStep:
       flops: FLOPs per step, counted as ours are.
     """
 
-    def __init__(self, model: SReT, images: int, flops: int, *, train: bool, compiled: bool):
+    def __init__(
+        self,
+        peer: nn.Module,
+        model: Model,
+        images: int,
+        flops: int,
+        *,
+        train: bool,
+        compiled: bool,
+    ):
         torch.set_num_threads(available_cores())
         self.images, self.flops = images, flops
-        self._twin = TorchTwin(model).train(train)
-        self._apply = torch.compile(self._twin) if compiled else self._twin
-        self._optimizer = torch.optim.AdamW(self._twin.parameters(), lr=1e-4, weight_decay=0.05)
+        self._peer = copy.deepcopy(peer).train(train)
+        self._apply = torch.compile(self._peer) if compiled else self._peer
+        self._optimizer = torch.optim.AdamW(self._peer.parameters(), lr=1e-4, weight_decay=0.05)
         self._batch = torch.randn(images, 3, model.image_size, model.image_size)
         self._labels = torch.randint(model.num_classes, (images,))
 
     @classmethod
-    def both(cls, model: SReT, images: int, flops: int, train: bool) -> dict[str, "TorchStep"]:
+    def both(
+        cls, peer: nn.Module, model: Model, images: int, flops: int, train: bool
+    ) -> dict[str, "TorchStep"]:
         """The eager and the compiled step, by the names that reports use."""
         names = {"torch eager": False, "torch.compile": True}
         return {
-            name: cls(model, images, flops, train=train, compiled=compiled)
+            name: cls(peer, model, images, flops, train=train, compiled=compiled)
             for name, compiled in names.items()
         }
 
     def __call__(self) -> None:
-        if not self._twin.training:
+        if not self._peer.training:
             with torch.inference_mode():
                 self._apply(self._batch)
             return

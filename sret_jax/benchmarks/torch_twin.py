@@ -168,7 +168,7 @@ class Pooling(nn.Module):
 
 
 class TorchTwin(nn.Module):
-    """The same function as `model`, a published or modified variant with nll_every = 1.
+    """The same function as `model`, which may be modified but has published names.
 
     Shapes: normalised images (B, 3, image_size, image_size) -> logits (B, num_classes).
     """

@@ -83,10 +83,10 @@ def test_the_twin_takes_its_turn_eager_and_compiled(config, capsys, train):
     ("change", "message"),
     [
         (dict(dtype="bfloat16"), "float32 on CPUs, and the step in bfloat16"),
-        (dict(nll_every=2), "nll_every is 2; set --config.model.nll_every=1"),
+        (dict(nll_every=2), "has no module for this model: a model with nll_every=2"),
     ],
 )
-def test_a_step_that_the_twin_does_not_do_is_not_compared_with_it(config, change, message):
+def test_a_step_that_pytorch_s_module_does_not_do_is_not_compared_with_it(config, change, message):
     config.model.update(change)
     with pytest.raises(UserError, match=message):
         benchmark_step(config, train=False, rounds=1, steps=1, against="torch", json_file=None)
