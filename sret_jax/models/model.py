@@ -101,7 +101,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         normalisation statistics and logits are float32, or float64 if dtype is.
     """
 
-    # What a family says about itself, besides the methods that it overrides.
+    # What a family says about itself. It must override `variants`, `stages` and `__call__`; the
+    # other attributes and methods where it differs from what they say here.
     variants: ClassVar[Mapping[str, Variant]] = {}
     start: ClassVar[Initialisation] = FAN_IN
     epsilon: ClassVar[float] = 1e-6

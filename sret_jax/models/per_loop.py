@@ -53,7 +53,7 @@ class Permutations(PerLoop):
                 f"the permutations are {what}, but no rng stream 'permutation' was given, without "
                 "which all of them would be equal; pass rngs={'permutation': key} to apply"
             )
-        return jax.random.split(jax.random.key(0), recursion.loops)  # these keys are never used
+        return jax.random.split(jax.random.key(0), recursion.loops)  # which no draw uses
 
     def given(self, row: Row, x: jax.Array, turn: Slices) -> dict[str, Any]:
         """See `PerLoop`."""
