@@ -50,7 +50,7 @@ def timm_module(model: Model, name: str) -> nn.Module:
     Raises:
       UserError: timm is not installed, or has no such module.
     """
-    architecture = variant(name).hub.partition(".")[0]
+    architecture = variant(name).timm or variant(name).hub.partition(".")[0]
     if not architecture:
         raise UserError(f"--against=torch: timm does not have {name}; leave --against=torch out")
     ours, published = model_settings(model), model_settings(create_model(name))

@@ -63,12 +63,14 @@ class Variant(NamedTuple):
       top1: published ImageNet top-1 in percent, at the variant's image size.
       test_crop: fraction of the shorter side that evaluation shows, as published.
       hub: name of the weights on the Hugging Face hub, after "timm/"; "" if there are none.
+      timm: name of timm's module if there are no weights of it; otherwise `hub` begins with it.
     """
 
     settings: Mapping[str, Any]
     top1: float | None = None
     test_crop: float = 0.875
     hub: str = ""
+    timm: str = ""
 
 
 class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
