@@ -127,6 +127,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.blocks = config_dict.placeholder(tuple)
     config.model.loops = config_dict.placeholder(int)
     config.model.groups = config_dict.placeholder(tuple)
+    config.model.patch_size = config_dict.placeholder(int)
+    config.model.distilled = config_dict.placeholder(bool)
     config.model.heads = config_dict.placeholder(tuple)
     config.model.dim = config_dict.placeholder(int)
     config.model.mlp_ratio = config_dict.placeholder(float)
@@ -194,8 +196,9 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.teacher = ""  # path for sret_jax.load; its class probabilities are the labels
     config.distill = ml_collections.ConfigDict()
     config.distill.required = False  # refuses to run without a teacher or stored labels
+    config.distill.kind = "soft"  # or "hard": the teacher's most probable class alone (DeiT)
     config.distill.temperature = 1.0  # temperature of teacher and student
-    config.distill.hard_weight = 0.0  # w: loss = (1 - w) soft + w hard
+    config.distill.hard_weight = 0.0  # w: loss = (1 - w) of teacher + w of labels
     config.distill.teacher_ema = False  # uses the moving average of the teacher's weights
     config.distill.teacher_groups = config_dict.placeholder(tuple)  # for files that lack them
 

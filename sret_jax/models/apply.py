@@ -38,8 +38,8 @@ def evaluation_logits(model: Model, variables: Variables, images: jax.Array) -> 
 
 def training_logits(
     model: Model, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
-) -> tuple[jax.Array, Variables]:
-    """The logits in training; `key` draws drop paths and permutations.
+) -> tuple[tuple[jax.Array, ...], Variables]:
+    """The logits of each head in training; `key` draws drop paths and permutations.
 
     Args:
       model: from `create_model`.
@@ -49,7 +49,8 @@ def training_logits(
       train: False: no drop path, fixed permutations, BatchNorm's running statistics.
 
     Returns:
-      The logits (B, classes), and {"batch_stats": the updated statistics} if there is BatchNorm.
+      Per head its logits (B, classes); see `Model.head_logits`. And {"batch_stats": the updated
+      statistics} if there is BatchNorm.
     """
     drop_path, permutation = jax.random.split(key)
     found, updates = model.apply(
@@ -58,5 +59,6 @@ def training_logits(
         train=train,
         rngs={"drop_path": drop_path, "permutation": permutation},
         mutable=["batch_stats"],
+        method="head_logits",
     )
     return found, dict(updates)

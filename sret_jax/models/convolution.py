@@ -1,6 +1,6 @@
-"""The convolutions of the stem and of pooling, in forms that XLA compiles to fast code.
+"""The convolutions of stems and of pooling, in forms that XLA compiles to fast code.
 
-All are 3x3 with stride 2 and padding 1. The stem's is
+Those of SReT are 3x3 with stride 2 and padding 1. Its stem's is
 
     y[b, r, s, f] = sum_ijc x[b, 2r+i-1, 2s+j-1, c] * kernel[i, j, c, f],  i, j = 0 .. 2.
 
@@ -21,7 +21,38 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from sret_jax.models.layers import fan_in_uniform
+from sret_jax.models.layers import LayerSettings, fan_in_uniform
+
+
+class PatchEmbedding(nn.Module):
+    """A linear map of each p x p patch: a convolution with stride p, as one matrix product.
+
+    The bias starts as the weights do: both are drawn from U(-1/(p sqrt(C)), 1/(p sqrt(C))).
+
+    Shapes: (B, H, W, C) -> (B, H/p, W/p, features).
+
+    Attributes:
+      features: output channels.
+      patch: p, the side of a patch.
+      layers: settings of all layers, of which only the dtype matters here.
+    """
+
+    features: int
+    patch: int
+    layers: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        p, fan_in = self.patch, self.patch**2 * channels
+        init = fan_in_uniform(fan_in)
+        kernel = self.param("kernel", init, (p, p, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        x, kernel, bias = (a.astype(self.layers.dtype) for a in (x, kernel, bias))
+
+        x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+        x = x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1) + bias.reshape(1, -1)
+        return x.reshape(batch, height // p, width // p, -1)
 
 
 class Pooling(nn.Module):

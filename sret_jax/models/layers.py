@@ -36,6 +36,11 @@ class Initialisation:
 
 # SReT: weights and biases are drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 FAN_IN = Initialisation(fan_in_uniform, fan_in_uniform)
+# ViT and its successors: weights are drawn from N(0, 0.02^2), biases are 0. The original truncates
+# at 100 standard deviations, which is never.
+NORMAL = Initialisation(
+    lambda _: nn.initializers.normal(0.02), lambda _: nn.initializers.zeros_init()
+)
 
 
 class Linear(nn.Dense):

@@ -139,6 +139,20 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """The sizes of each stage."""
         raise NotImplementedError
 
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """The names of the heads, in the order of `head_logits`; see `is_head`."""
+        return ("head",)
+
+    def head_logits(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+        """The logits of each head; `__call__` returns their mean.
+
+        In training with a teacher, the first head learns from labels and the last from the teacher.
+
+        Shapes: images (B, image_size, image_size, 3) -> per head (B, num_classes).
+        """
+        return (self(images, train=train),)
+
     def resized(self, params: Any, old: Self) -> Any:
         """The parameters of `old`, which differs from this model in image size alone, for this one.
 
@@ -174,6 +188,14 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
           ValueError: the model has no published names.
         """
         raise ValueError(f"a {type(self).__name__} has no published names in torch")
+
+    def check_published(self) -> None:
+        """Raises ValueError if the model has parts for which no published model has names."""
+        if self.nll_ratio or self.residual != "plain":
+            raise ValueError(
+                f"a {type(self).__name__} with nll_ratio={self.nll_ratio:g} and {self.residual} "
+                "residual sums has no published names, which know neither NLLs nor coefficients"
+            )
 
     def drop_path_of(self, stage: int, block: int) -> float:
         """The drop-path rate of a block, in all its loops: it rises evenly from 0 to the last."""
@@ -321,6 +343,14 @@ def block_name(stage: int, block: int) -> str:
 def block_names(model: Model) -> list[str]:
     """The parameter names of the unique blocks, from first to last."""
     return [block_name(s, b) for s, blocks in enumerate(model.blocks) for b in range(blocks)]
+
+
+def mean_of_heads(logits: tuple[jax.Array, ...]) -> jax.Array:
+    """The logits of a model with these logits of each head: (B, K) each -> (B, K)."""
+    total = logits[0]
+    for of_head in logits[1:]:
+        total += of_head
+    return total / len(logits) if len(logits) > 1 else total
 
 
 def is_head(part: str) -> bool:

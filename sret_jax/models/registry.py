@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sret_jax.errors import did_you_mean
+from sret_jax.models.families.deit import DeiT
 from sret_jax.models.families.sret import SReT
 from sret_jax.models.model import (
     SPEED_ONLY,
@@ -21,7 +22,7 @@ from sret_jax.models.model import (
     model_settings,
 )
 
-FAMILIES: tuple[type[Model], ...] = (SReT,)
+FAMILIES: tuple[type[Model], ...] = (SReT, DeiT)
 
 
 def list_models() -> list[str]:

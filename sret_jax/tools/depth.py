@@ -17,7 +17,7 @@ from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.inspection import block_names, residual_coefficients
-from sret_jax.models.model import Model
+from sret_jax.models.model import Model, mean_of_heads
 from sret_jax.picture import picture
 from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config
 from sret_jax.training.experiment import Experiment, open_experiment
@@ -92,8 +92,10 @@ def _gradient_norms(model: Model, variables: Any, batch: dict[str, jax.Array]) -
         collection = {name: {"gradient_norm": probes[i]} for i, name in enumerate(names)}
         probed = {**variables, "probes": collection}
         images = normalise(model, batch["image"])
-        logits, _ = training_logits(model, probed, images, jax.random.key(0))
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        heads, _ = training_logits(model, probed, images, jax.random.key(0))
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+            mean_of_heads(heads), batch["label"]
+        )
         return losses.mean()
 
     return jax.grad(loss_fn)(jnp.zeros((len(names), model.loops))).ravel()

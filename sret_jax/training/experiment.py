@@ -267,13 +267,15 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     check_batch_size(
         "eval_batch_size", eval_batch_size(config, mesh.size), mesh.size, processes=processes
     )
-    make_label_loss(config)
+    label_loss = make_label_loss(config)
     if config.distill.required and not (config.teacher or config.data.soft_labels):
         raise UserError(
             "this config distils, and config.teacher is empty; give --config.teacher=PATH, the "
             "workdir of a run or a weight file, or stored labels, --config.data.soft_labels=DIR"
         )
     model = create_from_config(config, num_classes=1)
+    if config.teacher or config.data.soft_labels:
+        label_loss.check(model)
     MixedDepth(**config.mixed_depth).check(model)
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
@@ -338,4 +340,5 @@ def make_mixing(config: ConfigDict) -> Mixing:
 
 def make_label_loss(config: ConfigDict) -> LabelLoss:
     """The loss of config.distill."""
-    return LabelLoss(config.distill.temperature, config.distill.hard_weight)
+    distill = config.distill
+    return LabelLoss(distill.temperature, distill.hard_weight, distill.kind)

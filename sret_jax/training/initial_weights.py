@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sret_jax.data.sources.classes import are_labels, difference, order_of_classes
 from sret_jax.data.sources.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError
-from sret_jax.models.model import Variables
+from sret_jax.models.model import Variables, is_head
 from sret_jax.parallel.distributed import agreed
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.state import TrainState
@@ -46,17 +46,18 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
     fresh = experiment.init_state()
     order, of_head = _order_of_classes(stored, there.num_classes, experiment)
 
-    def fitted(weights: Variables, head: Any) -> tuple[Variables, Variables]:
+    def fitted(weights: Variables, heads: Any) -> tuple[Variables, Variables]:
         weights = fit(there, weights, model)
         if order is None:
-            weights = {**weights, "params": {**weights["params"], "head": head}}
+            weights = {**weights, "params": {**weights["params"], **heads}}
         else:
             weights = reorder_classes(weights, order)
         return weights, jax.tree.map(jnp.copy, weights)  # one buffer cannot be donated twice
 
     shardings = experiment.shardings
+    heads = {name: part for name, part in fresh.variables["params"].items() if is_head(name)}
     variables, ema = jax.jit(fitted, out_shardings=(shardings.variables, shardings.ema))(
-        read, fresh.variables["params"]["head"]
+        read, heads
     )
     changed += [of_head] if of_head else []
     if stored.taken:

@@ -8,37 +8,77 @@ import jax.numpy as jnp
 import optax
 
 from sret_jax.data.views.mixing import Targets
-from sret_jax.errors import UserError
+from sret_jax.errors import UserError, did_you_mean
+from sret_jax.models.model import Model, mean_of_heads
+
+KINDS = ("soft", "hard")
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelLoss:
-    """The loss of a batch with hard labels y and, optionally, soft labels p.
+    """The loss of a batch with hard labels y and, optionally, probabilities p of a teacher.
 
-    With soft labels L = (1 - w) soft(s, p, T) + w hard(s, y), without L = hard(s, y), where s are
-    the student's logits. SReT distils with w = 0 and T = 1: soft labels only (section 4.1).
+    With a teacher L = (1 - w) distil(s', p) + w hard(s, y), where s are the logits of the student's
+    first head and s' those of its last, which are the same in most models. distil(s', p) is
+    soft(s', p, T), or the cross-entropy with the teacher's most probable class. Without a teacher
+    L = hard(m, y) for the mean m of the heads.
+
+    SReT distils with soft labels, w = 0 and T = 1 (section 4.1), DeiT with hard ones and w = 1/2
+    (section 4).
 
     Attributes:
       temperature: T, the temperature of student and teacher; above 0.
-      hard_weight: w, the weight of the hard loss, in [0, 1].
+      hard_weight: w, the weight of the data's labels, in [0, 1].
+      kind: "soft": all probabilities of the teacher; "hard": its most probable class.
     """
 
     temperature: float = 1.0
     hard_weight: float = 0.0
+    kind: str = "soft"
 
     def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(did_you_mean("config.distill.kind", self.kind, KINDS))
         if not 0 < self.temperature < math.inf:
             raise UserError(f"config.distill.temperature={self.temperature} must be above 0")
+        if self.kind == "hard" and self.temperature != 1:
+            raise UserError(
+                f"config.distill.temperature={self.temperature} changes nothing with "
+                "config.distill.kind='hard', which takes the teacher's most probable class; set it "
+                "to 1"
+            )
         if not 0 <= self.hard_weight <= 1:
             raise UserError(f"config.distill.hard_weight={self.hard_weight} must be in [0, 1]")
 
-    def __call__(self, logits: jax.Array, targets: Targets) -> jax.Array:
-        """Shapes: logits (B, K), {"hard": (B, K), optionally "soft": (B, K)} -> (), in nats."""
-        hard = hard_label_loss(logits, targets["hard"])
+    def check(self, model: Model) -> None:
+        """Raises UserError if a head of this model would learn nothing beside a teacher."""
+        if len(model.classifiers) > 1 and not 0 < self.hard_weight < 1:
+            untrained = model.classifiers[0 if self.hard_weight == 0 else -1]
+            raise UserError(
+                f"config.distill.hard_weight={self.hard_weight} leaves the model's {untrained!r} "
+                "untrained, because its first head learns from labels and its second from the "
+                "teacher; use 0.5, as published"
+            )
+
+    def __call__(self, heads: tuple[jax.Array, ...], targets: Targets) -> jax.Array:
+        """The loss in nats.
+
+        Shapes: logits (B, K) of each head, {"hard": (B, K), optionally "soft": (B, K)} -> ().
+        """
         if "soft" not in targets:
-            return hard
-        soft = soft_label_loss(logits, targets["soft"], self.temperature)
-        return (1 - self.hard_weight) * soft + self.hard_weight * hard
+            return hard_label_loss(mean_of_heads(heads), targets["hard"])
+        hard = hard_label_loss(heads[0], targets["hard"])
+        if self.kind == "soft":
+            distilled = soft_label_loss(heads[-1], targets["soft"], self.temperature)
+        else:
+            distilled = hard_label_loss(heads[-1], most_probable(targets["soft"]))
+        return (1 - self.hard_weight) * distilled + self.hard_weight * hard
+
+
+def most_probable(probabilities: jax.Array) -> jax.Array:
+    """One-hot labels of the most probable classes: (B, K) -> (B, K)."""
+    best, classes = probabilities.argmax(-1), probabilities.shape[-1]
+    return jax.nn.one_hot(best, classes, dtype=probabilities.dtype)
 
 
 def soft_label_loss(

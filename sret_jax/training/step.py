@@ -16,7 +16,7 @@ from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.distillation.teacher import Teacher
 from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.loops import with_loops
-from sret_jax.models.model import Model, Variables, is_head
+from sret_jax.models.model import Model, Variables, is_head, mean_of_heads
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.hyperparameters import Hyperparameters
 from sret_jax.training.losses import LabelLoss, in_top_k
@@ -91,7 +91,7 @@ def make_train_step(
       shardings: shardings of the state, from `state_shardings`.
       mixing: erasing, mixup, cutmix and label smoothing, applied to the normalised images.
       grad_accum: micro-batches per step; must divide the number of rows per device.
-      label_loss: loss of the student's logits and their targets.
+      label_loss: loss of the logits of the student's heads and their targets.
       teacher: from `open_teacher`.
       mixed_depth: adds the loss of a path with fewer loops, whose drop paths and permutations are
         drawn independently.
@@ -124,14 +124,14 @@ def make_train_step(
             head = {name: part for name, part in params.items() if is_head(name)}
             params = {**jax.lax.stop_gradient(params), **head}
         variables = {"params": params, **statistics}
-        logits, statistics = forward(model, variables, images, key)
-        loss = label_loss(logits, targets)
+        heads, statistics = forward(model, variables, images, key)
+        loss = label_loss(heads, targets)
         if mixed_depth.loops:
             shallow = with_loops(model, variables, mixed_depth.loops)
-            shallow_logits, _ = forward(*shallow, images, jax.random.fold_in(key, SHALLOW_PATH))
-            loss += mixed_depth.weight * label_loss(shallow_logits, targets)
+            shallow_heads, _ = forward(*shallow, images, jax.random.fold_in(key, SHALLOW_PATH))
+            loss += mixed_depth.weight * label_loss(shallow_heads, targets)
         main_class = targets["hard"].argmax(-1)  # (B,)
-        metrics = {"loss": loss, "top1": in_top_k(logits, main_class, 1).mean()}
+        metrics = {"loss": loss, "top1": in_top_k(mean_of_heads(heads), main_class, 1).mean()}
         if "soft" in targets:
             metrics["teacher_top1"] = in_top_k(targets["soft"], main_class, 1).mean()
         return loss, (statistics, metrics)

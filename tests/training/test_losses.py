@@ -8,6 +8,7 @@ import pytest
 
 from sret_jax.distillation.soft_targets import marginal_smoothing, soft_labels
 from sret_jax.errors import UserError
+from sret_jax.models.registry import create_model
 from sret_jax.training.losses import LabelLoss, hard_label_loss, soft_label_loss
 from tests.golden import ARRAYS
 
@@ -31,9 +32,41 @@ def test_soft_labels_alone_count_unless_hard_ones_have_a_weight():
         hard_label_loss(STUDENT, hard),
     )
     assert not np.isclose(soft_loss, hard_loss)
-    assert LabelLoss(temperature=3)(STUDENT, targets) == soft_loss
-    weighted = LabelLoss(temperature=3, hard_weight=0.25)(STUDENT, targets)
+    assert LabelLoss(temperature=3)((STUDENT,), targets) == soft_loss
+    weighted = LabelLoss(temperature=3, hard_weight=0.25)((STUDENT,), targets)
     np.testing.assert_allclose(weighted, 0.75 * soft_loss + 0.25 * hard_loss, rtol=1e-5)
+
+
+def test_hard_distillation_is_the_cross_entropy_with_the_teachers_class_in_the_second_head():
+    # DeiT's losses.py: (1 - alpha) CE(outputs, labels) + alpha CE(outputs_kd, teacher.argmax(1)).
+    heads = (STUDENT, STUDENT[:, ::-1] + 1)
+    labels = jnp.asarray([1, 2, 3, 4])
+    targets = {"hard": jax.nn.one_hot(labels, 10), "soft": soft_labels(TEACHER)}
+    entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+    of_labels, of_teacher = (
+        entropy(logits, classes).mean()
+        for logits, classes in zip(heads, (labels, TEACHER.argmax(-1)), strict=True)
+    )
+    loss = LabelLoss(kind="hard", hard_weight=0.25)
+    np.testing.assert_allclose(
+        loss(heads, targets), 0.75 * of_teacher + 0.25 * of_labels, rtol=1e-5
+    )
+    one_head = entropy(STUDENT, TEACHER.argmax(-1)).mean()
+    np.testing.assert_allclose(LabelLoss(kind="hard")((STUDENT,), targets), one_head, rtol=1e-5)
+
+
+def test_the_mean_of_two_heads_learns_the_labels_without_a_teacher():
+    hard = jax.nn.one_hot(jnp.asarray([1, 2, 3, 4]), 10)
+    loss = LabelLoss()((STUDENT, TEACHER), {"hard": hard})
+    np.testing.assert_allclose(loss, hard_label_loss((STUDENT + TEACHER) / 2, hard), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "head"), [(0.0, "head"), (1.0, "head_dist")])
+def test_a_weight_that_leaves_one_of_two_heads_untrained_is_refused(weight, head):
+    loss = LabelLoss(hard_weight=weight)
+    loss.check(create_model("deit_tiny"))
+    with pytest.raises(UserError, match=f"leaves the model's '{head}' untrained.*use 0.5"):
+        loss.check(create_model("deit_tiny_distilled"))
 
 
 def test_classes_that_are_not_kept_share_the_rest_equally():
@@ -52,7 +85,7 @@ def test_classes_that_are_not_kept_share_the_rest_equally():
 
 def test_without_soft_labels_the_loss_is_the_cross_entropy_whatever_the_temperature():
     labels = jnp.asarray([1, 2, 3, 4])
-    loss = LabelLoss(temperature=3)(STUDENT, {"hard": jax.nn.one_hot(labels, 10)})
+    loss = LabelLoss(temperature=3)((STUDENT,), {"hard": jax.nn.one_hot(labels, 10)})
     expected = optax.losses.softmax_cross_entropy_with_integer_labels(STUDENT, labels).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
@@ -62,6 +95,8 @@ def test_without_soft_labels_the_loss_is_the_cross_entropy_whatever_the_temperat
     [
         (dict(temperature=0.0), "temperature=0.0 must be above 0"),
         (dict(temperature=-1), "temperature=-1 must be above 0"),
+        (dict(kind="hrd"), "kind.*hrd.*did you mean 'hard'"),
+        (dict(kind="hard", temperature=3.0), "temperature=3.0 changes nothing with .*kind='hard'"),
         (dict(hard_weight=1.5), r"hard_weight=1.5 must be in \[0, 1\]"),
         (dict(hard_weight=-0.1), r"hard_weight=-0.1 must be in \[0, 1\]"),
     ],

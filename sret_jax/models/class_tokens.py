@@ -1,0 +1,59 @@
+"""Models that classify by tokens of their own: a class token, and a distillation token (DeiT)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sret_jax.models.model import mean_of_heads
+from sret_jax.models.sliced_model import SlicedModel
+
+
+class ClassTokenModel(SlicedModel, kw_only=True):  # type: ignore[call-arg]
+    """A `SlicedModel` with one or two tokens before those of the image, each with a head.
+
+    A subclass computes the logits of each head in `head_logits`; in evaluation the model's logits
+    are their mean. In training with a teacher, the head of the class token learns from labels and
+    that of the distillation token from the teacher (Touvron et al., 2021, section 4).
+
+    Attributes:
+      distilled: whether there is a distillation token.
+    """
+
+    distilled: bool = False
+
+    @property
+    def prefix(self) -> int:
+        """The number of tokens before those of the image."""
+        return 2 if self.distilled else 1
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """See `Model`."""
+        return ("head", "head_dist")[: self.prefix]
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """See `Model`."""
+        return mean_of_heads(self.head_logits(images, train))
+
+    def classify(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Applies each head to its token.
+
+        Shapes: (B, prefix, C) -> per head (B, num_classes).
+        """
+        wide = self.layers.wide()
+        return tuple(
+            wide.linear(self.num_classes, x.shape[-1], name=name)(x[:, token])
+            for token, name in enumerate(self.classifiers)
+        )
+
+
+def token(module: nn.Module, name: str, count: int, width: int) -> jax.Array:
+    """The parameter of `count` tokens, drawn from N(0, 0.02^2): (1, count, width)."""
+    drawn: jax.Array = module.param(name, nn.initializers.normal(0.02), (1, count, width))
+    return drawn
+
+
+def with_prefix(prefix: jax.Array, x: jax.Array) -> jax.Array:
+    """Puts tokens before those of each image: (1, p, C), (B, N, C) -> (B, p + N, C)."""
+    prefix = jnp.broadcast_to(prefix, (x.shape[0], *prefix.shape[1:]))
+    return jnp.concatenate([prefix.astype(x.dtype), x], axis=1)

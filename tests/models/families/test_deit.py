@@ -1,0 +1,208 @@
+"""DeiT against timm's modules, and its recursive form against explicit applications."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import sret_jax
+from sret_jax.errors import UserError
+from sret_jax.models.apply import training_logits
+from sret_jax.models.attention import Slices, fixed_permutation
+from sret_jax.models.attention_block import AttentionBlock
+from sret_jax.models.flops import model_macs
+from sret_jax.models.model import abstract_variables
+from sret_jax.models.residual_mlp import ResidualMLP
+from tests import timm_models
+from tests.timm_models import check_parity, needs_timm, timm_model
+
+TINY = dict(num_classes=10, image_size=32, blocks=(2,), heads=(2,), dim=8, patch_size=8)
+PUBLISHED = {  # parameters, as timm counts them
+    ("deit_tiny", 224): 5_717_416,
+    ("deit_small", 224): 22_050_664,
+    ("deit_base", 224): 86_567_656,
+    ("deit_base", 384): 86_859_496,
+    ("deit_tiny_distilled", 224): 5_910_800,
+    ("deit_small_distilled", 224): 22_436_432,
+    ("deit_base_distilled", 224): 87_338_192,
+    ("deit_base_distilled", 384): 87_630_032,
+}
+BY_DEFAULT = ("deit_tiny", "deit_tiny_distilled")
+
+
+def tiny(name="deit_tiny", **overrides):
+    return sret_jax.create_model(name, **{**TINY, "drop_path_rate": 0.0, **overrides})
+
+
+def of_timm(name, size=224):
+    return f"{name}_patch16_{size}"
+
+
+def timm_tiny(name):
+    sizes = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=10)
+    return timm_model(of_timm(name), **sizes)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["deit_tiny", "deit_tiny_distilled"])
+def test_a_tiny_deit_is_that_of_timm(name):
+    theirs = timm_tiny(name)
+    if name.endswith("distilled"):
+        theirs.set_distilled_training(True)
+    check_parity(theirs, tiny(name))
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(*key, marks=[] if key[0] in BY_DEFAULT else pytest.mark.slow)
+        for key in PUBLISHED
+    ],
+)
+def test_parameters_and_macs_are_those_of_timm(name, size):
+    model = sret_jax.create_model(name, image_size=size)
+    assert timm_models.parameters(model) == PUBLISHED[name, size]
+    assert model_macs(model) == timm_models.macs(of_timm(name, size))
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), PUBLISHED)
+def test_published_sizes_are_those_of_timm(name, size):
+    theirs = timm_model(of_timm(name, size))
+    if name.endswith("distilled"):
+        theirs.set_distilled_training(True)
+    check_parity(theirs, sret_jax.create_model(name, image_size=size, drop_path_rate=0.0))
+
+
+def random_variables(model):
+    """Variables with distinct values: scales and coefficients near 1, the others near 0."""
+
+    def draw(path, leaf):
+        near = 1 if path[-1].key in ("scale", "skip", "branch") else 0
+        n = np.random.default_rng([0, leaf.size]).standard_normal(leaf.shape)
+        return jnp.asarray(near + 0.3 * n)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
+
+
+def applied_one_by_one(model, params, images):
+    """The logits of a distilled model with two loops, NLLs and slices, without a recursion."""
+    (stage,) = model.stages
+    patches = params["patch_embed"]
+    x = jax.lax.conv_general_dilated(
+        images,
+        patches["kernel"],
+        (model.patch_size,) * 2,
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = x.reshape(len(x), -1, stage.width) + patches["bias"].reshape(1, 1, -1)
+    tokens = jnp.concatenate([params["cls_token"], params["dist_token"]], axis=1)
+    x = jnp.concatenate([jnp.repeat(tokens, len(x), axis=0), x], axis=1) + params["pos_embed"]
+
+    block = AttentionBlock(stage.heads, stage.hidden, prefix=2, layers=model.layers)
+    nll = ResidualMLP(stage.width, model.layers)
+    turns = (Slices(2), Slices(4, permuted=True))
+    of_block = params["stage0_block0"]
+    for loop, turn in enumerate(turns):
+        permutation = fixed_permutation(None, stage.side**2) if turn.permuted else None
+        shared = {"params": of_block["block"]}
+        x = block.apply(shared, x, turn=turn, permutation=permutation)
+        row = jax.tree.map(lambda leaf, loop=loop: leaf[loop], of_block["nll"])
+        x = nll.apply({"params": row}, x, jnp.ones(len(x)))
+
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    norm = {name: p.reshape(1, 1, -1) for name, p in params["norm"].items()}
+    x = (x - mean) / jnp.sqrt(variance + 1e-6) * norm["scale"] + norm["bias"]
+    heads = (params["head"], params["head_dist"])
+    return tuple(
+        x[:, i] @ head["kernel"] + head["bias"].reshape(1, -1) for i, head in enumerate(heads)
+    )
+
+
+def test_the_recursive_form_applies_the_same_block_twice_in_values_and_gradients():
+    with jax.enable_x64(True):
+        model = tiny(
+            "deit_tiny_distilled",
+            blocks=(1,),
+            loops=2,
+            nll_ratio=1.0,
+            residual="learned",
+            groups=((2, 4),),
+            permutation="fixed",
+            dtype=np.float64,
+        )
+        variables = random_variables(model)
+        x = jnp.asarray(timm_models.images(32))
+
+        def recursive(params):
+            return training_logits(model, {"params": params}, x, jax.random.key(0))[0]
+
+        def explicit(params):
+            return applied_one_by_one(model, params, x)
+
+        def loss(logits_of, params):
+            logits = logits_of(params)
+            return sum((y**2).sum() * (i + 1) for i, y in enumerate(logits)), logits
+
+        found, expected = (
+            jax.jit(jax.grad(functools.partial(loss, f), has_aux=True))(variables["params"])
+            for f in (recursive, explicit)
+        )
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
+
+
+@needs_timm
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_file_of_timm_loads_and_its_positions_are_resized_as_deit_does(suffix, tmp_path):
+    import torch
+
+    theirs = timm_model("deit_tiny_distilled_patch16_224", img_size=64, num_classes=7)
+    file = tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": theirs.state_dict()}, file)
+    else:
+        save_file(timm_models.state_dict(theirs), file)
+    model, variables = sret_jax.load(file)
+    assert model == sret_jax.create_model("deit_tiny_distilled", num_classes=7, image_size=64)
+    arrays, back = timm_models.state_dict(theirs), sret_jax.to_torch(variables, model)
+    assert all(np.array_equal(back[name], arrays[name]) for name in arrays)
+    if suffix == "pth":
+        return
+
+    larger, resized = sret_jax.load(file, image_size=112)
+    assert larger.image_size == 112
+    # DeiT's main.py: class and distillation tokens stay, the 4x4 grid becomes 7x7.
+    position = theirs.pos_embed.detach()
+    grid = position[:, 2:].reshape(1, 4, 4, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=(7, 7), mode="bicubic", align_corners=False)
+    expected = torch.cat([position[:, :2], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    np.testing.assert_allclose(resized["params"]["pos_embed"], expected, atol=1e-5)
+
+
+@needs_timm
+def test_a_vit_that_averages_its_tokens_is_refused(tmp_path):
+    theirs = timm_model("deit_tiny_patch16_224", global_pool="avg", img_size=32, num_classes=7)
+    save_file(timm_models.state_dict(theirs), tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match="deit_tiny is the nearest: missing norm.weight.*fc_norm"):
+        sret_jax.load(tmp_path / "w.safetensors")
+
+
+def test_sizes_that_do_not_fit_are_named():
+    for change, sentence in [
+        (dict(image_size=30), "image_size=30 is not divisible by 8"),
+        (dict(blocks=(1, 1), heads=(2, 2), groups=None), "DeiT has one"),
+        (dict(patch_size=0), "patch_size=0 must be a whole number"),
+        (dict(groups=((3,),)), "16 tokens at image_size=32, which 3 groups do not divide"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            tiny(**change)
+    with pytest.raises(ValueError, match="no published names"):
+        next(tiny(nll_ratio=1.0).torch_entries())
