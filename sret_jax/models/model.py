@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Hashable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
 import flax.linen as nn
@@ -64,6 +65,7 @@ class Variant(NamedTuple):
       test_crop: fraction of the shorter side that evaluation shows, as published.
       hub: name of the weights on the Hugging Face hub, after "timm/"; "" if there are none.
       timm: name of timm's module if there are no weights of it; otherwise `hub` begins with it.
+      other_sizes: what is published at other image sizes, by size; its settings replace these.
     """
 
     settings: Mapping[str, Any]
@@ -71,6 +73,7 @@ class Variant(NamedTuple):
     test_crop: float = 0.875
     hub: str = ""
     timm: str = ""
+    other_sizes: Mapping[int, "Variant"] = MappingProxyType({})
 
 
 class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]

@@ -49,13 +49,19 @@ def family_of(name: str) -> type[Model]:
     raise ValueError(did_you_mean("model", inside, known))
 
 
-def variant(name: str) -> Variant:
+def variant(name: str, image_size: int | None = None) -> Variant:
     """The published member of a family, by name.
+
+    Args:
+      name: one of `list_models()`, or "module:name" for a model of your own.
+      image_size: returns what is published at this image size, if anything is.
 
     Raises:
       ValueError: there is no such model.
     """
-    return family_of(name).variants[name.rpartition(":")[2]]
+    found = family_of(name).variants[name.rpartition(":")[2]]
+    other = found.other_sizes.get(image_size or 0, found)
+    return other._replace(settings={**found.settings, **other.settings})
 
 
 def create_model(

@@ -143,7 +143,8 @@ class Stored(abc.ABC):
     def test_crop(self) -> float:
         """See the function `test_crop`."""
         if self.config is None:
-            return variant(self._fitting).test_crop
+            size = family_of(self._fitting).sizes(self.shapes).get("image_size")
+            return variant(self._fitting, size).test_crop
         try:
             return float(self.config.data.test_crop)
         except (AttributeError, TypeError, ValueError) as e:

@@ -15,6 +15,7 @@ from sret_jax.models.attention import Slices, fixed_permutation
 from sret_jax.models.attention_block import AttentionBlock
 from sret_jax.models.flops import model_macs
 from sret_jax.models.model import abstract_variables
+from sret_jax.models.registry import variant
 from sret_jax.models.residual_mlp import ResidualMLP
 from tests import timm_models
 from tests.timm_models import check_parity, needs_timm, timm_model
@@ -193,6 +194,18 @@ def test_a_vit_that_averages_its_tokens_is_refused(tmp_path):
     save_file(timm_models.state_dict(theirs), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="deit_tiny is the nearest: missing norm.weight.*fc_norm"):
         sret_jax.load(tmp_path / "w.safetensors")
+
+
+@needs_timm
+def test_the_variants_name_the_weights_of_timm_and_their_view():
+    for name, size in PUBLISHED:
+        published = variant(name, size)
+        config = timm_models.import_timm().get_pretrained_cfg(of_timm(name, size))
+        assert config.hf_hub_id == f"timm/{published.hub}"
+        assert config.crop_pct == published.test_crop
+        model = sret_jax.create_model(name, image_size=size)
+        assert (config.mean, config.std) == (model.mean, model.std)
+    assert variant("deit_base", 384).settings == variant("deit_base").settings
 
 
 def test_sizes_that_do_not_fit_are_named():
