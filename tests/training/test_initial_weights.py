@@ -15,10 +15,12 @@ from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.models.loops import with_loops
+from sret_jax.models.model import abstract_variables
 from sret_jax.models.position import resize_position
 from sret_jax.tools.convert import convert
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.initial_weights import initial_state
+from sret_jax.weights.adaptation import reorder_classes
 
 
 def make_config(digits_dir, **model):
@@ -113,6 +115,26 @@ def test_other_classes_get_a_fresh_head(run, start, tmp_path):
     _, state, said = start(renamed)
     assert said.endswith("with the head's classes in the order of the data.")
     assert_equal(state.variables["params"]["head"], jax.tree.map(lambda x: x[..., ::-1], head))
+
+
+def test_both_heads_of_a_distilled_model_are_new_or_reordered(start, tmp_path):
+    name = "deit_tiny_distilled"
+    sizes = dict(image_size=16, blocks=(1,), groups=None, heads=(2,), dim=8, patch_size=8)
+    settings = dict(**sizes, loops=1, mlp_ratio=4.0, drop_path_rate=0.05)
+    model = sret_jax.create_model(name, num_classes=10, **settings)
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_variables(model))
+    save_file(sret_jax.to_torch(zeros, model), tmp_path / "w.safetensors")
+    _, state, said = start(tmp_path / "w.safetensors", name=name, num_classes=12, **settings)
+    assert "a new head for 12 classes, not the 10 there" in said
+    params = state.variables["params"]
+    for part, leaves in params.items():
+        assert np.any(leaves["kernel"] if "head" in part else jax.tree.leaves(leaves)[0]) == (
+            part in ("head", "head_dist")
+        )
+    heads = {part: params[part] for part in ("head", "head_dist")}
+    reversed_heads = jax.tree.map(lambda x: x[..., ::-1], heads)
+    reordered = reorder_classes({"params": params}, range(12)[::-1])
+    assert_equal(reordered, {"params": {**params, **reversed_heads}})
 
 
 def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, tmp_path):

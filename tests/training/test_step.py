@@ -100,6 +100,34 @@ def test_a_step_updates_weights_statistics_average_and_counter():
         np.testing.assert_allclose(leaf(state.ema), 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-6)
 
 
+def test_both_heads_of_a_distilled_model_learn_alone_where_the_backbone_is_frozen():
+    sizes = dict(num_classes=10, image_size=16, blocks=(1,), heads=(2,), dim=8, patch_size=8)
+    model = sret_jax.create_model("deit_tiny_distilled", **sizes)
+    loss = LabelLoss(kind="hard", hard_weight=0.5)
+    state, step, (data, numbers) = start(model, SGD, head_only=True, label_loss=loss)
+    soft = np.random.default_rng(1).dirichlet(np.ones(10), 32).astype(np.float16)
+    before = jax.device_get(state.variables["params"])
+
+    def plain(params):
+        images = normalise(model, jnp.asarray(batch()["image"]))
+        of_labels, of_teacher = model.apply({"params": params}, images, method="head_logits")
+        labels = optax.smooth_labels(jax.nn.one_hot(batch()["label"], 10), 0.1)
+        entropy = optax.losses.softmax_cross_entropy(of_labels, labels).mean()
+        teacher = optax.losses.softmax_cross_entropy_with_integer_labels(
+            of_teacher, soft.argmax(-1)
+        )
+        return 0.5 * entropy + 0.5 * teacher.mean()
+
+    expected, gradient = jax.jit(jax.value_and_grad(plain))(before)
+    soft = jax.device_put(soft, batch_sharding(make_mesh(1)))
+    state, metrics = step(state, {**data, "soft": soft}, numbers)
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    for part, new in jax.device_get(state.variables["params"]).items():
+        moved = 0.1 if part in ("head", "head_dist") else 0.0
+        wanted = jax.tree.map(lambda p, g, lr=moved: p - lr * g, before[part], gradient[part])
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), new, wanted)
+
+
 def test_a_step_that_is_not_finite_updates_nothing_but_the_counters():
     state, step, data = start(MODEL, ADAM, fsdp=4)
     bias = state.variables["params"]["head"]["bias"]
