@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, few
-from sret_jax.models.model import SPEED_ONLY, Model, Shapes, Variables, model_settings
+from sret_jax.models.model import SPEED_ONLY, Model, Shapes, Variables, fields, model_settings
 from sret_jax.models.registry import (
     create_model,
     family_of,
@@ -161,7 +161,7 @@ class Stored(abc.ABC):
         try:
             classes: Any = config.model.get("num_classes")
             if classes is None:
-                classes = family_of(config.model.name).sizes(self.shapes).get("num_classes")
+                classes = _family(config.model.name).sizes(self.shapes).get("num_classes")
             model = create_from_config(config, classes)
         except (AttributeError, KeyError, TypeError) as e:
             raise UserError(
@@ -175,7 +175,9 @@ class Stored(abc.ABC):
         """The name of the published model that the arrays fit, or else fit best."""
         found = {}  # the models that have the same names of arrays
         for name in list_models():
-            model = _create(name, family_of(name).sizes(self.shapes))
+            family = _family(name)
+            unsliced = {"groups": None} if "groups" in fields(family) else {}  # arrays show none
+            model = _create(name, family.sizes(self.shapes) | unsliced)
             found[name] = (len(self.names(model) ^ self.shapes.keys()), model)
         least = min(different for different, _ in found.values())
         misfits = {}
@@ -193,7 +195,7 @@ class Stored(abc.ABC):
     def _variant(self, name: str, settings: dict[str, Any]) -> Model:
         """The published variant with these settings, which the arrays must fit."""
         try:
-            model = _create(name, {**family_of(name).sizes(self.shapes), **settings})
+            model = _create(name, {**_family(name).sizes(self.shapes), **settings})
         except UserError as e:
             otherwise = "" if "groups" in settings else f" ({OTHERWISE})"
             raise UserError(f"{self.place}: {e}{otherwise}") from e
@@ -216,6 +218,14 @@ class Stored(abc.ABC):
 def _with_groups(model: Model) -> str:
     groups = getattr(model, "groups", None)
     return f" with attention groups {groups}" if groups else ""
+
+
+def _family(name: str) -> type[Model]:
+    """`family_of`, but raises UserError."""
+    try:
+        return family_of(name)
+    except ValueError as e:
+        raise UserError(str(e)) from e
 
 
 def _create(name: str, settings: Mapping[str, Any]) -> Model:

@@ -25,6 +25,7 @@ from sret_jax.models.model import IMAGENET_MEAN as MEAN
 from sret_jax.models.model import IMAGENET_STD as STD
 from sret_jax.settings.saved_config import load_config
 from sret_jax.tools import convert
+from sret_jax.weights.loading import find
 from sret_jax.weights.torch_names import from_torch
 from tests import golden
 from tests.conftest import refusal
@@ -147,10 +148,16 @@ def test_a_file_that_describes_no_model_is_a_sentence(said, tmp_path, capsys):
     assert re.search("describes no model|is damaged|config.model: ", error)
 
 
-def test_weights_of_images_normalised_otherwise_are_refused(tmp_path, capsys):
-    said = {"config": {"model": {}}, "class_names": None, "mean": [0.5] * 3, "std": STD}
+def test_the_model_of_a_file_normalises_images_as_the_file_says(tmp_path):
+    said = {
+        "config": {"model": {"name": "sret_t", "num_classes": 5}, "data": {"test_crop": 1.0}},
+        "class_names": None,
+        "mean": [0.5] * 3,
+        "std": STD,
+    }
     save_file({"a": np.zeros(1)}, tmp_path / "w", metadata={"sret_jax": json.dumps(said)})
-    assert "normalised with" in fails(capsys, tmp_path / "w", tmp_path / "out")
+    model = find(tmp_path / "w").model()
+    assert (model.mean, model.std) == ((0.5, 0.5, 0.5), tuple(STD))
 
 
 def test_a_training_checkpoint_of_torch_is_read_through_its_wrappers(state_dict, tmp_path):
@@ -234,7 +241,7 @@ LYING = {
     safetensors_file({"a": tensor("BF16", [2], 0, 4)}, bytes(4)): "arrays of type BF16; save them",
     safetensors_file({"head.weight": tensor("F32", [], 0, 4)}, bytes(4)): "does not fit sret_t",
     safetensors_file({"pos_embed": tensor("F32", [], 0, 4)}, bytes(4)): "does not fit sret_t",
-    safetensors_file({"head.weight": tensor("F32", [0, 3], 0, 0)}): "num_classes=0 must be",
+    safetensors_file({"head.weight": tensor("F32", [0, 3], 0, 0)}): "does not fit sret_t",
 }
 
 
@@ -253,7 +260,7 @@ def test_a_folder_that_describes_no_model_is_refused_with_a_sentence(tmp_path, c
         checkpoints.save(0, {"model": model})
         checkpoints.close()
     out = tmp_path / "out.safetensors"
-    assert "holds no weights of a SReT" in fails(capsys, tmp_path / "other", out)
+    assert "/other does not fit " in fails(capsys, tmp_path / "other", out)
     for text in (
         "{}",
         '{"model": {}}',
