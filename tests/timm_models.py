@@ -46,7 +46,12 @@ def timm_model(name: str, **settings: Any) -> Any:
       name: its name in timm.
       **settings: arguments of its constructor that replace the published ones.
     """
-    model = import_timm().create_model(name, **settings).eval()
+    return with_random_weights(import_timm().create_model(name, **settings))
+
+
+def with_random_weights(model: Any) -> Any:
+    """Gives a module of timm random float32 weights, which depend on their names alone."""
+    model.eval()
     for key, value in [*model.named_parameters(), *model.named_buffers()]:
         if value.is_floating_point():
             value.data.copy_(_tensor(_weight(key, tuple(value.shape))))

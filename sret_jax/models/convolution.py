@@ -21,13 +21,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from sret_jax.models.layers import LayerSettings, fan_in_uniform
+from sret_jax.models.layers import FAN_IN, Initialisation, LayerSettings, fan_in_uniform
 
 
 class PatchEmbedding(nn.Module):
     """A linear map of each p x p patch: a convolution with stride p, as one matrix product.
-
-    The bias starts as the weights do: both are drawn from U(-1/(p sqrt(C)), 1/(p sqrt(C))).
 
     Shapes: (B, H, W, C) -> (B, H/p, W/p, features).
 
@@ -35,19 +33,21 @@ class PatchEmbedding(nn.Module):
       features: output channels.
       patch: p, the side of a patch.
       layers: settings of all layers, of which only the dtype matters here.
+      start: initialisation. By default weights and bias are drawn from U(-1/(p sqrt(C)),
+        1/(p sqrt(C))).
     """
 
     features: int
     patch: int
     layers: LayerSettings = LayerSettings()
+    start: Initialisation = FAN_IN
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         p, fan_in = self.patch, self.patch**2 * channels
-        init = fan_in_uniform(fan_in)
-        kernel = self.param("kernel", init, (p, p, channels, self.features))
-        bias = self.param("bias", init, (self.features,))
+        kernel = self.param("kernel", self.start.kernel(fan_in), (p, p, channels, self.features))
+        bias = self.param("bias", self.start.bias(fan_in), (self.features,))
         x, kernel, bias = (a.astype(self.layers.dtype) for a in (x, kernel, bias))
 
         x = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)

@@ -12,6 +12,8 @@ from sret_jax.models.model import Model, block_names
 COEFFICIENTS = {  # name: path below the parameters of a recursive block
     "attention, skip": ("block", "attn_residual", "skip"),
     "attention, branch": ("block", "attn_residual", "branch"),
+    "MLP over tokens, skip": ("block", "token_residual", "skip"),
+    "MLP over tokens, branch": ("block", "token_residual", "branch"),
     "MLP, skip": ("block", "mlp_residual", "skip"),
     "MLP, branch": ("block", "mlp_residual", "branch"),
     "NLL, skip": ("nll", "residual", "skip"),

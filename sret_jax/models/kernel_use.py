@@ -11,7 +11,7 @@ from sret_jax.models.kernels.choice import runs_kernels
 from sret_jax.models.model import Model
 
 KERNEL, INTERPRETED, XLA = "a kernel", "an interpreted kernel", "XLA"
-TOO_LARGE = "too large for a TPU's fast memory"
+TOO_LARGE, NO_KERNEL = "too large for a TPU's fast memory", "no kernel computes it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Use:
       model: name of the model; "" for the model in training.
       stage: number of the stage, from 0.
       shape: (tokens, channels) of the stage.
-      part: "attention in 8 groups", "MLP" or "NLL".
+      part: "attention in 8 groups", "MLP over tokens", "MLP" or "NLL".
       by: KERNEL, INTERPRETED or XLA.
       why: the reason for INTERPRETED or XLA; "" for KERNEL.
     """
@@ -44,8 +44,8 @@ def kernel_uses(model: Model, device: jax.Device, *, name: str = "") -> list[Use
     if device.platform != "tpu" and "pallas" not in (model.attention, model.mlp):
         return []
     uses = []
-    for stage, shape, field, part, fits in _parts(model):
-        by, why = _choice(getattr(model, field), device, fits)
+    for stage, shape, field, part, declined in _parts(model):
+        by, why = _choice(getattr(model, field), device, declined)
         uses.append(Use(name, stage, shape, part, by, why))
     return uses
 
@@ -73,8 +73,8 @@ def _by_whom(uses: Iterable[Use]) -> str:
     )
 
 
-def _parts(model: Model) -> Iterator[tuple[int, tuple[int, int], str, str, bool]]:
-    """Yields stage, (tokens, channels), model field, part, and whether a kernel can hold it."""
+def _parts(model: Model) -> Iterator[tuple[int, tuple[int, int], str, str, str]]:
+    """Yields stage, (tokens, channels), model field, part, and why no kernel can compute it."""
     for number, stage in enumerate(model.stages):
         tokens = stage.side**2 + stage.prefix
         shape = (tokens, stage.width)
@@ -83,20 +83,24 @@ def _parts(model: Model) -> Iterator[tuple[int, tuple[int, int], str, str, bool]
             part = "attention" if groups == 1 else f"attention in {groups} groups"
             # Tokens that do not fit together with a permutation are permuted outside the kernel.
             fits = fused_attention.can_hold(qkv, stage.heads, groups, permuted=False)
-            yield number, shape, "attention", part, fits and not (stage.prefix and groups > 1)
+            declined = NO_KERNEL if stage.prefix and groups > 1 else "" if fits else TOO_LARGE
+            yield number, shape, "attention", part, declined
+        if stage.token_hidden:
+            yield number, shape, "mlp", "MLP over tokens", NO_KERNEL
         x = jax.ShapeDtypeStruct((1, tokens, stage.width), model.dtype)
         for part, hidden in (("MLP", stage.hidden), ("NLL", int(model.nll_ratio * stage.width))):
             if hidden:
-                yield number, shape, "mlp", part, fused_mlp.can_hold(x, hidden)
+                fits = fused_mlp.can_hold(x, hidden)
+                yield number, shape, "mlp", part, "" if fits else TOO_LARGE
 
 
-def _choice(implementation: str, device: jax.Device, fits: bool) -> tuple[str, str]:
+def _choice(implementation: str, device: jax.Device, declined: str) -> tuple[str, str]:
     """What computes a part, as `Kernels.choose` decides, and the reason if it is XLA."""
     if implementation == "xla":
         return XLA, "as the config asks"
     no_kernels = f"{device.device_kind} runs none"
     if not runs_kernels(device) and implementation == "auto":
         return XLA, no_kernels
-    if not fits:
-        return XLA, TOO_LARGE
+    if declined:
+        return XLA, declined
     return (KERNEL, "") if runs_kernels(device) else (INTERPRETED, f"slow: {no_kernels}")

@@ -46,6 +46,7 @@ class Stage(NamedTuple):
       heads: attention heads; 0 where blocks have no attention over all tokens.
       groups: number of attention slices of successive loops; they repeat.
       prefix: number of tokens, such as a class token, before those of the grid.
+      token_hidden: hidden units of the block's MLP over tokens; 0 where it has none.
     """
 
     side: int
@@ -54,6 +55,7 @@ class Stage(NamedTuple):
     heads: int = 0
     groups: tuple[int, ...] = (1,)
     prefix: int = 0
+    token_hidden: int = 0
 
 
 class Variant(NamedTuple):

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from sret_jax.errors import did_you_mean
 from sret_jax.models.families.deit import DeiT
+from sret_jax.models.families.mixer import Mixer
 from sret_jax.models.families.sret import SReT
 from sret_jax.models.model import (
     SPEED_ONLY,
@@ -22,7 +23,7 @@ from sret_jax.models.model import (
     model_settings,
 )
 
-FAMILIES: tuple[type[Model], ...] = (SReT, DeiT)
+FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, Mixer)
 
 
 def list_models() -> list[str]:

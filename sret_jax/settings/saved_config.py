@@ -26,6 +26,8 @@ BEFORE: dict[str, Any] = {
     "model.residual": None,
     "model.patch_size": None,
     "model.distilled": None,
+    "model.width": None,
+    "model.token_ratio": None,
     "model.mean": None,
     "model.std": None,
     "model.attention": None,

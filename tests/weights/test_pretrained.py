@@ -101,7 +101,7 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(run, tmp_path):
         (workdir, {"groups": ((3,), (1,))}, "3 groups do not divide"),
         (workdir, {"lops": 3}, "did you mean 'loops'"),
         (tmp_path / "none.pth", {}, "there is no .*none.pth; give a run"),
-        (tmp_path / "other.safetensors", {}, "does not fit .* nearest"),
+        (tmp_path / "other.safetensors", {}, "does not fit "),
         (tmp_path / "other.safetensors", {"ema": True}, "leave out ema"),
     ):
         with pytest.raises(UserError, match=sentence):
