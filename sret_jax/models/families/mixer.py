@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from sret_jax.models import torch_layout as torch
 from sret_jax.models.convolution import PatchEmbedding
@@ -35,7 +34,7 @@ LECUN = Initialisation(lambda _: nn.initializers.lecun_normal(), lambda _: nn.in
 ZEROS = Initialisation(lambda _: nn.initializers.zeros, lambda _: nn.initializers.zeros)
 
 
-def _variant(blocks: int, width: int, top1: float | None, **names: str) -> Variant:
+def _variant(blocks: int, width: int, top1: float | None, **names: Any) -> Variant:
     return Variant(dict(blocks=(blocks,), width=width, drop_path_rate=0.1), top1, **names)
 
 
