@@ -255,7 +255,7 @@ def fingerprint(model: Model, variables: Any) -> str:
 
 def earlier_fingerprint(model: Model, variables: Any) -> str:
     """The fingerprint of older versions, without heads, dim, nll_every and permutation."""
-    groups = getattr(model, "groups", ())
+    groups = function_settings(model).get("groups", ())
     settings = (model.image_size, groups, model.loops, np.dtype(model.dtype).name)
     return _digest(settings, variables)
 

@@ -167,7 +167,9 @@ def _open(
     check_batch_size("eval_batch_size", eval_batch_size(config, mesh.size), mesh.size)
     model = create_from_config(config, num_classes=1)  # its errors appear before data are opened
     EvalTransform(config.model.image_size, config.data.test_crop)
-    logits = model.sizes(stored.shapes)["num_classes"]
+    logits = model.sizes(stored.shapes).get("num_classes")
+    if logits is None:
+        raise other_architecture(["there is no head there"])
     check_writable(workdir)
     if config.model.num_classes not in (None, logits):
         raise other_architecture(

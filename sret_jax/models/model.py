@@ -115,6 +115,10 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     epsilon: ClassVar[float] = 1e-6
     unsliced: ClassVar[str] = "its blocks do not attend over all tokens"
     torch_ignored: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)  # ends of torch names
+    weightless: ClassVar[frozenset[str]] = frozenset()  # settings without effect on the weights
+    resizable: ClassVar[frozenset[str]] = frozenset(
+        {"image_size"}
+    )  # settings that `resized` adapts
 
     num_classes: int
     image_size: int
@@ -159,7 +163,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         return (self(images, train=train),)
 
     def resized(self, params: Any, old: Self) -> Any:
-        """The parameters of `old`, which differs from this model in image size alone, for this one.
+        """The parameters of `old`, which differs from this model in `resizable` alone, for this.
 
         Raises:
           ValueError: a parameter depends on the image size and cannot be resized.
@@ -181,6 +185,11 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """The number of NLLs in the first stage, over all its blocks and loops."""
         scale = re.compile(r"params/stage0_block\d+/nll/norm/scale")  # (NLLs, C)
         return sum(shape[0] for path, shape in shapes.items() if scale.fullmatch(path))
+
+    @property
+    def slicing(self) -> str:
+        """How attention is sliced, in words; "" if it is not."""
+        return ""
 
     def without_slices(self) -> Self:
         """The same model, but its attention is not sliced."""
@@ -382,6 +391,17 @@ def fields(family: type[Model]) -> list[str]:
 def model_settings(model: Model) -> dict[str, Any]:
     """The settings that define a model, by name: all except those in SPEED_ONLY."""
     return {name: getattr(model, name) for name in fields(type(model)) if name not in SPEED_ONLY}
+
+
+def changed_settings(old: Model, new: Model) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two trained models compute differently: {name: (old, new)}.
+
+    Models of two families differ in {"family": ...} alone.
+    """
+    if type(old) is not type(new):
+        return {"family": (type(old).__name__, type(new).__name__)}
+    before, after = function_settings(old), function_settings(new)
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
 
 
 def function_settings(model: Model) -> dict[str, Any]:

@@ -13,7 +13,7 @@ CUBIC = -0.75  # the a of torch and OpenCV; jax.image and Pillow take -0.5
 
 
 def with_image_size(
-    model: Model, variables: Mapping[str, Any], image_size: int
+    model: Model, variables: Mapping[str, Any], image_size: int, **sizes: Any
 ) -> tuple[Model, dict[str, Any]]:
     """Changes a trained model's image size, without training.
 
@@ -21,6 +21,7 @@ def with_image_size(
       model: the trained model.
       variables: {"params": ..., "batch_stats": ...} of that model.
       image_size: side of the new model's images in pixels.
+      **sizes: other settings in `Model.resizable`.
 
     Returns:
       (model, variables) for the new size. Only arrays that depend on it differ, such as positions.
@@ -28,7 +29,7 @@ def with_image_size(
     Raises:
       ValueError: the model cannot have that size, or its arrays cannot be resized.
     """
-    new = model.clone(image_size=image_size)
+    new = model.clone(image_size=image_size, **sizes)
     new.check()
     return new, {**variables, "params": new.resized(variables["params"], model)}
 

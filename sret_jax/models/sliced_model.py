@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 
@@ -24,6 +24,8 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
       permutation: "random", "fixed", "identity" or a function (key, n) -> indices; None is random
         in training and fixed in evaluation.
     """
+
+    weightless: ClassVar[frozenset[str]] = frozenset({"groups", "permutation"})
 
     heads: tuple[int, ...]
     dim: int
@@ -57,6 +59,12 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
         permutations = Permutations(chosen=chosen, prefix=stage.prefix)
         turns = slice_cycle(stage.groups)
         return self.recur(block, x, at=at, train=train, turns=turns, per_loop=(permutations,))
+
+    @property
+    def slicing(self) -> str:
+        """See `Model`."""
+        sliced = any(set(cycle) != {1} for cycle in self.groups)
+        return f"attention groups {self.groups}" if sliced else ""
 
     def without_slices(self) -> Self:
         """See `Model`."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from sret_jax.data.sources.splits import other_slices
 from sret_jax.errors import UserError
-from sret_jax.models.model import function_settings
+from sret_jax.models.model import changed_settings as changed_model
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.run.data_record import load_record
 from sret_jax.settings.config_model import create_from_config
@@ -61,11 +61,18 @@ def compare_config(experiment: Experiment, step: int) -> list[str]:
     if changed:
         sentences.append(f"These settings change from step {step + 1:,} on:")
     for name, (old, new) in changed.items():
-        follows = f" ({FOLLOWS[name]})" if name in FOLLOWS else ""
-        sentences.append(f"  {name}: {old} -> {new}{follows}")
+        follows = _follows(name, experiment)
+        sentences.append(f"  {name}: {old} -> {new}{f' ({follows})' if follows else ''}")
     if images != len(experiment.train_source) or any(name in SCHEDULE for name in changed):
         sentences.append(_other_schedule(experiment, step, images))
     return sentences
+
+
+def _follows(name: str, experiment: Experiment) -> str:
+    """The consequence of a changed setting, or ""."""
+    if name == "grad_accum" and "batch_stats" not in experiment.abstract_state.variables:
+        return ""
+    return FOLLOWS.get(name, "")
 
 
 def _refuse(changed: dict[str, tuple[Any, Any]], experiment: Experiment, step: int) -> None:
@@ -109,9 +116,8 @@ def _changed_function(experiment: Experiment) -> list[str]:
     if saved is None:
         return []
     model = experiment.model
-    old = function_settings(create_from_config(saved, model.num_classes))
-    new = function_settings(model)
-    return [f"model.{name}: {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+    changed = changed_model(create_from_config(saved, model.num_classes), model)
+    return [f"model.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
 
 
 def _other_schedule(experiment: Experiment, step: int, images: int) -> str:

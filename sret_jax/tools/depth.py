@@ -23,6 +23,8 @@ from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_confi
 from sret_jax.training.experiment import Experiment, open_experiment
 from sret_jax.weights.loading import StoredFolder
 
+PLAIN = "The model's residual sums are plain: there are no learned coefficients to draw."
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
@@ -102,9 +104,11 @@ def _gradient_norms(model: Model, variables: Any, batch: dict[str, jax.Array]) -
 
 
 def draw(figures: dict[str, Any], path: epath.Path) -> None:
-    """Draws the results of `measure_depth`: gradients, skip and branch coefficients."""
-    with picture(path, 13, 4) as figure:
-        gradients, skips, branches = figure.subplots(1, 3)
+    """Draws the results of `measure_depth`: gradients, and coefficients if they are learned."""
+    coefficients = figures["coefficients"]
+    roles = ("skip", "branch") if coefficients else ()
+    with picture(path, 13 if roles else 6, 4) as figure:
+        gradients, *panels = figure.subplots(1, 1 + len(roles), squeeze=False).flat
         applications = np.arange(1, figures["blocks"] * figures["loops"] + 1)
         steps = {"start": "before training", "end": f"after {figures['step']:,} steps"}
         for (name, label), colour in zip(steps.items(), ("tab:grey", "tab:blue"), strict=True):
@@ -112,15 +116,17 @@ def draw(figures: dict[str, Any], path: epath.Path) -> None:
         gradients.set_yscale("log")
         gradients.set_ylabel("norm of the loss's gradient")
         gradients.set_title("Gradient with respect to each application's output")
-        for name, values in figures["coefficients"].items():
+        if not roles:
+            figure.supxlabel(PLAIN, fontsize="small")
+        of_role = dict(zip(roles, panels, strict=True))
+        for name, values in coefficients.items():
             kind, role = name.split(", ")
-            axes = skips if role == "skip" else branches
             given = [(a, v) for a, v in zip(applications, values, strict=True) if v is not None]
             style = {"marker": ".", "markersize": 2, "linestyle": ""} if kind == "NLL" else {}
-            axes.plot(*zip(*given, strict=True), label=kind, **style)
-        skips.set_title("Learned coefficient of the skip")
-        branches.set_title("Learned coefficient of the branch")
-        for axes in (gradients, skips, branches):
+            of_role[role].plot(*zip(*given, strict=True), label=kind, **style)
+        for role, axes in of_role.items():
+            axes.set_title(f"Learned coefficient of the {role}")
+        for axes in (gradients, *panels):
             for first in applications[:: figures["loops"]]:
                 axes.axvline(first, color="0.85", linewidth=0.6, zorder=0)
             axes.set_xlabel("application (grey lines: a new block begins)")

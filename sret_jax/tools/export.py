@@ -31,7 +31,7 @@ MODEL, LABELS, PREPROCESS = "model.stablehlo", "labels.json", "preprocess.json"
 REQUIREMENTS = "requirements.txt"
 
 README = """\
-# An exported Sliced Recursive Transformer
+# An exported image classifier: {title}
 
 `{model}` was written by `jax.export` {jax} for {platforms}. It maps uint8 RGB images
 ({batch}, {size}, {size}, 3), for any {batch}, to float32 logits ({batch}, {classes}), and
@@ -125,6 +125,7 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
 
 def _readme(trained: Trained) -> str:
     return README.format(
+        title=title(trained.model, trained.variant),
         model=MODEL,
         labels=LABELS,
         preprocess=PREPROCESS,

@@ -15,7 +15,7 @@ Scalar = Any  # a NumPy scalar; on the devices, a jax.Array
 
 
 class Schedule(struct.PyTreeNode):
-    """Linear warm-up of the learning rate, then half a cosine (SReT section 4.1).
+    """Linear warm-up of the learning rate, then half a cosine (Loshchilov, Hutter: SGDR, 2017).
 
     With W = warmup_steps and D = decay_steps,
 

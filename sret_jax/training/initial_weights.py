@@ -22,11 +22,11 @@ from sret_jax.weights.stored import Stored
 def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainState:
     """The state of step 0: fresh, or with the weights of config.init_from if it is given.
 
-    The position array is resized to the run's image size, and `with_loops` adapts the loops. If
-    the classes differ, the head is new; if only their order differs, the head is reordered. If the
+    What depends on the image size is resized, and `with_loops` adapts the loops. If the classes
+    differ, the head is new; if only their order differs, the head is reordered. If the
     weights have no class names, or the data have numbers for ImageNet's classes, then equal
-    numbers of classes are assumed to be the same classes. BatchNorm's statistics are kept. The
-    moving average starts from the same weights.
+    numbers of classes are assumed to be the same classes. BatchNorm's statistics, if any, are
+    kept. The moving average starts from the same weights.
 
     Args:
       experiment: the run.
@@ -54,6 +54,7 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
             weights = reorder_classes(weights, order)
         return weights, jax.tree.map(jnp.copy, weights)  # one buffer cannot be donated twice
 
+    heads = {name: part for name, part in fresh.variables["params"].items() if is_head(name)}
     shardings = experiment.shardings
     heads = {name: part for name, part in fresh.variables["params"].items() if is_head(name)}
     variables, ema = jax.jit(fitted, out_shardings=(shardings.variables, shardings.ema))(
@@ -64,8 +65,8 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
         say(stored.taken)
     if stored.config is None:
         say(
-            f"{stored.place} does not say which heads, groups and permutation its weights were "
-            "trained with; those of config.model are assumed."
+            f"{stored.place} does not say which settings its weights were trained with; where "
+            "their shapes do not show them, those of config.model are assumed."
         )
     say(f"Starting from {stored.place}{', with ' if changed else ''}{'; '.join(changed)}.")
     return fresh.replace(variables=variables, ema=ema)

@@ -23,8 +23,8 @@ class LabelLoss:
     soft(s', p, T), or the cross-entropy with the teacher's most probable class. Without a teacher
     L = hard(m, y) for the mean m of the heads.
 
-    SReT distils with soft labels, w = 0 and T = 1 (section 4.1), DeiT with hard ones and w = 1/2
-    (section 4).
+    Shen et al. (ECCV 2022) distil with soft labels, w = 0 and T = 1, Touvron et al. (ICML 2021)
+    with hard ones and w = 1/2.
 
     Attributes:
       temperature: T, the temperature of student and teacher; above 0.

@@ -1,14 +1,14 @@
 """Mixed-depth training: a shallow and a deep path of one model, trained together.
 
-The SReT paper mentions mixed-depth training but publishes no code for it. This is our reading. The
+Shen et al. (ECCV 2022) mention mixed-depth training but publish no code. This is our reading. The
 deep path is the model. The shallow path is the same model with fewer loops; `with_loops` takes its
 weights from the deep path (the shared blocks, and the first NLLs of every block). The loss is
 
     loss = L(deep path) + weight * L(shallow path),
 
 where L is the loss of the run, on the same images and labels. Both paths have the same batch
-statistics, because no recursive block has BatchNorm; those of the deep path are kept. Drop path and
-permutations are drawn independently for each path.
+statistics, if the model has BatchNorm, because no recursive block has one; those of the deep path
+are kept. Drop path and permutations are drawn independently for each path.
 """
 
 import dataclasses

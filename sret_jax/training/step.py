@@ -69,7 +69,7 @@ def make_train_step(
     """Builds the jitted step (state, batch, hyperparameters) -> (state, metrics).
 
     The batch is sharded over both mesh axes, the state by `shardings`; the state's buffers are
-    donated. Loss and BatchNorm statistics are computed over the global batch. Model randomness
+    donated. Loss and BatchNorm's statistics, if any, are over the global batch. Model randomness
     depends on seed and step alone, augmentation on seed and position in the stream.
 
     With a teacher, the step takes the teacher's variables as fourth argument, and the teacher

@@ -1,17 +1,23 @@
 """Adapts trained weights to a model of the same architecture with other image size or loops."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from sret_jax.errors import UserError, few
 from sret_jax.models.loops import with_loops
-from sret_jax.models.model import Model, Variables, function_settings, is_head
+from sret_jax.models.model import (
+    Model,
+    Variables,
+    abstract_variables,
+    changed_settings,
+    is_head,
+)
 from sret_jax.models.position import with_image_size
 
-ADAPTED = frozenset({"num_classes", "image_size", "loops"})
-WEIGHTLESS = frozenset({"groups", "permutation"})  # these may differ without changing the weights
+ADAPTED = frozenset({"num_classes", "loops"})  # and what is `resizable`
 
 
 def compare(saved: Model, model: Model) -> list[str]:
@@ -24,22 +30,26 @@ def compare(saved: Model, model: Model) -> list[str]:
     Raises:
       UserError: the architecture differs, even if the arrays are the same (e.g. other heads).
     """
-    if type(saved) is not type(model):
-        families = (type(m).__name__ for m in (saved, model))
-        raise other_architecture(["{} there, {} here".format(*families)])
-    there, here = function_settings(saved), function_settings(model)
-    differ = [name for name in there if there[name] != here[name] and name not in ADAPTED]
-    if others := [name for name in differ if name not in WEIGHTLESS]:
+    changed = changed_settings(saved, model)
+    adapted = ADAPTED | model.resizable
+    if others := changed.keys() - adapted - model.weightless:
         raise other_architecture(
-            [f"{name} is {there[name]} there, {here[name]} here" for name in others]
+            f"{name} is {there} there, {here} here"
+            for name, (there, here) in changed.items()
+            if name in others
         )
-    return [f"{name} {here[name]} instead of {there[name]}" for name in differ]
+    return [
+        f"{name} {here} instead of {there}"
+        for name, (there, here) in changed.items()
+        if name not in adapted
+    ]
 
 
-def other_architecture(problems: Sequence[str]) -> UserError:
+def other_architecture(problems: Iterable[str]) -> UserError:
     """The error for weights that do not belong to config.model."""
+    which = few([*problems], 4)
     return UserError(
-        f"these weights are of another architecture than config.model ({few(problems, 4)}); give "
+        f"these weights are of another architecture than config.model ({which}); give "
         "the config.model that they were trained with, or other weights"
     )
 
@@ -55,7 +65,7 @@ def reorder_classes(variables: Variables, order: Sequence[int]) -> Variables:
 
 
 def fit(there: Model, variables: Variables, here: Model) -> Variables:
-    """Adapts the weights of one model to the image size and loops of another.
+    """Adapts the weights of one model to the sizes and loops of another.
 
     It applies `with_image_size` and `with_loops`.
 
@@ -67,8 +77,9 @@ def fit(there: Model, variables: Variables, here: Model) -> Variables:
     Raises:
       ValueError: the model cannot have those sizes.
     """
-    if here.image_size != there.image_size:
-        there, variables = with_image_size(there, variables, here.image_size)
+    sizes = {name: getattr(here, name) for name in here.resizable}
+    if any(getattr(there, name) != value for name, value in sizes.items()):
+        there, variables = with_image_size(there, variables, **sizes)
     if here.loops != there.loops:
         there, variables = with_loops(there, variables, here.loops)
     return variables
@@ -77,12 +88,13 @@ def fit(there: Model, variables: Variables, here: Model) -> Variables:
 def changes(saved: Model, model: Model) -> list[str]:
     """Describes what `fit` changes."""
     words = []
-    if saved.image_size != model.image_size:
-        old, new = (m.stages[0].side for m in (saved, model))
-        words.append(
-            f"{model.image_size} pixels instead of {saved.image_size} (positions resized from "
-            f"{old}x{old} to {new}x{new})"
-        )
+    for name in sorted(model.resizable):
+        old, new = getattr(saved, name), getattr(model, name)
+        if old != new:
+            of = f"{new} pixels" if name == "image_size" else f"{name} {new}"
+            words.append(f"{of} instead of {old}")
+    if words and (arrays := resized_arrays(saved, model)):
+        words[-1] += f" ({few(arrays)})"
     if saved.loops != model.loops:
         rule = " (later loops repeat the last NLL)"
         if model.loops < saved.loops:
@@ -90,3 +102,16 @@ def changes(saved: Model, model: Model) -> list[str]:
         loops = f"{model.loops} loop{'s' if model.loops > 1 else ''}"
         words.append(f"{loops} instead of {saved.loops}{rule if model.nll_ratio else ''}")
     return words
+
+
+def resized_arrays(saved: Model, model: Model) -> list[str]:
+    """The parameters that `fit` resizes, each name once, in words."""
+    sized = saved.clone(**{name: getattr(model, name) for name in model.resizable})
+    old, new = (flatten_dict(abstract_variables(m)["params"]) for m in (saved, sized))
+    words = {}
+    for path, before in old.items():
+        axes = [i for i, n in enumerate(before.shape) if n != new[path].shape[i]]
+        if axes:
+            sides = ("x".join(str(x.shape[i]) for i in axes) for x in (before, new[path]))
+            words[path[-1]] = "{} resized from {} to {}".format(path[-1], *sides)
+    return [*words.values()]

@@ -1,6 +1,7 @@
 """Trained weights on disk, and the model that they belong to."""
 
 import abc
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from sret_jax.models.registry import (
 )
 from sret_jax.parallel.distributed import say
 from sret_jax.settings.config_model import create_from_config
-from sret_jax.weights.adaptation import changes, compare, fit, other_architecture
+from sret_jax.weights.adaptation import ADAPTED, changes, compare, fit, other_architecture
 
 OTHERWISE = (
     "others are given with --unsliced, with groups= from Python, or of a teacher with "
@@ -113,7 +114,7 @@ class Stored(abc.ABC):
         model = self._variant(name or self._fitting, settings)
         say(
             f"{self.place} says that it holds a {own}, and is taken for the {name} that was asked "
-            f"for{_with_groups(model)}."
+            f"for{f' with {model.slicing}' if model.slicing else ''}."
             if own
             else self._assumption(name, model, settings)
         )
@@ -130,11 +131,18 @@ class Stored(abc.ABC):
         Raises:
           UserError: the weights have another architecture, even if the arrays are the same.
         """
-        there = here.without_slices().clone(**here.sizes(self.shapes))
-        nlls, left = divmod(here.nlls(self.shapes), here.blocks[0])  # per block
-        if nlls and not left and nlls != here.loops // here.nll_every:
-            there = there.clone(loops=nlls * here.nll_every)
-        otherwise = compare(self.model(), here) if self.config else []  # names settings, so first
+        otherwise = []
+        if self.config:
+            saved = self.model()
+            otherwise = compare(saved, here)  # names settings, so before arrays are compared
+            adapted = {name: getattr(saved, name) for name in ADAPTED | here.resizable}
+        else:
+            adapted = {**here.sizes(self.shapes), "loops": self._loops(here)}
+        there = here.without_slices().clone(**adapted)
+        try:
+            there.check()
+        except ValueError as e:
+            raise other_architecture([str(e)]) from e
         if problems := self.misfits(there):
             raise other_architecture(problems)
         return there, changes(there, here) + otherwise
@@ -177,28 +185,49 @@ class Stored(abc.ABC):
         for name in list_models():
             family = _family(name)
             unsliced = {"groups": None} if "groups" in fields(family) else {}  # arrays show none
-            model = _create(name, family.sizes(self.shapes) | unsliced)
-            found[name] = (len(self.names(model) ^ self.shapes.keys()), model)
+            sizes = family.sizes(self.shapes)
+            with contextlib.suppress(UserError):  # another family's arrays may show absurd sizes
+                model = _create(name, sizes | unsliced)
+                found[name] = (len(self.names(model) ^ self.shapes.keys()), model)
+        if not found:
+            raise UserError(f"{self.place} fits no published model")
         least = min(different for different, _ in found.values())
+        same_names = [name for name, (different, _) in found.items() if different == least]
         misfits = {}
-        for name, (different, model) in found.items():
-            if different == least:
-                misfits[name] = self.misfits(model)
-                if not misfits[name]:
-                    return name
+        # `misfits` traces a model, which takes a second, so the likely ones come first.
+        for name in sorted(same_names, key=lambda name: not self._has_width(found[name][1])):
+            misfits[name] = self.misfits(found[name][1])
+            if not misfits[name]:
+                return name
         nearest = min(misfits, key=lambda name: len(misfits[name]))
         which = f", of which {nearest} is the nearest" if len(misfits) > 1 else ""
         raise UserError(
             f"{self.place} does not fit {' or '.join(misfits)}{which}: {few(misfits[nearest])}"
         )
 
+    def _has_width(self, model: Model) -> bool:
+        """Whether the last norm is as wide as the model's last stage."""
+        norm = self.shapes.get("params/norm/scale", self.shapes.get("norm.weight"))
+        return norm == (model.stages[-1].width,)
+
+    def _loops(self, here: Model) -> int:
+        """The loops that weights without a description were trained with.
+
+        The NLLs show them. Without NLLs the weights are those of a published model.
+        """
+        nlls, left = divmod(here.nlls(self.shapes), here.blocks[0])  # per block
+        if not nlls or left:
+            published = type(here).variants[nearest_variant(here)].settings
+            return published.get("loops", type(here).loops)
+        return here.loops if nlls == here.loops // here.nll_every else nlls * here.nll_every
+
     def _variant(self, name: str, settings: dict[str, Any]) -> Model:
         """The published variant with these settings, which the arrays must fit."""
         try:
             model = _create(name, {**_family(name).sizes(self.shapes), **settings})
         except UserError as e:
-            otherwise = "" if "groups" in settings else f" ({OTHERWISE})"
-            raise UserError(f"{self.place}: {e}{otherwise}") from e
+            sliced = "groups" not in settings and "groups" in variant(name).settings
+            raise UserError(f"{self.place}: {e}{f' ({OTHERWISE})' if sliced else ''}") from e
         if misfits := self.misfits(model):
             raise UserError(f"{self.place} does not fit {name}: {few(misfits)}")
         return model
@@ -211,13 +240,9 @@ class Stored(abc.ABC):
         assumed = f"{self.place} does not say which model it holds; it is taken for {taken_for}"
         if "groups" in settings:
             return f"{assumed}, whose arrays it has."
-        groups = _with_groups(model)
-        return f"{assumed}{groups}, as published ({OTHERWISE})." if groups else f"{assumed}."
-
-
-def _with_groups(model: Model) -> str:
-    groups = getattr(model, "groups", None)
-    return f" with attention groups {groups}" if groups else ""
+        if model.slicing:
+            return f"{assumed} with {model.slicing}, as published ({OTHERWISE})."
+        return f"{assumed}."
 
 
 def _family(name: str) -> type[Model]:

@@ -79,7 +79,7 @@ def test_a_run_starts_from_raw_or_averaged_weights_and_so_does_its_average(run, 
 def test_another_size_and_other_loops_keep_the_rest_and_lie_split_over_devices(run, start):
     workdir, raw, _ = run
     experiment, state, said = start(workdir, fsdp=4, image_size=32, loops=3)
-    assert "32 pixels instead of 16 (positions resized from 2x2 to 4x4); 3 loops" in said
+    assert "32 pixels instead of 16 (pos_embed resized from 2x2 to 4x4); 3 loops" in said
     _, expected = with_loops(sret_jax.load(workdir)[0], raw, 3)
     position = resize_position(expected["params"].pop("pos_embed"), 4)
     params = state.variables["params"]
@@ -144,7 +144,7 @@ def test_files_and_converted_folders_of_any_architecture_serve_too(run, start, t
     _, state, said = start(tmp_path / "weights.safetensors", image_size=32)
     assert "32 pixels instead of 16" in said
     assert "class names are not compared: class 0 is taken for '0', 9 for '9'" in said
-    assert "weights.safetensors does not say which heads, groups and permutation" in said
+    assert "weights.safetensors does not say which settings its weights were trained with" in said
     assert_equal(state.variables["batch_stats"], raw["batch_stats"])
     assert_equal(state.variables["params"]["head"], raw["params"]["head"])
 

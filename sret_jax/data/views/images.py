@@ -106,7 +106,7 @@ def decode_crops(
 class EvalTransform:
     """The evaluation view: resize the shorter side to floor(size / crop), crop the central square.
 
-    The resize is bicubic. DeiT and timm compute the same.
+    The resize is bicubic. timm computes the same.
 
     Shapes: an RGB image of any size -> (size, size, 3) uint8.
     """

@@ -36,7 +36,7 @@ class TrainTransform:
       size: side of the view in pixels.
       crop_scale, crop_ratio: ranges of the crop's area and aspect ratio.
       flip: probability of a horizontal flip.
-      policy: "rand-..." in timm's notation, "three" (DeiT III's Three-Augment), or "" for none.
+      policy: "rand-..." in timm's notation, "three" (Three-Augment), or "" for none.
       color_jitter: brightness, contrast and saturation factors are uniform in 1 +- this; 0: none.
     """
 
@@ -127,7 +127,7 @@ def parse_policy(name: str) -> Policy | None:
 
 
 def three_augment(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Applies one of greyscale, solarization and Gaussian blur (Touvron et al. 2022, DeiT III)."""
+    """Applies one of greyscale, solarization and Gaussian blur (Touvron et al., ECCV 2022)."""
     choice = rng.integers(3)
     if choice == 0:
         return ops.to_grey(pixels)
