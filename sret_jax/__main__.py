@@ -17,6 +17,7 @@ COMMANDS = (
     EVAL,
     "predict",
     "export",
+    "models",
     "prepare",
     "convert",
     "show_batch",

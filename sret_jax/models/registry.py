@@ -1,6 +1,7 @@
 """Finds models by name: those of this package, and those of a user's own module."""
 
 import difflib
+import fnmatch
 import functools
 import importlib
 from collections.abc import Mapping
@@ -26,9 +27,14 @@ from sret_jax.models.model import (
 FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, Mixer)
 
 
-def list_models() -> list[str]:
-    """The names of the published models that `create_model` knows."""
-    return sorted(name for family in FAMILIES for name in family.variants)
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the published models that `create_model` knows.
+
+    Args:
+      pattern: of the names, with wildcards: "sret_*".
+    """
+    names = (name for family in FAMILIES for name in family.variants)
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def family_of(name: str) -> type[Model]:

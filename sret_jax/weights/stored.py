@@ -188,9 +188,12 @@ class Stored(abc.ABC):
             sizes = family.sizes(self.shapes)
             with contextlib.suppress(UserError):  # another family's arrays may show absurd sizes
                 model = _create(name, sizes | unsliced)
-                found[name] = (len(self.names(model) ^ self.shapes.keys()), model)
+                if (names := self.names(model)) & self.shapes.keys():
+                    found[name] = (len(names ^ self.shapes.keys()), model)
         if not found:
-            raise UserError(f"{self.place} fits no published model")
+            raise UserError(
+                f"{self.place} holds no weights of a published model; give other weights"
+            )
         least = min(different for different, _ in found.values())
         same_names = [name for name, (different, _) in found.items() if different == least]
         misfits = {}
@@ -223,8 +226,9 @@ class Stored(abc.ABC):
 
     def _variant(self, name: str, settings: dict[str, Any]) -> Model:
         """The published variant with these settings, which the arrays must fit."""
+        family = _family(name)
         try:
-            model = _create(name, {**_family(name).sizes(self.shapes), **settings})
+            model = _create(name, {**family.sizes(self.shapes), **settings})
         except UserError as e:
             sliced = "groups" not in settings and "groups" in variant(name).settings
             raise UserError(f"{self.place}: {e}{f' ({OTHERWISE})' if sliced else ''}") from e
