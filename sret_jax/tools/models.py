@@ -39,14 +39,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def model_table(names: Sequence[str], *, markdown: bool = False) -> str:
     """The table of these models; each takes a second to trace."""
-    with Progress("Counting", len(names), "models") as progress:
-        rows = [row(name) for name in progress.counted(names)]
+    published = [(name, size) for name in names for size in (None, *variant(name).other_sizes)]
+    with Progress("Counting", len(published), "models") as progress:
+        rows = [row(name, size) for name, size in progress.counted(published)]
     return (markdown_table if markdown else table)(HEADINGS, rows)
 
 
-def row(name: str) -> tuple[str, ...]:
+def row(name: str, image_size: int | None = None) -> tuple[str, ...]:
     """A model's name, family, parameters, GMACs of one image, image size, and ImageNet top-1."""
-    model, top1 = create_model(name), variant(name).top1
+    published = variant(name, image_size)
+    sizes = {} if image_size is None else {"image_size": image_size, **published.settings}
+    model, top1 = create_model(name, **sizes), published.top1
     parameters = sum(p.size for p in jax.tree.leaves(abstract_variables(model)["params"]))
     return (
         name,

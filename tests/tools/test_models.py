@@ -9,8 +9,7 @@ DOCUMENT = (ROOT / "docs/models.md").read_text("utf-8")
 
 def test_a_pattern_chooses_models_and_their_rows_are_those_of_the_document(capsys):
     models.main(["sret_t"])
-    assert capsys.readouterr().out.splitlines()[1].split() == list(models.row("sret_t"))
-    assert f"| {' | '.join(models.row('sret_t'))} |\n" in DOCUMENT
+    assert f"| {' | '.join(capsys.readouterr().out.splitlines()[1].split())} |\n" in DOCUMENT
     assert list_models("sret_?") == ["sret_s", "sret_t"]
     assert "there are " in refusal(capsys, models.main, "none*")
 
