@@ -69,7 +69,7 @@ def macs(name: str, **settings: Any) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model = import_timm().create_model(name, **settings).eval()
+        model = import_timm().create_model(name, **settings).eval().requires_grad_(False)
         model(torch.empty(1, *model.pretrained_cfg["input_size"]))
     return counter.get_total_flops() // 2
 

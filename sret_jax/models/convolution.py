@@ -61,7 +61,7 @@ class Pooling(nn.Module):
     out[y, x, m*c + k] = bias[m*c + k] + sum_ij in[2y+i-1, 2x+j-1, c] * kernel[i, j, c, k],
     where m = features / C.
 
-    Shapes: (B, H, W, C) -> (B, H/2, W/2, features).
+    Shapes: (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), features).
 
     Attributes:
       features: output channels.
@@ -133,7 +133,8 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 def grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y[b, r, s, m*c + k] = sum_ij x[b, 2r+i-1, 2s+j-1, c] * kernel[i, j, c, k], k = 0 .. m-1.
 
-    Shapes: x (B, H, W, C), kernel (3, 3, C, m) -> (B, H/2, W/2, m*C), in at least float32.
+    Shapes: x (B, H, W, C), kernel (3, 3, C, m) -> (B, ceil(H/2), ceil(W/2), m*C), in at least
+    float32.
     """
     return jax.lax.platform_dependent(x, kernel, tpu=_grouped, default=_shifted)
 
@@ -156,7 +157,7 @@ def _shifted(x: jax.Array, kernel: jax.Array) -> jax.Array:
     On a TPU this form copies its terms between memory layouts: for sret_s's first pooling it
     moved 27 MB per image, forward and backward; the convolution moves 6 MB.
     """
-    height, width = x.shape[1] // 2, x.shape[2] // 2
+    height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))[..., None]  # (B, H+2, W+2, C, 1)
     out = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
     for i, j in itertools.product(range(3), range(3)):

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from sret_jax.errors import did_you_mean
 from sret_jax.models.families.deit import DeiT
 from sret_jax.models.families.mixer import Mixer
+from sret_jax.models.families.pit import PiT
 from sret_jax.models.families.sret import SReT
 from sret_jax.models.model import (
     SPEED_ONLY,
@@ -24,7 +25,7 @@ from sret_jax.models.model import (
     model_settings,
 )
 
-FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, Mixer)
+FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, Mixer, PiT)
 
 
 def list_models(pattern: str = "*") -> list[str]:

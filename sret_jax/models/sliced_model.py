@@ -95,6 +95,17 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
                     )
 
 
+def check_pooling(model: SlicedModel) -> None:
+    """Raises ValueError unless pooling can multiply the channels of each stage to the next's."""
+    for s in range(1, len(model.widths)):
+        if model.widths[s] % model.widths[s - 1]:
+            raise ValueError(
+                f"stage {s} is {model.widths[s]} wide, not a multiple of the "
+                f"{model.widths[s - 1]} of stage {s - 1} (pooling multiplies channels); change "
+                f"heads={model.heads}"
+            )
+
+
 def group_cycles(
     groups: Sequence[Sequence[int]] | None, stages: int
 ) -> tuple[tuple[int, ...], ...]:

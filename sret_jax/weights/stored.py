@@ -145,10 +145,7 @@ class Stored(abc.ABC):
             raise other_architecture([str(e)]) from e
         if problems := self.misfits(there):
             raise other_architecture(problems)
-        try:
-            return there, changes(there, here) + otherwise
-        except ValueError as e:
-            raise UserError(str(e)) from e
+        return there, changes(there, here) + otherwise
 
     @property
     def test_crop(self) -> float:

@@ -19,7 +19,7 @@ from sret_jax.models.convolution import Pooling, flat_convolution
 from sret_jax.models.layers import LayerSettings, fan_in_uniform, on_cpus
 from sret_jax.models.model import Shapes, Stage, Variant, check_divisible
 from sret_jax.models.position import resize_position
-from sret_jax.models.sliced_model import SlicedModel
+from sret_jax.models.sliced_model import SlicedModel, check_pooling
 from sret_jax.models.torch_layout import Entry, Path
 
 STEM_STRIDE = 8
@@ -104,13 +104,7 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
                 f"the stem width heads[0]*dim = {self.heads[0]}*{self.dim} = {self.widths[0]} is "
                 "odd, but the stem starts at half of it; make heads[0] or dim even"
             )
-        for s in range(1, len(self.widths)):
-            if self.widths[s] % self.widths[s - 1]:
-                raise ValueError(
-                    f"stage {s} is {self.widths[s]} wide, not a multiple of the "
-                    f"{self.widths[s - 1]} of stage {s - 1} (pooling multiplies channels); change "
-                    f"heads={self.heads}"
-                )
+        check_pooling(self)
 
     def resized(self, params: Any, old: Self) -> Any:
         """See `Model`: the position array is resized."""
