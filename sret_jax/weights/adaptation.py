@@ -86,7 +86,11 @@ def fit(there: Model, variables: Variables, here: Model) -> Variables:
 
 
 def changes(saved: Model, model: Model) -> list[str]:
-    """Describes what `fit` changes."""
+    """Describes what `fit` changes.
+
+    Raises:
+      ValueError: a parameter cannot be resized.
+    """
     words = []
     for name in sorted(model.resizable):
         old, new = getattr(saved, name), getattr(model, name)
@@ -105,11 +109,16 @@ def changes(saved: Model, model: Model) -> list[str]:
 
 
 def resized_arrays(saved: Model, model: Model) -> list[str]:
-    """The parameters that `fit` resizes, each name once, in words."""
+    """The parameters that `fit` resizes, each name once, in words.
+
+    Raises:
+      ValueError: a parameter cannot be resized.
+    """
     sized = saved.clone(**{name: getattr(model, name) for name in model.resizable})
-    old, new = (flatten_dict(abstract_variables(m)["params"]) for m in (saved, sized))
+    params = abstract_variables(saved)["params"]
+    new = flatten_dict(jax.eval_shape(lambda params: sized.resized(params, saved), params))
     words = {}
-    for path, before in old.items():
+    for path, before in flatten_dict(params).items():
         axes = [i for i, n in enumerate(before.shape) if n != new[path].shape[i]]
         if axes:
             sides = ("x".join(str(x.shape[i]) for i in axes) for x in (before, new[path]))

@@ -145,7 +145,10 @@ class Stored(abc.ABC):
             raise other_architecture([str(e)]) from e
         if problems := self.misfits(there):
             raise other_architecture(problems)
-        return there, changes(there, here) + otherwise
+        try:
+            return there, changes(there, here) + otherwise
+        except ValueError as e:
+            raise UserError(str(e)) from e
 
     @property
     def test_crop(self) -> float:
