@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
 
 MOST_BYTES = FAST_MEMORY * 15 // 16  # limit for what `_needed` counts
-LEAST_TOKENS = 64  # per block that is not a whole image: every block adds to the weight gradients
+LEAST_TOKENS = 48  # per block that is not a whole image: every block adds to the weight gradients
 CORES = 2  # a chip may split the grid's first axis over so many cores; each sums its own gradients
 
 Shape = jax.Array | jax.ShapeDtypeStruct
@@ -104,7 +104,7 @@ def _backward(
     block = _block(x, h.shape[2])
     d_keep = jax.ShapeDtypeStruct((x.shape[0], 1, 1), jnp.float32)
     dx, d_keep, *d_weights = pl.pallas_call(
-        functools.partial(_backward_kernel, epsilon),
+        functools.partial(_backward_kernel, epsilon, x.shape[1]),
         grid=_grid(x, block),
         in_specs=[
             *(_tokens(x, block), _factor(x), *map(_whole, weights)),
@@ -129,7 +129,7 @@ def _for_products(weights: Weights, x: jax.Array) -> Weights:
 
 def _grid(x: Shape, block: int) -> tuple[int, int, int]:
     """(cores, images per core, blocks of tokens per image)."""
-    return _cores(x), x.shape[0] // _cores(x), x.shape[1] // block
+    return _cores(x), x.shape[0] // _cores(x), pl.cdiv(x.shape[1], block)
 
 
 def _cores(x: Shape) -> int:
@@ -137,11 +137,14 @@ def _cores(x: Shape) -> int:
 
 
 def _block(x: Shape, hidden: int) -> int:
-    """Tokens per block: the largest divisor of N that fits and fills whole tiles, or 0 if none."""
+    """Tokens per block: all of an image, or the fewest equal blocks of whole tiles; 0 if none fit.
+
+    The last block may end behind the last token.
+    """
     tokens = x.shape[1]
-    parts = [n for n in range(LEAST_TOKENS, tokens, ROWS) if tokens % n == 0]
-    fitting = (n for n in (*parts, tokens) if _needed(x, hidden, n) <= MOST_BYTES)
-    return max(fitting, default=0)
+    parts = (pl.cdiv(tokens, n * ROWS) * ROWS for n in range(2, tokens // LEAST_TOKENS + 1))
+    fitting = (n for n in (tokens, *parts) if _needed(x, hidden, n) <= MOST_BYTES)
+    return next(fitting, 0)
 
 
 def _needed(x: Shape, hidden: int, block: int) -> int:
@@ -196,16 +199,16 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    epsilon: float,
+    epsilon: float, tokens: int,
     x_ref: Any, k_ref: Any, ab: Any, scale: Any, shift: Any, w1: Any, b1: Any, w2: Any, b2: Any,
     h_ref: Any, dy_ref: Any, dx_ref: Any, dk_ref: Any, *sums: Any,
 ) -> None:  # fmt: skip
     d_weights = _zero_at_first(Weights(*sums), dk_ref)
-    x, dy = x_ref[...], dy_ref[...].astype(jnp.float32)  # (n, C)
+    x, dy = _rows(x_ref, tokens), _rows(dy_ref, tokens).astype(jnp.float32)  # (n, C)
     a, b, k = ab[0, 0], ab[0, 1], k_ref[0, 0]
     normal, inverse_deviation = _normalise(x, epsilon)
     u = normal * scale[...] + shift[...]
-    active, slope = _gelu(h_ref[...])  # (n, hidden)
+    active, slope = _gelu(_rows(h_ref, tokens))  # (n, hidden)
 
     g = k * dy
     d_active = dot(dy.astype(x.dtype), w2[...].T)  # (n, hidden), without the factors k and b
@@ -227,6 +230,15 @@ def _backward_kernel(
     d_weights.b1[...] += _over_tokens(dh)
     d_weights.w2[...] += dot(active.astype(x.dtype).T, (b * g).astype(x.dtype))
     d_weights.b2[...] += b * _over_tokens(g)
+
+
+def _rows(ref: Any, tokens: int) -> jax.Array:
+    """The rows of a block; those behind the last token, which are undefined, become 0."""
+    x: jax.Array = ref[...]
+    if tokens % x.shape[0] == 0:
+        return x
+    row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0) + pl.program_id(2) * x.shape[0]
+    return jnp.where(row < tokens, x.astype(jnp.float32), 0).astype(x.dtype)
 
 
 def _zero_at_first(sums: Weights, dk_ref: Any) -> Weights:

@@ -195,6 +195,8 @@ def test_the_largest_attention_that_a_kernel_is_given_compiles(
         (784, 384, 1536, "bfloat16"),
         (49, 512, 2048, "bfloat16"),
         (49, 504, 1512, "float32"),
+        (196, 512, 2048, "bfloat16"),
+        (730, 144, 576, "bfloat16"),
     ],
 )
 @pytest.mark.parametrize("chip", ["v4:2x2x1", "v5e:2x2"])
@@ -245,11 +247,15 @@ def test_a_model_says_which_of_its_parts_run_as_kernels_on_a_device():
     assert [use.by for use in asked if use.stage == 2] == ["an interpreted kernel", "XLA", "XLA"]
 
 
-def test_an_mlp_takes_fewer_tokens_at_a_time_where_its_weights_leave_less_room():
-    blocks = [
-        fused_mlp._block(jax.ShapeDtypeStruct((2, 784, c), jnp.bfloat16), 4 * c) for c in (126, 252)
-    ]
-    assert blocks == [784, 392]
+@pytest.mark.parametrize(
+    ("tokens", "channels", "block"),
+    [(784, 126, 784), (784, 252, 392), (197, 384, 197), (196, 512, 56)],
+)
+def test_an_mlp_takes_fewer_tokens_at_a_time_where_its_weights_leave_less_room(
+    tokens, channels, block
+):
+    x = jax.ShapeDtypeStruct((2, tokens, channels), jnp.bfloat16)
+    assert fused_mlp._block(x, 4 * channels) == block
 
 
 def with_settings(layer, **changes):
@@ -267,7 +273,8 @@ def mlp_arguments(batch, tokens, channels, hidden, dtype=jnp.float32):
 
 @pytest.mark.parametrize(
     ("batch", "tokens", "channels", "hidden"),
-    [(4, 49, 42, 151), (3, 20, 16, 16), (1, 3136, 8, 12)],
+    # The last block of 3,140 tokens is not full.
+    [(4, 49, 42, 151), (3, 20, 16, 16), (2, 3140, 8, 12)],
 )
 def test_the_mlp_kernel_has_the_values_and_gradients_of_the_plain_layer(
     batch, tokens, channels, hidden
