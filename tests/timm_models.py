@@ -3,10 +3,8 @@
 import functools
 import importlib
 import importlib.util
-import sys
 import zlib
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +23,9 @@ needs_timm = pytest.mark.skipif(
 LIMITS = {"float64": 1e-10, "float32": 2e-5}
 
 
-@functools.cache
 def import_timm() -> Any:
-    """Imports timm, without torchvision's compiled operators, which a CPU's torch cannot load."""
-    torch = importlib.import_module("torch")
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        with mock.patch.object(torch.library, "register_fake", lambda *_, **__: lambda f: f):
-            importlib.import_module("torchvision")
-    return importlib.import_module("timm")
+    """Imports timm; see `torch_peer.import_timm`."""
+    return importlib.import_module("sret_jax.benchmarks.torch_peer").import_timm()
 
 
 def timm_model(name: str, **settings: Any) -> Any:
