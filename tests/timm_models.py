@@ -139,6 +139,32 @@ def check_training_mode(theirs: Any, ours: Model, variables: Any, x: np.ndarray)
         parameter.grad = None
 
 
+def check_initialisation(name: str, ours: Model, **settings: Any) -> None:
+    """Asserts that parameters start as timm's do: constant, uniform or normal, as widely spread.
+
+    Args:
+      name: the model's name in timm.
+      ours: the same model here.
+      **settings: arguments of timm's constructor that replace the published ones.
+    """
+    importlib.import_module("torch").manual_seed(0)
+    theirs = state_dict(import_timm().create_model(name, **settings))
+    image = jnp.zeros((1, ours.image_size, ours.image_size, 3))
+    found = sret_jax.to_torch(jax.jit(ours.init)(jax.random.key(0), image), ours)
+    for key, expected in theirs.items():
+        if np.ptp(expected) == 0:
+            np.testing.assert_array_equal(found[key], expected, err_msg=key)
+            continue
+        many = expected.size >= 256
+        spread = expected.std()
+        assert found[key].std() == pytest.approx(spread, rel=0.2 if many else 0.5), key
+        if many:  # a uniform array reaches 1.7 standard deviations, a normal one 3
+            largest = np.abs(expected).max() / spread
+            assert np.abs(found[key]).max() / found[key].std() == pytest.approx(largest, rel=0.3), (
+                key
+            )
+
+
 def assert_close(ours: Any, published: np.ndarray, what: str, least: float = 0.0) -> None:
     """Asserts equality up to the limit of the dtype, relative to the largest entry or `least`."""
     atol = LIMITS[str(published.dtype)] * max(np.abs(published).max(), least)

@@ -10,12 +10,13 @@ from sret_jax.models.convolution import _grouped, _shifted, flat_convolution
 
 
 @pytest.mark.parametrize("run", [_grouped, _shifted])
-def test_a_grouped_convolution_is_the_sum_of_its_definition(run):
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+@pytest.mark.parametrize("sides", [(6, 4), (5, 3)])
+def test_a_grouped_convolution_is_the_sum_of_its_definition(run, sides):
+    x = jax.random.normal(jax.random.key(0), (2, *sides, 3))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 2))
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     out = run(x, kernel)
-    assert out.shape == (2, 3, 2, 6)
+    assert out.shape == (2, 3, 2, 6)  # an odd side is rounded up
     for b, r, s, c, k in np.ndindex(2, 3, 2, 3, 2):
         window = padded[b, 2 * r : 2 * r + 3, 2 * s : 2 * s + 3, c]
         expected = (window * kernel[:, :, c, k]).sum()

@@ -13,7 +13,7 @@ from sret_jax.models.model import abstract_variables
 from sret_jax.models.position import with_image_size
 from tests import timm_models
 from tests.explicit import explicit_logits
-from tests.timm_models import check_parity, images, needs_timm, timm_model
+from tests.timm_models import check_initialisation, check_parity, images, needs_timm, timm_model
 
 # Grids of 7x7 and 4x4: pooling an odd side is not that of an even one.
 TINY = dict(num_classes=5, image_size=32, blocks=(1, 1), heads=(2, 4), dim=8, patch_size=8)
@@ -73,14 +73,21 @@ def test_parameters_and_macs_are_the_published_ones(name):
         assert macs / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
+@needs_timm
+def test_parameters_start_as_those_of_timm():
+    check_initialisation("pit_ti_distilled_224", tiny(), **TIMM_TINY)
+
+
 def test_the_recursive_form_is_applications_of_the_same_block_in_values_and_gradients():
     with jax.enable_x64(True):
         model = tiny(
+            blocks=(1,),
+            heads=(2,),
             loops=3,
             nll_ratio=0.5,
             nll_every=2,
             residual="learned",
-            groups=((7, 1), (4, 2)),
+            groups=((1, 7),),
             dtype=np.float64,
         )
         params, x = weights(model)["params"], images(32)
