@@ -116,9 +116,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     unsliced: ClassVar[str] = "its blocks do not attend over all tokens"
     torch_ignored: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)  # ends of torch names
     weightless: ClassVar[frozenset[str]] = frozenset()  # settings without effect on the weights
-    resizable: ClassVar[frozenset[str]] = frozenset(
-        {"image_size"}
-    )  # settings that `resized` adapts
+    resizable: ClassVar[frozenset[str]] = frozenset({"image_size"})  # what `resized` adapts
 
     num_classes: int
     image_size: int
@@ -223,6 +221,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         self.check_sizes()
         self._check_choices()
         self._check_nlls()
+        self._check_cycles()
 
     def check_sizes(self) -> None:
         """Raises ValueError if the family's own sizes do not fit each other; `check` calls it."""
@@ -302,16 +301,19 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
                 f"nll_every={self.nll_every} is more than loops={self.loops}, which leaves blocks "
                 f"without an NLL; use at most {self.loops}"
             )
+
+    def _check_cycles(self) -> None:
+        """Limits the cycles: the program contains all their applications, and compiles slowly."""
+        every = self.nll_every if self.nll_ratio else 1
         for s, stage in enumerate(self.stages):
-            # The program contains all applications of a cycle and would compile slowly.
-            length = period(stage.groups, self.nll_every)
+            length = period(stage.groups, every)
             if min(length, self.loops) > MOST_UNROLLED:
                 raise ValueError(
                     f"stage {s} repeats only every {length} applications, the least common "
-                    f"multiple of nll_every={self.nll_every} and its {len(stage.groups)} group "
-                    "counts, and the program would contain each of them; at most "
-                    f"{MOST_UNROLLED} are supported, so use a smaller nll_every, a multiple of "
-                    "the number of group counts where it can be"
+                    f"multiple of nll_every={every} and its {len(stage.groups)} group counts, and "
+                    f"the program would contain each of them; at most {MOST_UNROLLED} are "
+                    "supported, so use a smaller nll_every, a multiple of the number of group "
+                    "counts where it can be"
                 )
 
 
