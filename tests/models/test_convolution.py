@@ -1,12 +1,20 @@
 """Convolutions against plain sums."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sret_jax.models.convolution import _grouped, _shifted, flat_convolution
+from sret_jax.models.convolution import (
+    _grouped,
+    _shifted,
+    flat_convolution,
+    patch_convolution,
+    patch_product,
+)
 
 
 @pytest.mark.parametrize("run", [_grouped, _shifted])
@@ -31,6 +39,22 @@ def test_both_forms_of_a_grouped_convolution_have_the_same_gradients():
         return jax.grad(lambda x, kernel: jnp.sum(run(x, kernel) ** 2), (0, 1))(x, kernel)
 
     for a, b in zip(gradients(_grouped), gradients(_shifted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_of_patches_is_one_matrix_product_in_values_and_gradients():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+    kernel = jax.random.normal(jax.random.key(1), (2, 2, 3, 5))
+
+    def loss(run, x, kernel):
+        out = run(x, kernel)
+        return (out**2).sum(), out
+
+    plain, product = (
+        jax.grad(functools.partial(loss, run), (0, 1), has_aux=True)(x, kernel)
+        for run in (patch_convolution, patch_product)
+    )
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(product), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -120,7 +120,7 @@ class DeiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
         prefix = 2 if "params/dist_token" in shapes or "dist_token" in shapes else 1
         for position, patches, axis in _OF_SIZE:
             if len(shapes.get(position, ())) == 3 and len(shapes.get(patches, ())) == 4:
-                side = math.isqrt(shapes[position][1] - prefix)
+                side = math.isqrt(max(0, shapes[position][1] - prefix))
                 sizes["image_size"] = side * shapes[patches][axis]
         return sizes
 
