@@ -193,6 +193,14 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """The same model, but its attention is not sliced."""
         return self
 
+    @classmethod
+    def renamed(cls, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Gives the names in `torch_entries` to arrays of a file that was published under others.
+
+        Arrays of other families keep their names.
+        """
+        return arrays
+
     def torch_entries(self) -> Iterator[Entry]:
         """Every array of the published state dict; shared arrays appear once per loop.
 

@@ -38,6 +38,13 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(names, pattern))
 
 
+def renamed(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arrays of a file under the names in `Model.torch_entries`; see `Model.renamed`."""
+    for family in FAMILIES:
+        arrays = family.renamed(arrays)
+    return arrays
+
+
 def family_of(name: str) -> type[Model]:
     """The family of a model.
 

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from sret_jax.errors import UserError
+from sret_jax.models.registry import renamed
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")  # for writing; files with any suffix can be read
@@ -31,7 +32,8 @@ class WeightFile:
     """The contents of a weight file.
 
     Attributes:
-      state_dict: torch tensors or NumPy arrays by name, without wrappers and shared prefixes.
+      state_dict: torch tensors or NumPy arrays by name, without wrappers and shared prefixes;
+        names are those of `Model.torch_entries`.
       description: the description of the weights, if the file was written here.
       taken: a sentence about the choice, if the file contains several sets of weights; or "".
     """
@@ -57,7 +59,7 @@ def read_weight_file(path: epath.Path, *, ema: bool = False) -> WeightFile:
         raise UserError(f"{path} holds no state dict; expected names and arrays")
     named = {n: array for n, array in state_dict.items() if not n.endswith(COUNTERS)}
     taken = f"{path} holds {' and '.join([key, *others])}: {key} is taken." if others else ""
-    return WeightFile(without_shared_prefix(named), description, taken)
+    return WeightFile(dict(renamed(without_shared_prefix(named))), description, taken)
 
 
 def write_weight_file(

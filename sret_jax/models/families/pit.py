@@ -4,6 +4,7 @@ Unusual in it: patches overlap by half; between stages a strided convolution poo
 linear map widens the class tokens, which belong to no place of the grid; sides may be odd.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
 
@@ -18,6 +19,8 @@ from sret_jax.models.model import Shapes, Stage, Variant, check_positive
 from sret_jax.models.position import resize_position
 from sret_jax.models.sliced_model import check_pooling
 from sret_jax.models.torch_layout import Entry
+
+_AUTHORS_POOL = re.compile(r"^pools\.(\d+)\.")
 
 
 def _variants(name: str, top1: float, distilled_top1: float, **settings: Any) -> dict[str, Variant]:
@@ -139,6 +142,16 @@ class PiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
         if len(position) == len(kernel) == 4:
             sizes["image_size"] = (position[2] + 1) * (kernel[2] // 2)
         return sizes
+
+    @classmethod
+    def renamed(cls, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Model`: what timm calls "transformers.1.pool" is "pools.0" in the authors' files."""
+        if "pools.0.fc.weight" not in arrays:
+            return arrays
+        return {
+            _AUTHORS_POOL.sub(lambda m: f"transformers.{int(m[1]) + 1}.pool.", name): array
+            for name, array in arrays.items()
+        }
 
     def torch_entries(self) -> Iterator[Entry]:
         """See `Model`: the names of timm, where each application of a block is a block."""

@@ -5,12 +5,15 @@ import re
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from safetensors.numpy import save_file
 
 import sret_jax
 from sret_jax.models.families.pit import PiT
 from sret_jax.models.flops import model_macs
 from sret_jax.models.model import abstract_variables
 from sret_jax.models.position import with_image_size
+from sret_jax.weights.weight_files import read_weight_file
 from tests import timm_models
 from tests.explicit import explicit_logits
 from tests.timm_models import check_initialisation, check_parity, images, needs_timm, timm_model
@@ -136,6 +139,19 @@ def test_classes_and_image_size_can_be_read_from_the_arrays_under_either_name():
         zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), variables)
         published = {n: a.shape for n, a in sret_jax.to_torch(zeros, model).items()}
         assert PiT.sizes(ours) == PiT.sizes(published) == dict(num_classes=5, image_size=image_size)
+
+
+def test_the_authors_files_are_read_under_the_names_of_timm(tmp_path):
+    model = tiny(blocks=(1, 1, 1), heads=(2, 4, 8))
+    arrays = sret_jax.to_torch(weights(model), model)
+    file = tmp_path / "pit.safetensors"
+    theirs = {
+        re.sub(r"transformers\.(\d)\.pool", lambda m: f"pools.{int(m[1]) - 1}", name): array
+        for name, array in arrays.items()
+    }
+    assert "pools.1.fc.weight" in theirs
+    save_file({name: array.astype("float32") for name, array in theirs.items()}, file)
+    assert read_weight_file(epath.Path(file)).state_dict.keys() == arrays.keys()
 
 
 BAD = [
