@@ -61,7 +61,12 @@ def family_of(name: str) -> type[Model]:
         if inside in family.variants:
             return family
     known = [variant for family in families for variant in family.variants]
-    raise ValueError(did_you_mean("model", inside, known))
+    if not known:
+        raise ValueError(
+            f"the module {module} has no model {inside!r}, because none of its classes is a "
+            "subclass of sret_jax.models.model.Model with `variants`"
+        )
+    raise ValueError(did_you_mean(f"model of {module}" if own else "model", inside, known))
 
 
 def variant(name: str, image_size: int | None = None) -> Variant:
@@ -161,10 +166,16 @@ def _families_in(module: str) -> tuple[type[Model], ...]:
     """The families that an importable module defines."""
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as e:
+    except Exception as e:
+        if isinstance(e, ModuleNotFoundError) and e.name and f"{module}.".startswith(f"{e.name}."):
+            raise ValueError(
+                f"there is no module {e.name!r} on Python's path, which {module}:... names; start "
+                "the command in its folder, or add its folder to PYTHONPATH"
+            ) from e
+        text = " ".join(str(e).split())
         raise ValueError(
-            f"there is no module {e.name!r} on Python's path, which {module}:... names; add its "
-            "folder to PYTHONPATH"
+            f"the module {module}, which {module}:... names, cannot be imported: "
+            f"{type(e).__name__}: {text}"
         ) from e
     return tuple(
         value

@@ -16,22 +16,12 @@ CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "star
 CONVERTED = "converted_from"  # only the config.json of a converted checkpoint has this setting
 
 # What runs did before a setting existed. Whoever adds a setting adds it here too, with the value
-# that means the old behaviour, so that every earlier workdir can still be read.
+# that means the old behaviour, so that every earlier workdir can still be read. Settings of the
+# model are not listed: one that is missing, or None, has the published model's own value.
 BEFORE: dict[str, Any] = {
     "ema_warmup": False,
     "init_from": "",
     "init_ema": False,
-    "model.nll_every": None,
-    "model.branch_init": None,
-    "model.residual": None,
-    "model.patch_size": None,
-    "model.distilled": None,
-    "model.width": None,
-    "model.token_ratio": None,
-    "model.mean": None,
-    "model.std": None,
-    "model.attention": None,
-    "model.mlp": None,
     "optim.layer_decay": 1.0,
     "optim.backbone_lr": 1.0,
     "optim.freeze_backbone": False,
@@ -125,7 +115,8 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     """Reads the config saved in a workdir, if there is one.
 
     A setting that did not exist when the config was saved gets its value in `BEFORE`. The config of
-    a converted checkpoint describes its weights only; all other settings are taken from `like`.
+    a converted checkpoint describes its weights only; all other settings are taken from `like`. Any
+    setting of the model is accepted here, because only its family knows which it has.
 
     Args:
       workdir: folder of a run.
@@ -142,7 +133,8 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
         settings = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(settings, dict):
             raise TypeError(f"expected an object, found {settings!r:.40}")
-        add_missing(settings, of_run=CONVERTED not in settings)
+        if CONVERTED not in settings:
+            add_missing(settings)
         saved = ConfigDict(settings)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(f"{path} holds no config ({_one_line(e)}); {fix}") from e
@@ -152,13 +144,15 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     if converted:
         del saved[CONVERTED]
     known, given = (_flatten(c.to_dict()).keys() for c in (like, saved))
-    if unknown := sorted(given - known):
+    if unknown := sorted(name for name in given - known if not _of_model(name)):
         raise UserError(f"{path}: {did_you_mean('setting', unknown[0], known)}; {fix}")
-    if (missing := sorted(known - given)) and not converted:
+    missing = sorted(name for name in known - given if not _of_model(name))
+    if missing and not converted:
         raise UserError(f"{path} lacks the settings {few(missing)}; {fix}")
     config = copy.deepcopy(like)
     try:
-        config.update(saved)
+        with config.unlocked():
+            config.update(saved)
     except TypeError as e:
         raise UserError(f"{path}: {_one_line(e)}; {fix}") from e
     return config
@@ -169,17 +163,20 @@ def is_converted(saved: ConfigDict) -> bool:
     return CONVERTED in saved
 
 
-def add_missing(settings: dict[str, Any], *, of_run: bool) -> None:
-    """Adds missing settings from `BEFORE`; for converted weights only those of the model."""
+def add_missing(settings: dict[str, Any]) -> None:
+    """Adds missing settings from `BEFORE` to those of a run."""
     for name, value in BEFORE.items():
         *sections, last = name.split(".")
-        if not of_run and sections != ["model"]:
-            continue
         inner: Any = settings
         for section in sections:
             inner = inner.setdefault(section, {}) if isinstance(inner, dict) else None
         if isinstance(inner, dict):
             inner.setdefault(last, value)
+
+
+def _of_model(name: str) -> bool:
+    section, _, setting = name.partition(".")
+    return section == "model" and bool(setting) and "." not in setting
 
 
 def _name_and_arguments(config: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
 from sret_jax.models.model import Model, model_settings
-from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, CONVERTED, add_missing
+from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, CONVERTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,6 @@ class Description:
                 raise TypeError(f"expected settings and names, found {content!r:.60}")
             settings = config["model"]
             settings |= {name: tuple(content[name]) for name in ("mean", "std")}
-            add_missing(config, of_run=False)
             described = cls(ConfigDict(config), None if names is None else list(names))
         except (TypeError, KeyError, ValueError, AttributeError, RecursionError) as e:
             raise UserError(f"{place} describes no model ({e}); write it again") from e
