@@ -1,0 +1,67 @@
+"""The example of docs/your_block.md does what the document promises, as it stands there."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from etils import epath
+from PIL import Image
+
+import sret_jax
+from sret_jax.cli import define_config
+from sret_jax.run.launch import chosen_config
+from sret_jax.run.loop import train
+from sret_jax.tools import predict
+from tests.conftest import ROOT, refusal
+
+TINY = ("--config.model.image_size=16", "--config.model.width=8", "--config.model.blocks=(1,)")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files of the document, in which commands are started."""
+    text = (ROOT / "docs/your_block.md").read_text("utf-8")
+    for name, code in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_block", None)
+
+
+def run(workdir, *argv):
+    """Trains as the command line does."""
+    values = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["main.py", *argv])  # which ml_collections reads
+        define_config(values)
+        values(sys.argv)
+    config, start = chosen_config(values["config"], workdir)
+    return train(config, workdir, start=start)
+
+
+def test_a_block_of_ones_own_is_trained_counted_resumed_and_predicted(folder, digits_dir, capsys):
+    workdir = epath.Path(folder / "run")
+    settings = (*TINY, f"--config.data.data_dir={digits_dir}", "--config.log_every_steps=1")
+    config = "--config=my_config.py"
+    first = run(workdir, config, *settings, "--config.model.window=3", "--config.stop_at_step=1")
+    printed = capsys.readouterr().out
+    assert first["step"] == 1 and "after my_block:conv_tiny" in printed
+    assert re.search(r"^[\d,]+ parameters, .* 0\.\d+ GMACs per 16x16 image", printed, re.MULTILINE)
+
+    second = run(workdir, "--config.stop_at_step=2")  # the workdir knows the rest
+    assert second["step"] == 2 and "step 1" in capsys.readouterr().out
+    model, variables = sret_jax.load(workdir)
+    assert (model.window, model.loops, model.width) == (3, 3, 8)
+    assert variables["params"]["stage0_block0"]["nll"]["norm"]["scale"].shape == (3, 8)
+
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "black.png")
+    predict.main([f"--checkpoint={workdir}", "black.png"])
+    assert "black.png" in capsys.readouterr().out
+
+    saved = workdir / "config.json"
+    saved.write_text(saved.read_text().replace("my_block:", "lost_block:"))
+    sentence = refusal(capsys, predict.main, f"--checkpoint={workdir}", "black.png")
+    assert "there is no module 'lost_block' on Python's path" in sentence
