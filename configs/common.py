@@ -1,7 +1,7 @@
-"""The ImageNet recipe of SReT, and the settings that every experiment has.
+"""The ImageNet recipes, and the settings that every experiment has.
 
-An experiment's config calls `get_config` and changes the few values in which it differs. The
-numbers are from SReT section 4.1, which follows DeiT.
+An experiment's config calls `get_config` and changes the few values in which it differs. Unless a
+recipe says otherwise, the numbers are from SReT section 4.1, which follows DeiT.
 """
 
 import re
@@ -21,12 +21,22 @@ DEIT_AUGMENT = dict(
     repeats=3,
     label_smoothing=0.1,
 )
-RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "deit": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment=DEIT_AUGMENT),
     "sret_long_warmup": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=30.0), augment=DEIT_AUGMENT),
+    "swin": dict(
+        optim=dict(lr_per_512=5e-4, warmup_epochs=20.0, clip_norm=5.0),
+        augment={**DEIT_AUGMENT, "repeats": 1},
+    ),
+    # 0.001 for batches of 4,096, and 10,000 steps of warm-up.
+    "mixer": dict(
+        batch_size=4096,
+        optim=dict(lr_per_512=1.25e-4, warmup_epochs=32.0, weight_decay=0.1, clip_norm=1.0),
+        augment=dict(policy="rand-m15-n2", mixup=0.5),
+    ),
     # Stored labels hold for crops and flips only. FKD trains SReT-LT at 0.002 for batches of 1,024.
-    "fkd": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=5.0), augment={}),
-    "none": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0), augment={}),
+    "fkd": dict(optim=dict(lr_per_512=1e-3, warmup_epochs=5.0)),
+    "none": dict(optim=dict(lr_per_512=5e-4, warmup_epochs=5.0)),
 }
 FKD_CROPS = 4  # crops per image in a batch
 
@@ -65,41 +75,69 @@ def parse_depth(arg: str, depths: Iterable[str]) -> tuple[str, str]:
     return depth, rest
 
 
-def get_variant(name: str, arg: str) -> ml_collections.ConfigDict:
+def get_variant(name: str, arg: str, recipe: str = "deit") -> ml_collections.ConfigDict:
     """The config of a published variant on ImageNet.
 
     Args:
       name: name of the model.
-      arg: any of "unsliced", "distill" (trains on soft labels only; needs config.teacher), "fkd"
-        (trains on stored soft labels; needs config.data.soft_labels), "res=N" (image size),
-        "groups=16-14-1" (groups per stage in the first loop; other loops are not sliced),
-        "recipe=NAME".
+      arg: any of "loops=N" (applications of each block), "nll" (a non-linear layer of the block's
+        width after every application), "distill" (trains on soft labels only; needs
+        config.teacher), "fkd" (trains on stored soft labels; needs config.data.soft_labels),
+        "res=N" (image size), "recipe=NAME", and where blocks attend over all tokens "unsliced" or
+        "groups=16-14-1" (groups per stage in the first loop; other loops are not sliced).
+      recipe: the recipe without "recipe=".
+
+    Raises:
+      ValueError: an argument is unknown, or the model's family has no such thing.
     """
-    args = parse_arg(arg, unsliced=False, distill=False, fkd=False, res=224, groups="", recipe="")
+    from sret_jax.models.registry import create_model, variant  # loads JAX, for seconds
+
+    published = create_model(name)
+    args = parse_arg(
+        arg,
+        **dict(loops=published.loops, nll=False, unsliced=False, groups=""),
+        **dict(distill=False, fkd=False, res=224, recipe=""),
+    )
     if args.fkd and (args.distill or args.recipe):
         raise ValueError("fkd is a recipe of its own; leave out distill and recipe")
-    config = get_config("fkd" if args.fkd else args.recipe or "deit")
+    config = get_config("fkd" if args.fkd else args.recipe or recipe)
     config.model.name = name
     config.model.image_size = args.res
+    if args.loops != published.loops:
+        config.model.loops = args.loops
+    if args.nll and published.nll_ratio:
+        raise ValueError(f"{name} has NLLs as published; leave out nll")
+    if args.nll:
+        config.model.nll_ratio = 1.0
+    if args.unsliced or args.groups:
+        config.model.groups = _groups(name, published, args)
     config.distill.required = args.distill or args.fkd
     config.data.crops_per_image = FKD_CROPS if args.fkd else 1
+    config.data.test_crop = variant(name, args.res).test_crop
+    return config
+
+
+def _groups(name: str, model: Any, args: ml_collections.FrozenConfigDict) -> tuple:
+    """The attention groups that the argument "unsliced" or "groups=16-14-1" stands for."""
     if args.unsliced and args.groups:
         raise ValueError(f"unsliced and groups={args.groups!r} exclude each other; give one")
+    if not hasattr(model, "groups"):
+        word = "unsliced" if args.unsliced else "groups"
+        raise ValueError(f"{name} cannot be sliced: {model.unsliced}; leave out {word}")
     if args.unsliced:
-        config.model.groups = ((1,), (1,), (1,))
-    elif args.groups:
-        if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", args.groups):
-            raise ValueError(f"groups={args.groups!r} should read like groups=16-14-1")
-        config.model.groups = tuple((int(g), 1) for g in args.groups.split("-"))
-    return config
+        return ((1,),) * len(model.blocks)
+    if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", args.groups):
+        raise ValueError(f"groups={args.groups!r} should read like groups=16-14-1, one per stage")
+    return tuple((int(g), 1) for g in args.groups.split("-"))
 
 
 def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     """The settings of a 300-epoch ImageNet run.
 
     Args:
-      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; "fkd", for stored
-        soft labels; or "none". With the last two, random crops and flips are the only augmentation.
+      recipe: "deit"; "sret_long_warmup", which SReT's authors recommend later; "swin" and "mixer",
+        those of their papers; "fkd", for stored soft labels; or "none". With the last two, random
+        crops and flips are the only augmentation.
     """
     if recipe not in RECIPES:
         raise ValueError(did_you_mean("recipe", recipe, RECIPES))
@@ -147,7 +185,9 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.attention = config_dict.placeholder(str)
     config.model.mlp = config_dict.placeholder(str)
 
-    config.optim = ml_collections.ConfigDict(RECIPES[recipe]["optim"])
+    config.optim = ml_collections.ConfigDict()
+    config.optim.lr_per_512 = 5e-4  # peak for batches of 512; the peak of others is in proportion
+    config.optim.warmup_epochs = 5.0
     config.optim.warmup_lr = 1e-6
     config.optim.min_lr = 1e-5
     config.optim.weight_decay = 0.05
@@ -193,7 +233,6 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.augment.mix_prob = 1.0  # probability that a pair of images is mixed at all
     config.augment.repeats = 1  # how often each image is shown per pass, nearby but not adjacent
     config.augment.label_smoothing = 0.0
-    config.augment.update(RECIPES[recipe]["augment"])
 
     config.teacher = ""  # path for sret_jax.load; its class probabilities are the labels
     config.distill = ml_collections.ConfigDict()
@@ -219,4 +258,5 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.watchdog.least_seconds = 120.0  # never earlier than this
     config.watchdog.stop_seconds = 1800.0  # ends the process, upon which its peers end too
     config.profile = ()  # (first, last): steps to write a profiler trace of
+    config.update(RECIPES[recipe])
     return config

@@ -32,8 +32,7 @@ few, and the moving average looks back 10 steps, because a small folder has few.
 import ml_collections
 
 from sret_jax.configs import common
-from sret_jax.errors import did_you_mean
-from sret_jax.models.registry import list_models
+from sret_jax.models.registry import create_model, variant
 
 RESOLUTIONS = ("384", "512")
 
@@ -70,10 +69,12 @@ def _folder(args: ml_collections.FrozenConfigDict) -> ml_collections.ConfigDict:
 def _model(
     config: ml_collections.ConfigDict, args: ml_collections.FrozenConfigDict, resolution: int
 ) -> ml_collections.ConfigDict:
-    if ":" not in args.model and args.model not in list_models():
-        raise ValueError(did_you_mean("model", args.model, list_models()))
+    published = create_model(args.model)
     config.init_from = "PATH_OF_TRAINED_WEIGHTS"
     config.model.update(name=args.model, image_size=resolution)
-    if not args.sliced:
-        config.model.groups = ((1,), (1,), (1,))
+    config.data.test_crop = variant(args.model, resolution).test_crop
+    if args.sliced and not hasattr(published, "groups"):
+        raise ValueError(f"{args.model} cannot be sliced: {published.unsliced}; leave out sliced")
+    if hasattr(published, "groups") and not args.sliced:
+        config.model.groups = ((1,),) * len(published.blocks)
     return config

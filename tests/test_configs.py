@@ -1,15 +1,17 @@
 import importlib
 
 import jax
+import jax.numpy as jnp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import common, deep_digits, distill_digits, finetune, sret_deep
 from sret_jax.distillation.stored_labels import UNCHANGED
+from sret_jax.errors import UserError
 from sret_jax.models.flops import model_macs
 from sret_jax.models.model import abstract_variables, model_settings
-from sret_jax.models.registry import create_model
+from sret_jax.models.registry import create_model, variant
 from sret_jax.settings.config_model import create_from_config
 
 VARIANTS = [
@@ -30,6 +32,52 @@ def test_a_config_and_its_arguments_make_the_published_model(name, arg, override
     published = create_model(name, **overrides, drop_path_rate=drop_path_rate)
     assert model_settings(model) == model_settings(published)
     assert config.optim.lr_per_512 == (1e-3 if "warmup" in arg else 5e-4)
+
+
+# The learning rate, warm-up in epochs, weight decay and largest gradient norm of each recipe.
+FAMILIES = {
+    "deit_small": ("deit", (1e-3, 5.0, 0.05, 0.0)),
+    "pit_s": ("deit", (1e-3, 5.0, 0.05, 0.0)),
+    "swin_tiny": ("swin", (1e-3, 20.0, 0.05, 5.0)),
+    "mixer_s16": ("mixer", (1e-3, 32.0, 0.1, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_s_config_is_its_published_recipe_and_its_arguments_are_ours(name):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    config, (recipe, figures) = get_config(), FAMILIES[name]
+    assert create_from_config(config, 1000) == create_model(name, dtype=jnp.bfloat16)
+    optim = config.optim
+    peak = optim.lr_per_512 * config.batch_size / 512
+    assert (peak, optim.warmup_epochs, optim.weight_decay, optim.clip_norm) == figures
+    assert config == get_config(f"recipe={recipe}")
+    assert config.data.test_crop == variant(name).test_crop
+
+    recursive = create_from_config(get_config("loops=2,nll"), 1000)
+    assert (recursive.loops, recursive.nll_ratio, recursive.nll_every) == (2, 1.0, 1)
+    sliced = "groups=7-7-1" if name == "pit_s" else "groups=4"
+    if hasattr(recursive, "groups"):
+        model = create_from_config(get_config(f"loops=2,{sliced}"), 1000)
+        assert [cycle[-1] for cycle in model.groups] == [1] * len(model.blocks) != model.groups[0]
+        assert create_from_config(get_config("unsliced"), 1000) == create_from_config(config, 1000)
+    else:
+        for arg in (sliced, "unsliced"):
+            sentence = f"{name} cannot be sliced: .*; leave out {arg.partition('=')[0]}"
+            with pytest.raises(ValueError, match=sentence):
+                get_config(arg)
+        with pytest.raises(ValueError, match=f"{name} cannot be sliced: .*; leave out sliced"):
+            finetune.get_config(f"model={name},sliced")
+    tuned = finetune.get_config(f"model={name}")
+    assert create_from_config(tuned, 1000) == create_from_config(config, 1000)
+    assert tuned.data.test_crop == config.data.test_crop
+
+
+def test_nlls_that_are_published_are_no_argument_and_no_loops_are_refused():
+    with pytest.raises(ValueError, match="sret_t has NLLs as published; leave out nll"):
+        common.get_variant("sret_t", "nll")
+    with pytest.raises(UserError, match="loops=0 must be a whole number of at least 1"):
+        create_from_config(common.get_variant("sret_t", "loops=0"), 1000)
 
 
 @pytest.mark.parametrize(("depth", "gmacs"), [("100", 4.865), ("1000", 5.589)])
@@ -89,6 +137,7 @@ def test_another_depth_is_refused_with_those_there_are(arg):
     "name",
     [
         *("quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits"),
+        *FAMILIES,
         *("distill_digits", "finetune", "finetune_digits"),
     ],
 )
