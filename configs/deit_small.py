@@ -2,8 +2,8 @@
 
 Costs: 22.1M parameters, 4.755 GMACs per image (9.451 with :loops=2); 300 epochs of 1.28M images
 are 1.1e19 FLOPs (forward and backward, two per multiply-accumulate).
-Should reach: 79.9% top-1 as published; not yet reproduced with this code. Recursive and sliced forms
-are ours and have no published figure.
+Should reach: 79.9% top-1 as published; not yet reproduced with this code. Recursive and sliced
+forms are ours and have no published figure.
 
 The recipe is DeiT's (Touvron et al., table 9), but its moving average is 0.99996 with a warm-up and
 its augmentation repeats every image 3 times in a pass, as for SReT.

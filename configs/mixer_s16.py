@@ -5,11 +5,11 @@ Costs: 18.5M parameters, 3.777 GMACs per image (7.476 with :loops=2); 300 epochs
 Should reach: unknown. The paper trains Mixer-B/16 on ImageNet alone (76.44% top-1), but no
 Mixer-S/16. Recursive forms are ours and have no published figure.
 
-The recipe is that of Mixer-B/16 (Tolstikhin et al., appendix B): Adam at 0.001 for batches of 4,096,
-10,000 steps of warm-up, weight decay 0.1, gradients clipped at norm 1, RandAugment of 2 operations
-at magnitude 15, mixup 0.5, stochastic depth 0.1. Here the rate falls along a cosine rather than a
-line, and AdamW decouples the decay. :recipe=deit takes DeiT's recipe. The image size of trained
-weights cannot be changed.
+The recipe is that of Mixer-B/16 (Tolstikhin et al., appendix B): Adam at 0.001 for batches of
+4,096, 10,000 steps of warm-up, weight decay 0.1, gradients clipped at norm 1, RandAugment of 2
+operations at magnitude 15, mixup 0.5, stochastic depth 0.1. Here the rate falls along a cosine
+rather than a line, to 1e-5, and the decay is AdamW's. :recipe=deit takes DeiT's recipe. The image
+size of trained weights cannot be changed.
 
     python -m sret_jax.tools.prepare imagenet2012 --archives=DIR_OF_THE_TWO_TARS
     python main.py --config=configs/mixer_s16.py --workdir=DIR

@@ -45,9 +45,7 @@ def main() -> None:
         # Commands read sys.argv; its first word is their name in help and messages.
         mode = ["--mode=eval"] if name == EVAL else []
         sys.argv = [f"{PROGRAM} {name}", *mode, *arguments]
-        sys.path.append(
-            str(pathlib.Path.cwd())
-        )  # where models of the user's own are found, as by python -m
+        sys.path.append(str(pathlib.Path.cwd()))  # modules of the user's own, as with python -m
         runpy.run_module(f"sret_jax.tools.{module(name)}", run_name="__main__")
 
 

@@ -16,6 +16,7 @@ from sret_jax.run.loop import train
 from sret_jax.tools import predict
 from tests.conftest import ROOT, refusal
 
+STOP = "--config.stop_at_step={}"
 TINY = ("--config.model.image_size=16", "--config.model.width=8", "--config.model.blocks=(1,)")
 
 
@@ -44,17 +45,16 @@ def run(workdir, *argv):
 
 def test_a_block_of_ones_own_is_trained_counted_resumed_and_predicted(folder, digits_dir, capsys):
     workdir = epath.Path(folder / "run")
-    settings = (*TINY, f"--config.data.data_dir={digits_dir}", "--config.log_every_steps=1")
-    config = "--config=my_config.py"
-    first = run(workdir, config, *settings, "--config.model.window=3", "--config.stop_at_step=1")
+    given = ("--config=my_config.py", "--config.model.kernel_size=3", "--config.data.workers=0")
+    first = run(workdir, *given, *TINY, f"--config.data.data_dir={digits_dir}", STOP.format(1))
     printed = capsys.readouterr().out
     assert first["step"] == 1 and "after my_block:conv_tiny" in printed
     assert re.search(r"^[\d,]+ parameters, .* 0\.\d+ GMACs per 16x16 image", printed, re.MULTILINE)
 
-    second = run(workdir, "--config.stop_at_step=2")  # the workdir knows the rest
+    second = run(workdir, STOP.format(2))  # the workdir knows the rest
     assert second["step"] == 2 and "step 1" in capsys.readouterr().out
     model, variables = sret_jax.load(workdir)
-    assert (model.window, model.loops, model.width) == (3, 3, 8)
+    assert (model.kernel_size, model.loops, model.width) == (3, 3, 8)
     assert variables["params"]["stage0_block0"]["nll"]["norm"]["scale"].shape == (3, 8)
 
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "black.png")
