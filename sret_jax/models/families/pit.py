@@ -37,18 +37,21 @@ def _variants(name: str, top1: float, distilled_top1: float, **settings: Any) ->
 class PiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
     """Patches -> + position -> blocks, pooling between stages -> LN and linear of the class token.
 
-    The tokens of stage s are the class token and a grid of S_s x S_s. For images of side H,
+    Stage s has p class tokens (1, or 2 if distilled) and a grid of S_s x S_s tokens, of width
+    C_s = heads[s] * dim. For images of side H,
 
-        S_0 = H / stride - 1,  stride = patch_size / 2;  S_s = ceil(S_{s-1} / 2).
+        S_0 = H / stride - 1,  stride = patch_size / 2;  S_s = ceil(S_{s-1} / 2);
+        grid = Conv(images) + position  (B, S_0, S_0, C_0);  tokens  (B, p, C_0);
+        before stage s > 0: grid <- Pooling(grid), tokens <- W tokens + b  (to width C_s);
+        the blocks of `AttentionBlock` on [tokens; grid]  (B, p + S_s^2, C_s);
+        y = LN(tokens), logits = W_h y_0 + b_h, and W_d y_1 + b_d if distilled.
 
-    A distilled model has a second class token and head, "head_dist"; its logits are the mean of
-    both heads.
-
-    Drop-path rates rise evenly from 0 at the first block to `drop_path_rate` at the last, as in
-    timm. (The authors' code stops one step below it.)
+    Linear maps, convolutions and their biases start from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), tokens
+    and positions from N(0, 0.02^2). Drop-path rates rise evenly from 0 at the first block to
+    `drop_path_rate` at the last, as in timm; the authors' code stops one step below it.
 
     Source: Heo et al., "Rethinking Spatial Dimensions of Vision Transformers", table 1;
-    github.com/naver-ai/pit, whose README lists the accuracies.
+    github.com/naver-ai/pit, whose README lists the accuracies and trains by DeiT's recipe.
 
     Attributes:
       patch_size: side of a patch in pixels, even.
