@@ -41,7 +41,7 @@ def make_optimizer(optim: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for kernels; norms, biases, positions and residual coefficients do not decay.
+    """True for kernels; norms, biases, positions, tokens and residual coefficients do not decay.
 
     Kernels are recognised by name, because the NLLs' biases and scales are 2-D: they are stacked
     over loops.
@@ -65,8 +65,8 @@ def layer_factor(
 
     f = layer_decay^k, where k is the number of layers between the part and the head, as in BEiT
     (Bao et al., 2022), times backbone_lr for everything but the head. A unique block and its NLLs
-    form a layer. A pooling belongs to the layer of the block after it. Stem and position array form
-    the lowest layer. The last norm belongs to the layer of the head.
+    form a layer. A pooling belongs to the layer of the block after it, and the last norm to that of
+    the head. All other parts, such as the stem and the positions, form the lowest layer.
 
     Args:
       part: name of the part, e.g. "stage0_block1".
