@@ -5,7 +5,15 @@ import pytest
 
 import sret_jax
 from configs import common
+from sret_jax.models.registry import FAMILIES
 from sret_jax.training.optimizer import decay_mask, layer_factor, make_optimizer
+from tests.timm_models import import_timm, needs_timm
+
+
+def timm_names(family):
+    """The names of a family's members that timm has, here and in timm."""
+    names = {name: v.timm or v.hub.partition(".")[0] for name, v in family.variants.items()}
+    return [(name, of_timm) for name, of_timm in names.items() if of_timm]
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +29,20 @@ def test_only_kernels_decay(params):
     block = decay_mask(params)["stage0_block0"]
     assert block["nll"]["mlp"]["fc1"] == {"kernel": True, "bias": False}
     assert not any(jax.tree.leaves(block["block"]["attn_residual"]))
+
+
+@needs_timm
+@pytest.mark.parametrize("family", [family for family in FAMILIES if timm_names(family)])
+def test_the_arrays_that_decay_are_those_that_decay_in_timm(family):
+    name, of_timm = timm_names(family)[0]
+    torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        theirs = import_timm().create_model(of_timm)
+    spared = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    expected = {name for name, p in theirs.named_parameters() if p.ndim > 1 and name not in spared}
+    entries = sret_jax.create_model(name).torch_entries()
+    kernels = {entry.torch_name for entry in entries if entry.path[-1] == "kernel"}
+    assert kernels == expected
 
 
 def test_decay_is_decoupled_from_the_gradient():
