@@ -9,15 +9,10 @@ import numpy as np
 from sret_jax.models.attention import PERMUTATIONS
 from sret_jax.models.model import Model, block_names
 
-COEFFICIENTS = {  # name: path below the parameters of a recursive block
-    "attention, skip": ("block", "attn_residual", "skip"),
-    "attention, branch": ("block", "attn_residual", "branch"),
-    "MLP over tokens, skip": ("block", "token_residual", "skip"),
-    "MLP over tokens, branch": ("block", "token_residual", "branch"),
-    "MLP, skip": ("block", "mlp_residual", "skip"),
-    "MLP, branch": ("block", "mlp_residual", "branch"),
-    "NLL, skip": ("nll", "residual", "skip"),
-    "NLL, branch": ("nll", "residual", "branch"),
+KINDS = {  # names of residual sums in blocks: what they add
+    "attn_residual": "attention",
+    "token_residual": "MLP over tokens",
+    "mlp_residual": "MLP",
 }
 
 
@@ -68,20 +63,21 @@ def residual_coefficients(model: Model, variables: dict[str, Any]) -> dict[str, 
       variables: the model's weights, {"params", ...}.
 
     Returns:
-      {name in `COEFFICIENTS`: one value per application, from first to last}, without the names
-      that the model does not have. The value is None for an application that no NLL follows.
+      {"attention, skip": one value per application, from first to last; "MLP, branch"; "NLL, skip";
+      ...}, for all sums that the model has. The value is None for an application that no NLL
+      follows. Empty if residual sums are plain.
     """
     every = model.nll_every
     values: dict[str, list[float | None]] = {}
     for block in block_names(model):
-        params = flax.traverse_util.flatten_dict(variables["params"][block])
-        for name, path in COEFFICIENTS.items():
-            if path not in params:
+        for path, leaf in flax.traverse_util.flatten_dict(variables["params"][block]).items():
+            of_nll = path[0] == "nll"  # stacked
+            if path[-1] not in ("skip", "branch") or (np.ndim(leaf) > 0 and not of_nll):
                 continue
-            leaf = np.asarray(params[path])
-            values.setdefault(name, []).extend(
+            kind = "NLL" if of_nll else KINDS.get(path[-2], "/".join(path[1:-1]))
+            values.setdefault(f"{kind}, {path[-1]}", []).extend(
                 float(leaf)
-                if leaf.ndim == 0
+                if not of_nll
                 else (None if (loop + 1) % every else float(leaf[loop // every]))
                 for loop in range(model.loops)
             )
