@@ -170,6 +170,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.heads = config_dict.placeholder(tuple)
     config.model.dim = config_dict.placeholder(int)
     config.model.width = config_dict.placeholder(int)
+    config.model.window = config_dict.placeholder(int)
     config.model.mlp_ratio = config_dict.placeholder(float)
     config.model.token_ratio = config_dict.placeholder(float)
     config.model.nll_ratio = config_dict.placeholder(float)

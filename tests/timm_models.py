@@ -41,7 +41,7 @@ def timm_model(name: str, **settings: Any) -> Any:
 def with_random_weights(model: Any) -> Any:
     """Gives a module of timm random float32 weights, which depend on their names alone."""
     model.eval()
-    for key, value in [*model.named_parameters(), *model.named_buffers()]:
+    for key, value in model.state_dict().items():  # masks and such are not in it
         if value.is_floating_point():
             value.data.copy_(_tensor(_weight(key, tuple(value.shape))))
     return model

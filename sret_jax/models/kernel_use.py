@@ -22,7 +22,7 @@ class Use:
       model: name of the model; "" for the model in training.
       stage: number of the stage, from 0.
       shape: (tokens, channels) of the stage.
-      part: "attention in 8 groups", "MLP over tokens", "MLP" or "NLL".
+      part: "attention in 8 groups", "attention in windows", "MLP over tokens", "MLP" or "NLL".
       by: KERNEL, INTERPRETED or XLA.
       why: the reason for INTERPRETED or XLA; "" for KERNEL.
     """
@@ -79,7 +79,10 @@ def _parts(model: Model) -> Iterator[tuple[int, tuple[int, int], str, str, str]]
         tokens = stage.side**2 + stage.prefix
         shape = (tokens, stage.width)
         qkv = jax.ShapeDtypeStruct((1, tokens, 3 * stage.width), model.dtype)
-        for groups in dict.fromkeys(stage.groups[: model.loops]) if stage.heads else ():
+        if stage.window:
+            yield number, shape, "attention", "attention in windows", NO_KERNEL
+        everywhere = stage.heads and not stage.window
+        for groups in dict.fromkeys(stage.groups[: model.loops]) if everywhere else ():
             part = "attention" if groups == 1 else f"attention in {groups} groups"
             # Tokens that do not fit together with a permutation are permuted outside the kernel.
             fits = fused_attention.can_hold(qkv, stage.heads, groups, permuted=False)

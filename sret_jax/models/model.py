@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from sret_jax.errors import did_you_mean
 from sret_jax.models.kernels.choice import IMPLEMENTATIONS, Kernels
 from sret_jax.models.layers import FAN_IN, RESIDUALS, Initialisation, LayerSettings
 from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers
-from sret_jax.models.recursion import REMAT, PerLoop, Recursion, period
+from sret_jax.models.recursion import REMAT, PerLoop, Recursion
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.torch_layout import Entry
 
@@ -43,10 +44,11 @@ class Stage(NamedTuple):
       side: height and width of the grid of tokens.
       width: channels of a token.
       hidden: hidden units of the block's MLP over channels.
-      heads: attention heads; 0 where blocks have no attention over all tokens.
+      heads: attention heads; 0 where blocks have no attention.
       groups: number of attention slices of successive loops; they repeat.
       prefix: number of tokens, such as a class token, before those of the grid.
       token_hidden: hidden units of the block's MLP over tokens; 0 where it has none.
+      window: height and width of the windows that blocks attend in; 0: they see all tokens.
     """
 
     side: int
@@ -56,6 +58,12 @@ class Stage(NamedTuple):
     groups: tuple[int, ...] = (1,)
     prefix: int = 0
     token_hidden: int = 0
+    window: int = 0
+
+    @property
+    def cycle(self) -> int:
+        """The number of applications after which the attention of a block repeats."""
+        return 2 if 0 < self.window < self.side else len(self.groups)
 
 
 class Variant(NamedTuple):
@@ -76,6 +84,11 @@ class Variant(NamedTuple):
     hub: str = ""
     timm: str = ""
     other_sizes: Mapping[int, "Variant"] = MappingProxyType({})
+
+    def at(self, image_size: int | None) -> "Variant":
+        """What is published at this image size, if anything is; otherwise this variant."""
+        other = self.other_sizes.get(image_size or 0, self)
+        return other._replace(settings={**self.settings, **other.settings})
 
 
 class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
@@ -209,6 +222,11 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """
         raise ValueError(f"a {type(self).__name__} has no published names in torch")
 
+    @classmethod
+    def torch_renamed(cls, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state dict under older published names, under those of `torch_entries` instead."""
+        return state_dict
+
     def check_published(self) -> None:
         """Raises ValueError if the model has parts for which no published model has names."""
         if self.nll_ratio or self.residual != "plain":
@@ -314,14 +332,14 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """Limits the cycles: the program contains all their applications, and compiles slowly."""
         every = self.nll_every if self.nll_ratio else 1
         for s, stage in enumerate(self.stages):
-            length = period(stage.groups, every)
+            length = math.lcm(stage.cycle, every)
             if min(length, self.loops) > MOST_UNROLLED:
                 raise ValueError(
                     f"stage {s} repeats only every {length} applications, the least common "
-                    f"multiple of nll_every={every} and its {len(stage.groups)} group counts, and "
-                    f"the program would contain each of them; at most {MOST_UNROLLED} are "
-                    "supported, so use a smaller nll_every, a multiple of the number of group "
-                    "counts where it can be"
+                    f"multiple of nll_every={every} and the {stage.cycle} applications after which "
+                    "its attention repeats, and the program would contain each of them; at most "
+                    f"{MOST_UNROLLED} are supported, so use a smaller nll_every, a multiple of "
+                    f"{stage.cycle} where it can be"
                 )
 
 
@@ -348,14 +366,15 @@ def check_length(model: Model, fields: tuple[str, ...]) -> None:
             )
 
 
-def check_divisible(image_size: int, stride: int) -> None:
-    """Raises ValueError unless the image size is a multiple of the last stage's stride."""
+def check_divisible(
+    image_size: int, stride: int, what: str = "the stride of the last stage"
+) -> None:
+    """Raises ValueError unless the image size is a multiple of a stride, which is `what`."""
     if image_size % stride:
         below = image_size // stride * stride
         nearest = " or ".join(str(n) for n in (below, below + stride) if n)
         raise ValueError(
-            f"image_size={image_size} is not divisible by {stride}, the stride of the last stage; "
-            f"use {nearest}"
+            f"image_size={image_size} is not divisible by {stride}, {what}; use {nearest}"
         )
 
 

@@ -16,6 +16,7 @@ from sret_jax.models.families.deit import DeiT
 from sret_jax.models.families.mixer import Mixer
 from sret_jax.models.families.pit import PiT
 from sret_jax.models.families.sret import SReT
+from sret_jax.models.families.swin import Swin
 from sret_jax.models.model import (
     SPEED_ONLY,
     Model,
@@ -25,7 +26,7 @@ from sret_jax.models.model import (
     model_settings,
 )
 
-FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, Mixer, PiT)
+FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, PiT, Swin, Mixer)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -79,9 +80,7 @@ def variant(name: str, image_size: int | None = None) -> Variant:
     Raises:
       ValueError: there is no such model.
     """
-    found = family_of(name).variants[name.rpartition(":")[2]]
-    other = found.other_sizes.get(image_size or 0, found)
-    return other._replace(settings={**found.settings, **other.settings})
+    return family_of(name).variants[name.rpartition(":")[2]].at(image_size)
 
 
 def create_model(
@@ -97,7 +96,7 @@ def create_model(
     Args:
       name: one of `list_models()`, or "module:name" for a model of your own.
       num_classes: width of the logits.
-      image_size: side of the square input in pixels.
+      image_size: side of the square input in pixels; what is published at this size is taken.
       dtype: dtype of activations and matrix products; see `Model`.
       **overrides: settings of the model's family that replace the published ones: the attributes
         of `Model`, of `SlicedModel` where blocks attend over all tokens, and of the family.
@@ -114,7 +113,7 @@ def create_model(
     for key in overrides:
         if key not in known:
             raise ValueError(_no_setting(name, family, key))
-    settings = {**variant(name).settings, **overrides}
+    settings = {**variant(name, image_size).settings, **overrides}
     model = family.of(num_classes=num_classes, image_size=image_size, dtype=dtype, **settings)
     model.check()
     return model
@@ -148,7 +147,9 @@ def nearest_variant(model: Model) -> str:
 def _published(model: Model, name: str) -> Mapping[str, Any]:
     """The settings of a published model that make it what it is."""
     same = dict(num_classes=model.num_classes, image_size=model.image_size)
-    published = type(model).of(**{**same, **type(model).variants[name].settings})
+    published = type(model).of(
+        **{**same, **type(model).variants[name].at(model.image_size).settings}
+    )
     free = SPEED_ONLY | same.keys() | {"drop_path_rate"}
     return {k: v for k, v in model_settings(published).items() if k not in free}
 
