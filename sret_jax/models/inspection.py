@@ -8,6 +8,7 @@ import numpy as np
 
 from sret_jax.models.attention import PERMUTATIONS
 from sret_jax.models.model import Model, block_names
+from sret_jax.models.windows import window_cycle
 
 KINDS = {  # names of residual sums in blocks: what they add
     "attn_residual": "attention",
@@ -17,19 +18,22 @@ KINDS = {  # names of residual sums in blocks: what they add
 
 
 def attention_groups(
-    model: Model, stage: int, loop: int, key: jax.Array | None = None
+    model: Model, stage: int, loop: int, key: jax.Array | None = None, block: int = 0
 ) -> np.ndarray:
     """The attention group of each token; tokens attend only within their group (SReT section 3.4).
 
     Loop l of a block slices its N tokens into g = groups[l mod len(groups)] runs of N / g tokens.
     Where l mod len(groups) is 0 the tokens are in raster order, otherwise they are permuted first.
+    Where blocks attend inside windows, a group is a window, or a part of one that the border of the
+    image cuts off; see `window_cycle`.
 
     Args:
       model: from `create_model` or `load`.
-      stage: 0 for the stage of stride 8, 1 for stride 16, ....
+      stage: 0 for the stage of the highest resolution, 1 for the next, ....
       loop: 0 for the first application of a block.
       key: key of a random permutation, like the one that training draws per application. Default:
         the permutation that the model uses in evaluation.
+      block: number of the block in its stage; it matters only where windows shift.
 
     Returns:
       The group number of each token, 0 .. g-1; shape (H, W) of the stage.
@@ -42,6 +46,9 @@ def attention_groups(
         raise ValueError(f"a {type(model).__name__} has no attention groups: {model.unsliced}")
     if not 0 <= loop < model.loops:
         raise IndexError(f"loop={loop} is none of 0 .. {model.loops - 1}")
+    if window := model.stages[stage].window:
+        windows = window_cycle(model.stages[stage].side, window, block)
+        return windows[loop % len(windows)].groups()
     side, cycle = model.stages[stage].side, model.stages[stage].groups
     tokens = side * side
     groups = cycle[loop % len(cycle)]

@@ -46,6 +46,17 @@ def test_loops_run_on_through_the_cycle_and_a_key_draws_another_permutation(mode
         sret_jax.attention_groups(model, 0, 3)
 
 
+def test_the_groups_of_a_swin_are_its_windows():
+    model = sret_jax.create_model("swin_tiny", image_size=64, window=4, loops=2)
+    windows = sret_jax.attention_groups(model, stage=0, loop=0)
+    assert windows.shape == (16, 16) and windows.max() == 15
+    np.testing.assert_array_equal(windows[:4, 4:8], np.full((4, 4), 1))
+    shifted = sret_jax.attention_groups(model, stage=0, loop=1)
+    assert shifted[2, 2] == shifted[5, 5] != shifted[1, 1]
+    assert shifted[0, 0] != shifted[15, 15]  # the same window, but opposite borders of the image
+    np.testing.assert_array_equal(shifted, sret_jax.attention_groups(model, 0, 0, block=1))
+
+
 def test_coefficients_are_listed_by_application(model):
     model = model.clone(nll_every=2)
     block = {

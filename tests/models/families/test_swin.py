@@ -2,6 +2,7 @@
 
 import functools
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import sret_jax
 from sret_jax.models.apply import evaluation_logits
 from sret_jax.models.families.swin import Swin, SwinBlock
 from sret_jax.models.flops import model_macs
+from sret_jax.models.kernel_use import in_words, kernel_uses
 from sret_jax.models.model import abstract_variables
 from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.models.windows import Windows
@@ -211,3 +213,9 @@ def test_sizes_that_do_not_fit_are_named():
             tiny(**change)
     with pytest.raises(ValueError, match="no published names"):
         next(tiny(nll_ratio=1.0).torch_entries())
+
+
+def test_attention_in_windows_is_named_among_what_no_kernel_computes():
+    tpu = SimpleNamespace(platform="tpu", device_kind="TPU v5e")
+    first, *_ = in_words(kernel_uses(tiny(), tpu))
+    assert "attention in windows by XLA (no kernel computes it)" in first
