@@ -84,12 +84,12 @@ class Windows:
     def mask(self) -> np.ndarray | None:
         """What is added to the scores of each window; None if all its tokens see each other.
 
-        Shapes: (count, 1, size^2, size^2), for all heads.
+        Shapes: (1, count, 1, size^2, size^2), for all images and heads.
         """
         if not self.shift:
             return None
         region = self.regions()
-        apart = region[:, None, :, None] != region[:, None, None, :]
+        apart = region[None, :, None, :, None] != region[None, :, None, None, :]
         return np.where(apart, np.float32(MASKED), np.float32(0))
 
     def groups(self) -> np.ndarray:
@@ -143,9 +143,9 @@ class WindowAttention(nn.Module):
         start = nn.initializers.normal(0.02)
         table = self.param("position_bias", start, ((2 * size - 1) ** 2, self.heads))
         bias = table.at[relative_positions(size)].get(mode="promise_in_bounds")
-        bias = jnp.moveaxis(bias, -1, 0)  # (heads, size^2, size^2)
+        bias = jnp.moveaxis(bias, -1, 0)[None, None]  # (1, 1, heads, size^2, size^2)
         if (mask := windows.mask()) is not None:
-            bias += mask  # (count, heads, size^2, size^2)
+            bias += mask  # (1, count, heads, size^2, size^2)
 
         x = windows.cut(x)
         qkv = self.layers.linear(3 * channels, channels, name="qkv")(x)
