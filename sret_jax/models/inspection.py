@@ -40,9 +40,9 @@ def attention_groups(
 
     Raises:
       IndexError: the model has no such stage or loop.
-      ValueError: the model's blocks do not attend over all tokens.
+      ValueError: the model's blocks do not attend.
     """
-    if "groups" not in model.weightless:
+    if not model.stages[stage].heads:
         raise ValueError(f"a {type(model).__name__} has no attention groups: {model.unsliced}")
     if not 0 <= loop < model.loops:
         raise IndexError(f"loop={loop} is none of 0 .. {model.loops - 1}")

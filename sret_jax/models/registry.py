@@ -122,8 +122,8 @@ def create_model(
 def title(model: Model, start: str | None = None) -> str:
     """A name for the model: "sret_t", or "a model of 0.31M parameters after sret_t".
 
-    A model has a published name if it differs from the published one at most in image size,
-    classes, drop path and speed. `start` is the variant that any other model was derived from;
+    A model has a published name if it differs from the published one at most in image size (and
+    what else is `resizable`), classes, drop path and speed. `start` is the variant that any other model was derived from;
     None: unknown.
     """
     for name in type(model).variants:
@@ -150,7 +150,7 @@ def _published(model: Model, name: str) -> Mapping[str, Any]:
     published = type(model).of(
         **{**same, **type(model).variants[name].at(model.image_size).settings}
     )
-    free = SPEED_ONLY | same.keys() | {"drop_path_rate"}
+    free = SPEED_ONLY | same.keys() | type(model).resizable | {"drop_path_rate"}
     return {k: v for k, v in model_settings(published).items() if k not in free}
 
 

@@ -87,7 +87,8 @@ class Stored(abc.ABC):
     def load(self, name: str | None = None, **settings: Any) -> tuple[Model, Variables]:
         """Like the function `load`, but returns NumPy arrays, for any devices."""
         say(self.taken)
-        wanted = {size: settings.pop(size, None) for size in ("loops", "image_size")}
+        adapted = {"loops"} | self._family(name).resizable
+        wanted = {size: settings.pop(size, None) for size in adapted}
         there = self.model(name, **settings)
         here = there.clone(**{size: value for size, value in wanted.items() if value is not None})
         variables = self.read(there)
@@ -107,8 +108,7 @@ class Stored(abc.ABC):
         Raises:
           UserError: the weights are unreadable or belong to no known model, or settings do not fit.
         """
-        described = self.config.get("model") if self.config else None
-        own = described.get("name") if isinstance(described, ConfigDict) else None
+        own = self._described_name
         if self.config is not None and name in (None, own):
             return self._described(self.config, settings)
         model = self._variant(name or self._fitting, settings)
@@ -166,6 +166,19 @@ class Stored(abc.ABC):
     def variant(self, model: Model) -> str:
         """The published variant of these weights' model, or the one that it was derived from."""
         return self.config.model.name if self.config else nearest_variant(model)
+
+    @property
+    def _described_name(self) -> str | None:
+        """The name of the variant stored with the weights."""
+        described = self.config.get("model") if self.config else None
+        return described.get("name") if isinstance(described, ConfigDict) else None
+
+    def _family(self, name: str | None) -> type[Model]:
+        """The family of the model that `model` returns, or Model where that will raise an error."""
+        known = name or (self._described_name if self.config else self._fitting)
+        with contextlib.suppress(ValueError):
+            return family_of(known or "")
+        return Model
 
     def _described(self, config: ConfigDict, settings: Mapping[str, Any]) -> Model:
         """The model in the stored description, with `settings` in place of its own."""

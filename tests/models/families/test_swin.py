@@ -178,6 +178,13 @@ def test_files_of_timm_and_of_microsoft_load_and_tables_are_resized_to_other_win
     for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(same), strict=True):
         np.testing.assert_array_equal(a, b)
 
+    larger, resized = sret_jax.load(tmp_path / "timm.safetensors", image_size=384, window=12)
+    assert larger == sret_jax.create_model("swin_tiny", num_classes=5, image_size=384, window=12)
+    theirs.set_input_size((384, 384), window_size=12)
+    expected = timm_models.state_dict(theirs)
+    for name, array in sret_jax.to_torch(resized, larger).items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-4, err_msg=name)
+
 
 def test_arrays_show_windows_classes_and_the_smallest_image():
     for size, window in ((224, 7), (384, 12), (160, 7)):
