@@ -26,6 +26,7 @@ TINY = {
     "sret_t": dict(blocks=(1, 1), heads=(2, 4), dim=8, mlp_ratio=2.0, groups=((2, 1), (1, 1))),
     "mixer_s16": dict(blocks=(2,), width=16, patch_size=4),
     "pit_ti_distilled": dict(blocks=(1, 1), heads=(2, 4), dim=8, patch_size=8),
+    "swin_tiny": dict(blocks=(2, 1), heads=(2, 4), dim=8, window=2),
 }
 IN_DEFAULT_SUITE = "deit_tiny_distilled"
 PAIRS = (("deit_tiny_distilled", "mixer_s16"), ("mixer_s16", "sret_t"))  # student, teacher

@@ -222,11 +222,6 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """
         raise ValueError(f"a {type(self).__name__} has no published names in torch")
 
-    @classmethod
-    def torch_renamed(cls, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A state dict under older published names, under those of `torch_entries` instead."""
-        return state_dict
-
     def check_published(self) -> None:
         """Raises ValueError if the model has parts for which no published model has names."""
         if self.nll_ratio or self.residual != "plain":

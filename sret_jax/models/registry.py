@@ -123,8 +123,8 @@ def title(model: Model, start: str | None = None) -> str:
     """A name for the model: "sret_t", or "a model of 0.31M parameters after sret_t".
 
     A model has a published name if it differs from the published one at most in image size (and
-    what else is `resizable`), classes, drop path and speed. `start` is the variant that any other model was derived from;
-    None: unknown.
+    what else is `resizable`), classes, drop path and speed. `start` is the variant that any other
+    model was derived from; None: unknown.
     """
     for name in type(model).variants:
         if all(getattr(model, field) == value for field, value in _published(model, name).items()):

@@ -24,8 +24,8 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Converts a published state dict to Flax variables; the inverse of `to_torch`.
 
     Args:
-      state_dict: torch tensors or NumPy arrays under the published names, or older ones that
-        `Model.torch_renamed` knows. Names that end like one in `Model.torch_ignored` are ignored.
+      state_dict: torch tensors or NumPy arrays under the published names. Names that end like one
+        in `Model.torch_ignored` are ignored.
       model: the architecture of the arrays.
 
     Returns:
@@ -44,7 +44,7 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> dict[str, Any]:
     expected = to_torch(zeros, model)
     given = {
         name: value
-        for name, value in model.torch_renamed(state_dict).items()
+        for name, value in state_dict.items()
         if not str(name).endswith(model.torch_ignored)
     }
     problems, arrays = [], {}

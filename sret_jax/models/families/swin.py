@@ -38,6 +38,7 @@ from sret_jax.models.windows import WindowAttention, Windows, resize_bias_table,
 
 PATCH = 4
 TABLE = "relative_position_bias_table"
+_MERGING = re.compile(r"^layers\.(\d+)\.(?=downsample\.)")
 
 
 def _variant(size: str, blocks: int, heads: int, drop_path_rate: float, top1: float) -> Variant:
@@ -182,17 +183,14 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
         return sizes
 
     @classmethod
-    def torch_renamed(cls, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    def renamed(cls, arrays: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Model`: Microsoft's stages end with a merging of tokens, timm's begin with it."""
-        if "layers.0.downsample.reduction.weight" not in state_dict:
-            return state_dict
-
-        def renamed(name: str) -> str:
-            if found := re.fullmatch(r"layers\.(\d+)(\.downsample\..*)", name):
-                return f"layers.{int(found[1]) + 1}{found[2]}"
-            return re.sub(r"^head\.", "head.fc.", name)
-
-        return {renamed(str(name)): value for name, value in state_dict.items()}
+        if "layers.0.downsample.reduction.weight" not in arrays:
+            return arrays
+        later = {name: _MERGING.sub(lambda m: f"layers.{int(m[1]) + 1}.", name) for name in arrays}
+        return {
+            re.sub(r"^head\.", "head.fc.", later[name]): array for name, array in arrays.items()
+        }
 
     def torch_entries(self) -> Iterator[Entry]:
         """See `Model`: the names of timm, where each application of a block is a block."""
