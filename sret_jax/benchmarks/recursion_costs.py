@@ -55,8 +55,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=pathlib.Path, required=True, help="folder for the figures")
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    keep_temporaries()
     for model in MODELS:
         for form, settings in forms(model).items():
             path = folder / f"{model}_{form}.json"
@@ -102,6 +100,8 @@ def make_plan(model: str, settings: Settings, path: pathlib.Path) -> None:
 
 def time_forms(model: str) -> dict[str, dict[str, dict[str, float]]]:
     """Times a train step of each form on CPUs in turn: seconds, and relative to "once"."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    keep_temporaries()
     steps = []
     with tempfile.TemporaryDirectory() as folder:
         for settings in forms(model).values():
