@@ -1,6 +1,6 @@
 """DeiT-S on ImageNet-1k at 224 pixels.
 
-Costs: 22.1M parameters, 4.755 GMACs per image (9.451 with :loops=2); 300 epochs of 1.28M images
+Costs: 22.1M parameters, 4.599 GMACs per image (9.140 with :loops=2); 300 epochs of 1.28M images
 are 1.1e19 FLOPs (forward and backward, two per multiply-accumulate).
 Should reach: 79.9% top-1 as published; not yet reproduced with this code. Recursive and sliced
 forms are ours and have no published figure.

@@ -1,6 +1,6 @@
 """PiT-S on ImageNet-1k at 224 pixels.
 
-Costs: 23.5M parameters, 2.873 GMACs per image (5.663 with :loops=2); 300 epochs of 1.28M images are
+Costs: 23.5M parameters, 2.871 GMACs per image (5.659 with :loops=2); 300 epochs of 1.28M images are
 6.6e18 FLOPs (forward and backward, two per multiply-accumulate).
 Should reach: 80.9% top-1 as published; not yet reproduced with this code. Recursive and sliced
 forms are ours and have no published figure.

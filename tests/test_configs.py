@@ -38,6 +38,7 @@ def test_a_config_and_its_arguments_make_the_published_model(name, arg, override
 FAMILIES = {
     "deit_small": ("deit", (1e-3, 5.0, 0.05, 0.0)),
     "pit_s": ("deit", (1e-3, 5.0, 0.05, 0.0)),
+    "swin_tiny": ("swin", (1e-3, 20.0, 0.05, 5.0)),
     "mixer_s16": ("mixer", (1e-3, 32.0, 0.1, 1.0)),
 }
 
