@@ -11,6 +11,7 @@ from PIL import Image
 
 import sret_jax
 from sret_jax.cli import define_config
+from sret_jax.models.flops import model_macs
 from sret_jax.run.launch import chosen_config
 from sret_jax.run.loop import train
 from sret_jax.tools import predict
@@ -49,12 +50,15 @@ def test_a_block_of_ones_own_is_trained_counted_resumed_and_predicted(folder, di
     first = run(workdir, *given, *TINY, f"--config.data.data_dir={digits_dir}", STOP.format(1))
     printed = capsys.readouterr().out
     assert first["step"] == 1 and "after my_block:conv_tiny" in printed
-    assert re.search(r"^[\d,]+ parameters, .* 0\.\d+ GMACs per 16x16 image", printed, re.MULTILINE)
+    assert re.search(r"^1,[\d,]+ parameters, .* GMACs per 16x16 image", printed, re.MULTILINE)
 
     second = run(workdir, STOP.format(2))  # the workdir knows the rest
     assert second["step"] == 2 and "step 1" in capsys.readouterr().out
     model, variables = sret_jax.load(workdir)
     assert (model.kernel_size, model.loops, model.width) == (3, 3, 8)
+    tokens, c = 16, 8
+    block = 9 * c**2 + 2 * c * 2 * c  # the convolution, and the MLP with 2 c hidden units
+    assert model_macs(model) == tokens * (48 * c + 3 * (block + 2 * c**2)) + 10 * c
     assert variables["params"]["stage0_block0"]["nll"]["norm"]["scale"].shape == (3, 8)
 
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "black.png")
