@@ -175,7 +175,8 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
             rf"(?:params/stage|layers\.)(\d+)(?:_block0/block/attn/position_bias"
             rf"|\.blocks\.0\.attn\.{TABLE})"
         )
-        rows = {int(m[1]): shapes[name][0] for name in shapes if (m := table.fullmatch(name))}
+        found = ((table.fullmatch(name), shape) for name, shape in shapes.items())
+        rows = {int(m[1]): shape[0] for m, shape in found if m and len(shape) == 2}
         if rows:
             windows = [(math.isqrt(rows[s]) + 1) // 2 for s in sorted(rows)]
             sizes["window"] = windows[0]
