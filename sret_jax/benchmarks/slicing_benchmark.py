@@ -12,7 +12,7 @@ from sret_jax.benchmarks.compiled_bytes import compile_for
 from sret_jax.benchmarks.speed_benchmark import Step, check_counts, describe, measure, open_step
 from sret_jax.errors import UserError, did_you_mean
 from sret_jax.files import write_json
-from sret_jax.models.families.sret import SReT
+from sret_jax.models.registry import list_models, variant
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.text import table
 
@@ -43,9 +43,10 @@ def benchmark_slicing(
       UserError: a model is unknown, a number is out of range, or training would refuse the config.
     """
     check_counts(rounds=rounds, steps=steps)
+    sliced = [name for name in list_models() if "groups" in variant(name).settings]
     for name in models:
-        if name not in SReT.variants:
-            raise UserError(did_you_mean("--models", name, SReT.variants))
+        if name not in sliced:
+            raise UserError(did_you_mean("--models", name, sliced))
     if topology:
         rows = [compare_compiled(config, name, topology) for name in models]
         print_compiled(rows)

@@ -1,4 +1,4 @@
-"""Trains SReT, or evaluates what was trained.
+"""Trains a model, or evaluates what was trained.
 
 python main.py --config=sret_s --workdir=DIR
 python main.py --mode=eval --workdir=DIR
