@@ -81,10 +81,11 @@ def get_variant(name: str, arg: str, recipe: str = "deit") -> ml_collections.Con
     Args:
       name: name of the model.
       arg: any of "loops=N" (applications of each block), "nll" (a non-linear layer of the block's
-        width after every application), "distill" (trains on soft labels only; needs
-        config.teacher), "fkd" (trains on stored soft labels; needs config.data.soft_labels),
-        "res=N" (image size), "recipe=NAME", and where blocks attend over all tokens "unsliced" or
-        "groups=16-14-1" (groups per stage in the first loop; other loops are not sliced).
+        width after every application), "distill" (trains on soft labels only, and a model
+        of two heads as DeiT does; needs config.teacher), "fkd" (trains on stored soft labels; needs
+        config.data.soft_labels), "res=N" (image size), "recipe=NAME", and where blocks attend over
+        all tokens "unsliced" or "groups=16-14-1" (groups per stage in the first loop; other loops
+        are not sliced).
       recipe: the recipe without "recipe=".
 
     Raises:
@@ -112,6 +113,8 @@ def get_variant(name: str, arg: str, recipe: str = "deit") -> ml_collections.Con
     if args.unsliced or args.groups:
         config.model.groups = _groups(name, published, args)
     config.distill.required = args.distill or args.fkd
+    if args.distill and len(published.classifiers) > 1:
+        config.distill.update(kind="hard", hard_weight=0.5)  # DeiT section 4
     config.data.crops_per_image = FKD_CROPS if args.fkd else 1
     config.data.test_crop = variant(name, args.res).test_crop
     return config

@@ -100,6 +100,12 @@ def test_distilling_is_the_published_recipe_and_wants_a_teacher(name):
     assert not common.get_variant(name, "").distill.required
 
 
+def test_two_heads_are_distilled_as_deit_s_are():
+    distill = common.get_variant("deit_tiny_distilled", "distill").distill
+    assert (distill.kind, distill.hard_weight, distill.temperature) == ("hard", 0.5, 1.0)
+    assert common.get_variant("deit_tiny_distilled", "").distill.kind == "soft"
+
+
 @pytest.mark.parametrize("name", ["sret_t", "sret_lt", "sret_s"])
 def test_stored_labels_are_learnt_of_several_crops_and_nothing_that_makes_them_untrue(name):
     config = importlib.import_module(f"configs.{name}").get_config("fkd,unsliced")

@@ -148,6 +148,7 @@ def test_any_family_teaches_any_other_in_the_step_and_by_stored_labels(
     sret_jax.fit(tiny(teacher, digits_dir), tmp_path / "teacher")
     config = tiny(student, digits_dir)
     config.teacher = str(tmp_path / "teacher")
+    config.distill.hard_weight = 0.5  # two heads need both kinds of labels
     sret_jax.fit(config, tmp_path / "taught")
     assert "Teacher: a model of " in capsys.readouterr().out
     arguments = test_soft_labels.generate_args(tmp_path / "store", config.teacher, digits_dir)
