@@ -154,7 +154,8 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.fsdp = 1  # number of devices that share one copy of the parameters
     config.ema_decay = 0.99996
     config.ema_warmup = True  # decay min(ema_decay, (1 + t) / (10 + t)) at step t; timm: False
-    # Trained weights to start from: a run, one of its steps, a converted checkpoint, or a file.
+    # Trained weights to start from: a run, one of its steps, a converted checkpoint, a file,
+    # or hf://OWNER/NAME on the Hugging Face hub.
     config.init_from = ""
     config.init_ema = False  # starts from the moving average of those weights
 

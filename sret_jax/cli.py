@@ -15,7 +15,7 @@ from etils import epath
 
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
-from sret_jax.files import absolute
+from sret_jax.files import absolute, is_on_hub
 
 # TensorFlow only prepares data here; nobody needs its start-up messages.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -106,6 +106,11 @@ def path_argument(text: str) -> epath.Path:
     """The absolute path that an argument names; the command ends if its bucket is out of reach."""
     with clear_errors():  # argparse would replace the sentence by its own
         return absolute(text)
+
+
+def weights_argument(text: str) -> epath.Path:
+    """What an argument names that `sret_jax.load` reads: a path, or a name on the hub."""
+    return epath.Path(text) if is_on_hub(text) else path_argument(text)
 
 
 def quiet_libraries() -> None:

@@ -15,6 +15,8 @@ from etils import epath
 
 from sret_jax.errors import UserError
 
+HUB = "hf://"  # begins the names of weights on the Hugging Face hub
+
 
 def absolute(path: epath.PathLike) -> epath.Path:
     """The absolute path, which Orbax needs; a path in a bucket is absolute already.
@@ -31,6 +33,11 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
 
 
+def is_on_hub(path: epath.PathLike) -> bool:
+    """Whether the path names weights on the Hugging Face hub, such as hf://owner/name."""
+    return str(path).startswith(HUB)
+
+
 def check_storage(path: epath.PathLike) -> None:
     """Checks that a bucket can be reached, if the path is in one; the path itself may be missing.
 
@@ -39,6 +46,11 @@ def check_storage(path: epath.PathLike) -> None:
     """
     if not is_remote(path):
         return
+    if is_on_hub(path):
+        raise UserError(
+            f"{path} names weights on the Hugging Face hub, and this is no place for weights; give "
+            "a local file or folder, or one in a bucket"
+        )
     readers = ("gcsfs", "tensorflow")
     if str(path).startswith("gs://") and not any(map(importlib.util.find_spec, readers)):
         raise UserError(f"{path} is in a bucket, which gcsfs reads; pip install gcsfs")

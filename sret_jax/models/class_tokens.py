@@ -1,5 +1,7 @@
 """Models that classify by tokens of their own: a class token, and a distillation token (DeiT)."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ class ClassTokenModel(SlicedModel, kw_only=True):  # type: ignore[call-arg]
     Attributes:
       distilled: whether there is a distillation token.
     """
+
+    pool_in_timm: ClassVar[str] = "token"
 
     distilled: bool = False
 

@@ -127,6 +127,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     start: ClassVar[Initialisation] = FAN_IN
     epsilon: ClassVar[float] = 1e-6
     unsliced: ClassVar[str] = "its blocks do not attend over all tokens"
+    in_timm: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}  # see `timm_names`
+    pool_in_timm: ClassVar[str] = "avg"  # timm's global_pool: "avg" or "token"
     torch_ignored: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)  # ends of torch names
     weightless: ClassVar[frozenset[str]] = frozenset()  # settings without effect on the weights
     resizable: ClassVar[frozenset[str]] = frozenset({"image_size"})  # what `resized` adapts
@@ -153,6 +155,19 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     def of(cls, **settings: Any) -> Self:
         """Makes the model of these settings, with tuples in place of lists."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})  # type: ignore[arg-type]
+
+    @classmethod
+    def timm_names(cls) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """The family's architectures in timm: {timm's name: (variant, settings that differ)}.
+
+        They are those of the variants, and those in `in_timm`.
+        """
+        names: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for name, variant in cls.variants.items():
+            published = ((variant, {}), *((v, v.settings) for v in variant.other_sizes.values()))
+            names |= {v.timm or v.hub.partition(".")[0]: (name, own) for v, own in published}
+        names.pop("", None)
+        return {**names, **cls.in_timm}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -239,6 +254,11 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """Raises ValueError, with a one-sentence message, if the sizes do not fit each other."""
         check_positive(self, ("blocks", "loops", "num_classes", "image_size"))
         check_positive(self, ("unroll", "nll_every"))
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or (name == "std" and min(values) <= 0):
+                least = ", each above 0" if name == "std" else ""
+                raise ValueError(f"{name}={values} must hold three numbers{least}")
         self.check_sizes()
         self._check_choices()
         self._check_nlls()

@@ -23,6 +23,7 @@ from sret_jax.models.model import (
     Variant,
     abstract_variables,
     fields,
+    function_settings,
     model_settings,
 )
 
@@ -142,6 +143,37 @@ def nearest_variant(model: Model) -> str:
         return sum(getattr(model, field) == value for field, value in published.items())
 
     return max(sorted(type(model).variants), key=shared)
+
+
+def of_timm(architecture: str) -> tuple[str, Mapping[str, Any], str]:
+    """What an architecture of timm is here: a variant, settings that differ, timm's global_pool.
+
+    Raises:
+      ValueError: no family has it.
+    """
+    for family in FAMILIES:
+        if architecture in (names := family.timm_names()):
+            return *names[architecture], family.pool_in_timm
+    known = [name for family in FAMILIES for name in family.timm_names()]
+    nearest = difflib.get_close_matches(architecture, known, 1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    families = ", ".join(family.__name__ for family in FAMILIES)
+    raise ValueError(f"{architecture!r} is no architecture of the families here, {families}{hint}")
+
+
+def to_timm(model: Model, start: str) -> tuple[str, str]:
+    """The model's name in timm, or else `start`, and timm's global_pool.
+
+    Args:
+      model: the model.
+      start: the variant that it was derived from.
+    """
+    of_data = {n: getattr(model, n) for n in ("num_classes", "image_size", "mean", "std")}
+    for architecture, (name, settings) in type(model).timm_names().items():
+        theirs = type(model).of(**{**of_data, **variant(name).settings, **settings})
+        if function_settings(theirs) == function_settings(model):
+            return architecture, model.pool_in_timm
+    return start, model.pool_in_timm
 
 
 def _published(model: Model, name: str) -> Mapping[str, Any]:

@@ -3,9 +3,13 @@
 python -m sret_jax.tools.convert SReT_S.pth converted/
 python -m sret_jax.tools.convert SReT_T_wo_slice.pth converted/ --unsliced
 python -m sret_jax.tools.convert runs/quickstart digits.safetensors
+python -m sret_jax.tools.convert hf://timm/deit_tiny_patch16_224.fb_in1k converted/
+python -m sret_jax.tools.convert RUN/checkpoints/best FOLDER --hf
 
-The README of github.com/szq0214/SReT links the published PyTorch files. The result contains a
-description of its model, its classes and its evaluation view.
+The README of github.com/szq0214/SReT links the published PyTorch files; hf://OWNER/NAME is a
+repository of the Hugging Face hub, such as timm's. The result contains a description of its model,
+its classes and its evaluation view. With --hf it is a folder for the hub: model.safetensors,
+config.json, and README.md with the run's results.
 """
 
 import contextlib
@@ -17,12 +21,14 @@ import jax.numpy as jnp
 from etils import epath
 
 from sret_jax.checkpoints.manager import Checkpoints
-from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
+from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries, weights_argument
 from sret_jax.errors import UserError
 from sret_jax.models.registry import list_models, title
+from sret_jax.parallel.distributed import say
+from sret_jax.tools.hub_folder import write_hub_folder
+from sret_jax.weights.array_names import to_arrays, why_in_flax
 from sret_jax.weights.description import Description
-from sret_jax.weights.loading import find
-from sret_jax.weights.torch_names import to_torch
+from sret_jax.weights.loading import StoredFolder, find
 from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 
 
@@ -30,7 +36,10 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command line."""
     parser = Parser.of("convert", __doc__)
     parser.add_argument(
-        "source", metavar="IN", type=path_argument, help="a weight file or a folder"
+        "source",
+        metavar="IN",
+        type=weights_argument,
+        help="a weight file, a folder, or hf://OWNER/NAME on the Hugging Face hub",
     )
     parser.add_argument(
         "target",
@@ -40,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--model", help=f"one of {', '.join(list_models())}; default: found from what IN holds"
+    )
+    parser.add_argument(
+        "--hf", action="store_true", help="OUT is a new folder to upload to the Hugging Face hub"
     )
     parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     groups = parser.add_mutually_exclusive_group()
@@ -57,8 +69,17 @@ def main(argv: list[str] | None = None) -> None:
         if args.target.exists():
             raise UserError(f"{args.target} exists already; give another OUT or remove it")
         settings = _groups(args.groups, args.unsliced)
-        name = convert(args.source, args.target, args.model, ema=args.ema, **settings)
+        if args.hf:
+            stored = find(args.source, ema=args.ema)
+            name = write_hub_folder(stored, args.target, args.model, **settings)
+        else:
+            name = convert(args.source, args.target, args.model, ema=args.ema, **settings)
     print(f"Written: {args.target} ({name})")
+    if args.hf:
+        print(
+            f"Choose a license in {args.target / 'README.md'}; then "
+            f"`hf upload OWNER/NAME {args.target}` puts it on the hub."
+        )
 
 
 def convert(
@@ -77,12 +98,11 @@ def convert(
       A name for the model; see `title`.
 
     Raises:
-      UserError: `sret_jax.load` raises it, the model has no published parameter names, or the
-        storage is full.
+      UserError: `sret_jax.load` raises it, or the storage is full.
     """
     stored = find(source, ema=ema)
     to_file = target.suffix in SUFFIXES
-    if not to_file and not source.is_file():
+    if not to_file and isinstance(stored, StoredFolder):
         raise UserError(
             f"cannot convert {source} to {target}: one must be a weight file, and a file's name is "
             f"to end in {', '.join(SUFFIXES)}"
@@ -92,17 +112,15 @@ def convert(
     description = Description.of(model, variant, stored.class_names, stored.test_crop)
     target.parent.mkdir(parents=True, exist_ok=True)
     if to_file:
-        try:
-            state_dict = to_torch(variables, model)
-        except ValueError as e:
-            raise UserError(f"{source}: {e}") from e
-        write_weight_file(target, state_dict, description.to_json())
+        if reason := why_in_flax(model):
+            say(f"{target} has the arrays under their names in Flax, because {reason}.")
+        write_weight_file(target, to_arrays(variables, model), description.to_json())
         return title(model, variant)
     with contextlib.closing(Checkpoints(target)) as checkpoints:
         checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
         if not checkpoints.settle():
             raise UserError(f"{target} takes no checkpoint; fix the storage or convert elsewhere")
-    description.write(target, source)
+    description.write(target, stored.origin)
     return title(model, variant)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from sret_jax.cli import path_argument
+from sret_jax.cli import path_argument, weights_argument
 from sret_jax.data.sources.classes import difference
 from sret_jax.data.sources.imagenet import CLASSES as IMAGENET_CLASSES
 from sret_jax.data.sources.imagenet import display_names, imagenet_ids
@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that `open_trained` reads."""
     parser.add_argument(
         "--checkpoint",
-        type=path_argument,
+        type=weights_argument,
         required=True,
         metavar="PATH",
-        help="a run, one of its steps (RUN/checkpoints/120), a converted folder or a weight file",
+        help="a run, one of its steps (RUN/checkpoints/120), a converted folder, a weight file, or "
+        "hf://OWNER/NAME on the Hugging Face hub",
     )
     parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     parser.add_argument(

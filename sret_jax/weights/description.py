@@ -64,8 +64,8 @@ class Description:
         shown = {name: self.config.model[name] for name in ("mean", "std")}
         return {"config": self.config.to_dict(), "class_names": self.class_names, **shown}
 
-    def write(self, folder: epath.Path, source: epath.Path) -> None:
-        """Writes config.json and class_names.json beside checkpoints converted from `source`."""
-        write_json(folder / CONFIG_FILE, {CONVERTED: source.name, **self.config.to_dict()})
+    def write(self, folder: epath.Path, origin: str) -> None:
+        """Writes config.json and class_names.json beside checkpoints converted from `origin`."""
+        write_json(folder / CONFIG_FILE, {CONVERTED: origin, **self.config.to_dict()})
         if self.class_names is not None:
             write_json(folder / CLASSES_FILE, self.class_names)

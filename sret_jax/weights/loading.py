@@ -1,4 +1,4 @@
-"""Loads trained weights from a path: a run, one of its steps, a converted folder or a file."""
+"""Loads trained weights: of a run or one of its steps, a converted folder, a file, or the hub."""
 
 import functools
 import json
@@ -11,16 +11,15 @@ from ml_collections import ConfigDict
 
 from sret_jax.checkpoints.manager import CHECKPOINTS, array_shapes, differences
 from sret_jax.checkpoints.reading import best_step, read_weights, saved_shapes
-from sret_jax.errors import UserError, few
-from sret_jax.files import absolute
+from sret_jax.errors import UserError
+from sret_jax.files import absolute, is_on_hub
 from sret_jax.models.model import Model, Shapes, Variables, abstract_variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
-from sret_jax.weights.description import Description
+from sret_jax.weights.hub import WEIGHTS, Repository
 from sret_jax.weights.stored import Stored
-from sret_jax.weights.torch_names import StateDictError, from_torch
-from sret_jax.weights.weight_files import WeightFile, read_weight_file
+from sret_jax.weights.stored_files import StoredFile, StoredPublished
 
 BEST = "best"  # stands for a step: RUN/checkpoints/best
 
@@ -32,8 +31,11 @@ def load(
 
     Args:
       path: the workdir of a run, one of its steps (RUN/checkpoints/120, or RUN/checkpoints/best
-        for the step with the highest raw top-1), a converted checkpoint, or a file of weights under
-        the published names. Files of torch and safetensors are recognised by their content.
+        for the step with the highest raw top-1), a converted checkpoint, a file of weights under
+        the published names, a folder with config.json and model.safetensors, or a repository with
+        these two on the Hugging Face hub, hf://timm/deit_tiny_patch16_224.fb_in1k, at its newest
+        commit, or hf://OWNER/NAME@REVISION at a branch, tag or commit. Files of torch and
+        safetensors are recognised by their content.
       ema: loads the averaged weights of a run, or those that a training script stored in a file.
       name: name of the published variant; default: the variant stored in the run or file, or the
         one that the arrays fit.
@@ -73,16 +75,22 @@ def find(path: epath.PathLike, *, ema: bool = False) -> Stored:
     """Finds the weights at a path; `load` lists the kinds of paths.
 
     Raises:
-      UserError: there is nothing at the path.
+      UserError: there is nothing at the path; see also `Repository`.
     """
+    if is_on_hub(path):
+        repository = Repository(path)
+        place, pinned = repository.place, repository.pinned
+        return StoredPublished(place, repository.file, ema=ema, pinned=pinned)
     place = absolute(path)
     if place.is_file():
         return StoredFile(place, ema=ema)
+    if (place / WEIGHTS).exists() and not (place / CHECKPOINTS).exists():
+        return StoredPublished(place, lambda name: place / name, ema=ema)
     workdir, step = split_step(place)
     if not workdir.exists():
         raise UserError(
             f"there is no file or folder {workdir}; give a run, one of its steps, a converted "
-            "checkpoint or a weight file"
+            "checkpoint, a weight file, or hf://OWNER/NAME on the Hugging Face hub"
         )
     return StoredFolder(workdir, step, ema=ema)
 
@@ -104,7 +112,12 @@ def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
 
 
 class StoredFolder(Stored):
-    """The weights of a run or of a converted checkpoint: a folder with checkpoints/."""
+    """The weights of a run or of a converted checkpoint: a folder with checkpoints/.
+
+    Attributes:
+      workdir: the folder.
+      step: the step of the weights; before they are read None if any will do.
+    """
 
     def __init__(self, workdir: epath.Path, step: int | None = None, *, ema: bool = False):
         """Stores the arguments; reads nothing yet.
@@ -117,18 +130,18 @@ class StoredFolder(Stored):
         self.place = workdir if step is None else workdir / CHECKPOINTS / str(step)
         self.config_place = workdir / CONFIG_FILE
         self.ema = ema
-        self._workdir = workdir
-        self._step = step
+        self.workdir = workdir
+        self.step = step
 
     @functools.cached_property
     def config(self) -> ConfigDict | None:
         """See `Stored`."""
-        return load_config(self._workdir)
+        return load_config(self.workdir)
 
     @functools.cached_property
     def class_names(self) -> list[str] | None:
         """See `Stored`."""
-        file = self._workdir / CLASSES_FILE
+        file = self.workdir / CLASSES_FILE
         if not file.exists():
             return None
         try:
@@ -142,7 +155,7 @@ class StoredFolder(Stored):
     @functools.cached_property
     def shapes(self) -> Shapes:
         """See `Stored`; paths such as "params/head/bias"."""
-        return saved_shapes(self._workdir, self._step)
+        return saved_shapes(self.workdir, self.step)
 
     def names(self, model: Model) -> set[str]:
         """See `Stored`."""
@@ -178,78 +191,6 @@ class StoredFolder(Stored):
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         alone = jax.tree.map(lambda _: here, abstract)
         shardings = state_shardings(abstract, mesh) if mesh else alone
-        return read_weights(self._workdir, with_shardings(abstract, shardings), self._step)
-
-
-class StoredFile(Stored):
-    """The weights in a file under the published names."""
-
-    def __init__(self, place: epath.Path, *, ema: bool = False):
-        """Stores the arguments; reads nothing yet.
-
-        Args:
-          place: the file.
-          ema: whether to read the averaged weights that a training script stored beside the raw
-            ones.
-        """
-        self.place = self.config_place = place
-        self.ema = ema
-
-    @property
-    def config(self) -> ConfigDict | None:
-        """See `Stored`."""
-        return self._description.config if self._description else None
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """See `Stored`."""
-        return self._description.class_names if self._description else None
-
-    @property
-    def taken(self) -> str:
-        """See `Stored`."""
-        return self._file.taken
-
-    @functools.cached_property
-    def shapes(self) -> Shapes:
-        """See `Stored`; names such as "head.bias"."""
-        arrays = self._file.state_dict
-        return {name: getattr(array, "shape", ()) for name, array in arrays.items()}
-
-    def names(self, model: Model) -> set[str]:
-        """See `Stored`."""
-        return {entry.torch_name for entry in model.torch_entries()}
-
-    def misfits(self, model: Model) -> list[str]:
-        """See `Stored`."""
-        try:
-            from_torch(self._file.state_dict, model)
-        except StateDictError as e:
-            return e.problems
-        except ValueError as e:
-            raise UserError(str(e)) from e
-        return []
-
-    def read(self, model: Model, mesh: Mesh | None = None) -> Variables:
-        """See `Stored`."""
-        with agreed():
-            try:
-                variables = from_torch(self._file.state_dict, model)
-            except StateDictError as e:
-                raise UserError(f"{self.place} is not what it says it is: {few(e.problems)}") from e
-        if mesh is None:
-            return variables
-        return jax.tree.map(
-            lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
-            variables,
-            state_shardings(variables, mesh),
-        )
-
-    @functools.cached_property
-    def _file(self) -> WeightFile:
-        return read_weight_file(self.place, ema=self.ema)
-
-    @functools.cached_property
-    def _description(self) -> Description | None:
-        content = self._file.description
-        return None if content is None else Description.from_json(content, self.place)
+        target = with_shardings(abstract, shardings)
+        self.step, weights = read_weights(self.workdir, target, self.step)
+        return self.step, weights

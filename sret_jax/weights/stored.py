@@ -65,8 +65,13 @@ class Stored(abc.ABC):
 
     @property
     def taken(self) -> str:
-        """A sentence about the choice among several sets of weights in a file; "" for one set."""
+        """Sentences about a choice, such as among several sets of weights in a file; or ""."""
         return ""
+
+    @property
+    def origin(self) -> str:
+        """The name of these weights, without the folders of this machine."""
+        return self.place.name
 
     @abc.abstractmethod
     def misfits(self, model: Model) -> list[str]:

@@ -18,9 +18,12 @@ from sret_jax.models.loops import with_loops
 from sret_jax.models.model import abstract_variables
 from sret_jax.models.position import resize_position
 from sret_jax.tools.convert import convert
+from sret_jax.tools.hub_folder import write_hub_folder
 from sret_jax.training.experiment import open_experiment
 from sret_jax.training.initial_weights import initial_state
 from sret_jax.weights.adaptation import reorder_classes
+from sret_jax.weights.loading import find
+from tests.hub_cache import HubCache, files_of
 
 
 def make_config(digits_dir, **model):
@@ -74,6 +77,19 @@ def test_a_run_starts_from_raw_or_averaged_weights_and_so_does_its_average(run, 
     assert_equal(state.variables, average if ema else raw)
     assert_equal(state.ema, state.variables)
     assert int(state.step) == 0 and not np.any(jax.tree.leaves(state.opt_state)[1])
+
+
+def test_a_run_starts_from_a_name_on_the_hub(run, start, tmp_path, monkeypatch):
+    workdir, raw, _ = run
+    write_hub_folder(find(workdir), epath.Path(tmp_path) / "folder")
+    hub = HubCache(tmp_path / "hub", monkeypatch)
+    commit = hub.add("me/digits", files_of(tmp_path / "folder"), "v1")
+    _, state, said = start("hf://me/digits@v1")
+    now = f"hf://me/digits@v1 is now at hf://me/digits@{commit}."
+    assert said == f"{now} Starting from hf://me/digits@v1."
+    assert_equal(state.variables, raw)
+    with pytest.raises(UserError, match="^config.init_from=hf://me/none: .* is not in the cache"):
+        start("hf://me/none")
 
 
 def test_another_size_and_other_loops_keep_the_rest_and_lie_split_over_devices(run, start):

@@ -62,6 +62,12 @@ class DeiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
         "deit_small_distilled": _variant("small_distilled", 6, 81.2),
         "deit_base_distilled": _variant("base_distilled", 12, 83.4, 85.2),
     }
+    # ViT (Dosovitskiy et al., ICLR 2021) is the same function.
+    in_timm: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+        f"vit_{size}_patch16_{side}": (f"deit_{size}", {})
+        for size in ("tiny", "small", "base")
+        for side in (224, 384)
+    }
     start: ClassVar[Initialisation] = NORMAL
 
     patch_size: int = 16
