@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import write_json
+from sret_jax.models.model import SPEED_ONLY
 
 CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "start.json"
 CONVERTED = "converted_from"  # only the config.json of a converted checkpoint has this setting
@@ -152,6 +153,9 @@ def load_config(workdir: epath.Path, like: ConfigDict | None = None) -> ConfigDi
     config = copy.deepcopy(like)
     try:
         with config.unlocked():
+            for name in filter(_of_model, known - given):  # `like` may have another family
+                if (setting := name.partition(".")[2]) not in SPEED_ONLY:
+                    config.model[setting] = None
             config.update(saved)
     except TypeError as e:
         raise UserError(f"{path}: {_one_line(e)}; {fix}") from e

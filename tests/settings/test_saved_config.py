@@ -45,6 +45,16 @@ def test_an_earlier_workdir_evaluates_with_its_own_config(earlier, digits_dir):
     assert report["step"] == 7 and 0 < report["eval"]["top1"] < 1
 
 
+def test_a_setting_that_the_model_of_a_workdir_lacks_is_not_taken_from_another_config(tmp_path):
+    like = quickstart.get_config()
+    saved = quickstart.get_config().to_dict()
+    saved["model"] = {"name": "mixer_s16", "image_size": 16, "own": 3}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(saved))
+    model = load_config(epath.Path(tmp_path), like=like).model
+    assert (model.name, model.own, model.heads, model.groups) == ("mixer_s16", 3, None, None)
+    assert model.dtype == like.model.dtype  # changes speed and rounding only
+
+
 def test_an_earlier_workdir_resumes_without_a_change_to_speak_of(earlier):
     config = quickstart.get_config()
     config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
