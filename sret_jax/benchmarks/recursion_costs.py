@@ -28,7 +28,7 @@ from sret_jax.text import markdown_table
 
 CONFIG = "sret_t"  # the recipe; its model's name and settings are replaced
 TOPOLOGY, TPU_BATCH = "v5e:1x1", 128
-CPU_BATCH, ROUNDS, STEPS = 16, 5, 2
+CPU_BATCH, ROUNDS, STEPS = 16, 5, 1
 # Published models, and the group counts of successive loops in each stage if they can be sliced:
 # as in SReT, about 90 tokens a slice in the first loop of a stage, and no slices of 49 tokens.
 MODELS: dict[str, tuple[tuple[int, ...], ...]] = {

@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
 
 MOST_BYTES = FAST_MEMORY * 15 // 16  # limit for what `_needed` counts
-LEAST_TOKENS = 48  # per block that is not a whole image: every block adds to the weight gradients
+LEAST_TOKENS = 64  # per block that is not a whole image: every block adds to the weight gradients
 CORES = 2  # a chip may split the grid's first axis over so many cores; each sums its own gradients
 
 Shape = jax.Array | jax.ShapeDtypeStruct
