@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import sret_jax
@@ -88,13 +89,15 @@ def test_its_head_is_trained_on_other_classes_at_another_resolution(run, tmp_pat
     sret_jax.fit(config, tmp_path / "tuned")
     said = capsys.readouterr().out
     assert "a new head for 12 classes, not the 10 there" in said
-    model, tuned = sret_jax.load(tmp_path / "tuned")
-    _, before = sret_jax.load(run[1], image_size=model.image_size)
-    for name, part in before["params"].items():
-        if is_head(name):
-            assert tuned["params"][name]["kernel"].shape[1] == 12
-        else:
-            jax.tree.map(np.testing.assert_array_equal, tuned["params"][name], part)
+    tuned, before = (
+        flatten_dict(sret_jax.load(workdir)[1]["params"])
+        for workdir in (tmp_path / "tuned", run[1])
+    )
+    for path, array in before.items():
+        if is_head(path[0]):
+            assert tuned[path].shape[-1] == 12
+        elif array.shape == tuned[path].shape:  # all others are resized
+            np.testing.assert_array_equal(tuned[path], array, err_msg="/".join(path))
 
 
 def test_it_is_evaluated_with_other_loops_which_is_said(run, capsys):
