@@ -89,10 +89,8 @@ def test_its_head_is_trained_on_other_classes_at_another_resolution(run, tmp_pat
     sret_jax.fit(config, tmp_path / "tuned")
     said = capsys.readouterr().out
     assert "a new head for 12 classes, not the 10 there" in said
-    tuned, before = (
-        flatten_dict(sret_jax.load(workdir)[1]["params"])
-        for workdir in (tmp_path / "tuned", run[1])
-    )
+    runs = (tmp_path / "tuned", run[1])
+    tuned, before = (flatten_dict(sret_jax.load(run)[1]["params"]) for run in runs)
     for path, array in before.items():
         if is_head(path[0]):
             assert tuned[path].shape[-1] == 12
