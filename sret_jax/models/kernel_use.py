@@ -54,7 +54,8 @@ def in_words(uses: Iterable[Use]) -> list[str]:
     """One line per stage, or a single line if kernels compute every part."""
     uses = list(uses)
     if uses and all(use.by == KERNEL for use in uses):
-        return ["all attention, MLPs and NLLs run as kernels"]
+        nlls = any(use.part == "NLL" for use in uses)
+        return [f"all attention{', MLPs and NLLs' if nlls else ' and MLPs'} run as kernels"]
     stages = itertools.groupby(uses, lambda use: (use.model, use.stage, *use.shape))
     return [
         (f"{model}, " if model else "")

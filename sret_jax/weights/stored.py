@@ -262,7 +262,10 @@ class Stored(abc.ABC):
         if name and "groups" in settings:
             return ""
         taken_for = name or nearest_variant(model)
-        assumed = f"{self.place} does not say which model it holds; it is taken for {taken_for}"
+        assumed = (
+            f"{self.place} does not say which model it holds; it is taken for {taken_for} at "
+            f"{model.image_size} pixels"
+        )
         if "groups" in settings:
             return f"{assumed}, whose arrays it has."
         if model.slicing:
