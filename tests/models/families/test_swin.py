@@ -96,6 +96,7 @@ def random_variables(model):
     return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
 
 
+@pytest.mark.slow  # traces three applications of each of the blocks one by one
 def test_a_recursive_block_shifts_in_every_second_application_in_values_and_gradients():
     with jax.enable_x64(True):
         model = tiny(loops=3, nll_ratio=1.0, residual="learned", dtype=np.float64)
