@@ -9,7 +9,8 @@ The recipe is that of Mixer-B/16 (Tolstikhin et al., appendix B): Adam at 0.001 
 4,096, 10,000 steps of warm-up, weight decay 0.1, gradients clipped at norm 1, RandAugment of 2
 operations at magnitude 15, mixup 0.5, stochastic depth 0.1. Here the rate falls along a cosine
 rather than a line, to 1e-5, and the decay is AdamW's. :recipe=deit takes DeiT's recipe. The image
-size of trained weights cannot be changed.
+size of trained weights cannot be changed. The figures of the paper are quoted from memory; compare
+them with it before you rely on them.
 
     python -m sret_jax.tools.prepare imagenet2012 --archives=DIR_OF_THE_TWO_TARS
     python main.py --config=configs/mixer_s16.py --workdir=DIR

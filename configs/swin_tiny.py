@@ -7,7 +7,8 @@ and have no published figure.
 
 The recipe is Swin's (Liu et al., ICCV 2021, appendix A2): AdamW at 0.001 for batches of 1,024, 20
 epochs of warm-up, weight decay 0.05, gradients clipped at norm 5, stochastic depth 0.2, DeiT's
-augmentation without repeats. The published figure is of the raw weights.
+augmentation without repeats. The published figure is of the raw weights. These settings are quoted
+from memory; compare them with the paper before you rely on them.
 
     python -m sret_jax.tools.prepare imagenet2012 --archives=DIR_OF_THE_TWO_TARS
     python main.py --config=configs/swin_tiny.py --workdir=DIR

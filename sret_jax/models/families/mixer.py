@@ -45,7 +45,8 @@ class Mixer(Model, kw_only=True):  # type: ignore[call-arg]
     Here it rises linearly over the blocks.
 
     Source: Tolstikhin et al., tables 1 and 2; timm's `mixer_s16_224` and `mixer_b16_224`. top1 is
-    that of training on ImageNet alone, for which the paper has no Mixer-S/16.
+    that of training on ImageNet alone, quoted from memory; the paper has no Mixer-S/16 for it. The
+    weights on the hub were trained on ImageNet-21k first.
 
     Attributes:
       width: channels C of a token.
