@@ -117,19 +117,24 @@ def gelu(x: jax.Array) -> jax.Array:
     return (h / 2 * (1 + jax.lax.erf(h * math.sqrt(0.5)))).astype(x.dtype)
 
 
+ACTIVATIONS = {"gelu": gelu, "none": lambda x: x}
+
+
 class MLP(nn.Module):
-    """x -> W2 GELU(W1 x + b1) + b2, with the exact (erf) GELU.
+    """x -> W2 GELU(W1 x + b1) + b2, with the exact (erf) GELU, or none with activation="none".
 
     Shapes: (..., C) -> (..., hidden) -> (..., C).
     """
 
     hidden: int
     layers: LayerSettings = LayerSettings()
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        x = gelu(self.layers.linear(self.hidden, channels, name="fc1")(x))
+        x = self.layers.linear(self.hidden, channels, name="fc1")(x)
+        x = ACTIVATIONS[self.activation](x)
         return self.layers.linear(channels, self.hidden, name="fc2")(x)
 
 

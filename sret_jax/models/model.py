@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from sret_jax.errors import did_you_mean
 from sret_jax.models.kernels.choice import IMPLEMENTATIONS, Kernels
-from sret_jax.models.layers import FAN_IN, RESIDUALS, Initialisation, LayerSettings
+from sret_jax.models.layers import ACTIVATIONS, FAN_IN, RESIDUALS, Initialisation, LayerSettings
 from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers
 from sret_jax.models.recursion import REMAT, PerLoop, Recursion
 from sret_jax.models.residual_mlp import ResidualMLP
@@ -109,6 +109,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
       loops: applications of each block.
       nll_ratio: hidden width of the NLLs divided by the stage's width; 0: no NLLs.
       nll_every: an NLL follows every n-th application of a block.
+      nll_activation: "gelu" as published; "none" leaves a linear layer of as many parameters.
       residual: "learned" residual coefficients, or "plain" sums.
       branch_init: initial residual coefficient of every branch, if they are learned.
       drop_path_rate: rate at the last block.
@@ -139,6 +140,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     loops: int = 1
     nll_ratio: float = 0.0
     nll_every: int = 1
+    nll_activation: str = "gelu"
     residual: str = "plain"
     branch_init: float = 1.0
     drop_path_rate: float = 0.0
@@ -305,7 +307,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
             own.append(DropPathKeys())
         if self.nll_ratio:
             hidden = int(self.nll_ratio * x.shape[-1])
-            nll = ResidualMLP(hidden, self.layers, parent=None)
+            nll = ResidualMLP(hidden, self.layers, self.nll_activation, parent=None)
             own.append(NonLinearLayers(every=self.nll_every, layer=nll))
         recursion = Recursion(
             block=block,
@@ -320,6 +322,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         return out
 
     def _check_choices(self) -> None:
+        if self.nll_activation not in ACTIVATIONS:
+            raise ValueError(did_you_mean("nll_activation", self.nll_activation, ACTIVATIONS))
         if self.residual not in RESIDUALS:
             raise ValueError(did_you_mean("residual", self.residual, RESIDUALS))
         if not isinstance(self.branch_init, int | float) or not 0 <= self.branch_init <= 1:

@@ -19,11 +19,13 @@ class ResidualMLP(nn.Module):
     Attributes:
       hidden: hidden units of the MLP.
       layers: settings of all layers; its kernels decide whether a fused kernel computes this one.
+      activation: that of the MLP; see `MLP`.
       norm, residual: parameter names of the LayerNorm and of the residual coefficients.
     """
 
     hidden: int
     layers: LayerSettings = LayerSettings()
+    activation: str = "gelu"
     norm: str = "norm"
     residual: str = "residual"
 
@@ -32,7 +34,7 @@ class ResidualMLP(nn.Module):
         kernels = self.layers.kernels
         if kernels.mlp == "xla" or self.is_initializing():
             y = self.layers.layer_norm(name=self.norm)(x)
-            y = MLP(self.hidden, self.layers, name="mlp")(y)
+            y = MLP(self.hidden, self.layers, self.activation, name="mlp")(y)
             return ResidualSum(self.layers, name=self.residual)(x, y, k)
 
         names = (self.norm, "mlp", self.residual)
@@ -51,7 +53,7 @@ class ResidualMLP(nn.Module):
         return out
 
     def _fused(self, x: jax.Array, k: jax.Array, params: dict, interpret: bool) -> jax.Array:
-        if not can_hold(x, self.hidden):
+        if self.activation != "gelu" or not can_hold(x, self.hidden):
             return self._unfused(x, k, params)
         plain = {"skip": jnp.ones(()), "branch": jnp.ones(())}
         norm, residual = params[self.norm], params.get(self.residual, plain)

@@ -11,7 +11,7 @@ from sret_jax.data.views.mixing import Targets
 from sret_jax.errors import UserError, did_you_mean
 from sret_jax.models.model import Model, mean_of_heads
 
-KINDS = ("soft", "hard")
+KINDS = ("soft", "hard", "deit_soft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class LabelLoss:
 
     With a teacher L = (1 - w) distil(s', p) + w hard(s, y), where s are the logits of the student's
     first head and s' those of its last, which are the same in most models. distil(s', p) is
-    soft(s', p, T), or the cross-entropy with the teacher's most probable class. Without a teacher
-    L = hard(m, y) for the mean m of the heads.
+    soft(s', p, T), the cross-entropy with the teacher's most probable class, or the soft loss of
+    DeiT's code. Without a teacher L = hard(m, y) for the mean m of the heads.
 
     Shen et al. (ECCV 2022) distil with soft labels, w = 0 and T = 1, Touvron et al. (ICML 2021)
     with hard ones and w = 1/2.
@@ -29,7 +29,8 @@ class LabelLoss:
     Attributes:
       temperature: T, the temperature of student and teacher; above 0.
       hard_weight: w, the weight of the data's labels, in [0, 1].
-      kind: "soft": all probabilities of the teacher; "hard": its most probable class.
+      kind: "soft": all probabilities of the teacher; "hard": its most probable class; "deit_soft":
+        all of them, weakened as in DeiT's code.
     """
 
     temperature: float = 1.0
@@ -68,10 +69,11 @@ class LabelLoss:
         if "soft" not in targets:
             return hard_label_loss(mean_of_heads(heads), targets["hard"])
         hard = hard_label_loss(heads[0], targets["hard"])
-        if self.kind == "soft":
-            distilled = soft_label_loss(heads[-1], targets["soft"], self.temperature)
-        else:
+        if self.kind == "hard":
             distilled = hard_label_loss(heads[-1], most_probable(targets["soft"]))
+        else:
+            loss = soft_label_loss if self.kind == "soft" else deit_soft_loss
+            distilled = loss(heads[-1], targets["soft"], self.temperature)
         return (1 - self.hard_weight) * distilled + self.hard_weight * hard
 
 
@@ -91,6 +93,22 @@ def soft_label_loss(
     Shapes: logits s (B, K), probabilities p (B, K) -> (), in nats.
     """
     return optax.losses.softmax_cross_entropy(logits / temperature, probabilities).mean()
+
+
+def deit_soft_loss(
+    logits: jax.Array, probabilities: jax.Array, temperature: float = 1.0
+) -> jax.Array:
+    """T^2/K mean_i sum_k p_ik (log p_ik - log softmax(s_i / T)_k), with p as in `soft_label_loss`.
+
+    DeiT's code divides the sum by images and classes, so that with K = 1,000 classes this hardly
+    counts beside the loss of labels. SReT's footnote 3 criticises this form, in which
+    both teacher and student have a logarithm. Source: github.com/facebookresearch/deit, losses.py.
+
+    Shapes: logits s (B, K), probabilities p (B, K) -> (), in nats.
+    """
+    log_q = jax.nn.log_softmax(logits / temperature)
+    divergence = optax.losses.kl_divergence(log_q, probabilities)
+    return temperature**2 / logits.shape[-1] * divergence.mean()
 
 
 def hard_label_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:

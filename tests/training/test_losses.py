@@ -9,7 +9,7 @@ import pytest
 from sret_jax.distillation.soft_targets import marginal_smoothing, soft_labels
 from sret_jax.errors import UserError
 from sret_jax.models.registry import create_model
-from sret_jax.training.losses import LabelLoss, hard_label_loss, soft_label_loss
+from sret_jax.training.losses import LabelLoss, deit_soft_loss, hard_label_loss, soft_label_loss
 from tests.golden import ARRAYS
 
 STUDENT, TEACHER = (jnp.asarray(ARRAYS[f"kd/{name}"]) for name in ("student", "teacher"))
@@ -22,6 +22,24 @@ def test_the_soft_label_loss_and_its_gradient_are_the_published_ones(temperature
     expected = f"kd/T{temperature}"
     np.testing.assert_allclose(loss, ARRAYS[f"{expected}/loss"], rtol=1e-5)
     np.testing.assert_allclose(gradient, ARRAYS[f"{expected}/grad_student"], atol=1e-6)
+
+
+def test_deits_soft_loss_divides_the_divergence_by_images_and_classes():
+    torch = pytest.importorskip("torch")
+    logs = [
+        torch.log_softmax(torch.tensor(np.asarray(logits)) / 3, 1) for logits in (STUDENT, TEACHER)
+    ]  # DeiT's losses.py, with alpha = 3/4 and tau = 3
+    summed = torch.nn.functional.kl_div(*logs, reduction="sum", log_target=True)
+    expected = float(summed) * 3**2 / STUDENT.size
+    probabilities = soft_labels(TEACHER, 3)
+    np.testing.assert_allclose(deit_soft_loss(STUDENT, probabilities, 3), expected, rtol=1e-5)
+    hard = jax.nn.one_hot(jnp.asarray([1, 2, 3, 4]), 10)
+    loss = LabelLoss(temperature=3, hard_weight=0.25, kind="deit_soft")
+    np.testing.assert_allclose(
+        loss((STUDENT,), {"hard": hard, "soft": probabilities}),
+        0.75 * expected + 0.25 * hard_label_loss(STUDENT, hard),
+        rtol=1e-5,
+    )
 
 
 def test_soft_labels_alone_count_unless_hard_ones_have_a_weight():

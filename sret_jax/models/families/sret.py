@@ -22,7 +22,8 @@ from sret_jax.models.position import resize_position
 from sret_jax.models.sliced_model import SlicedModel, check_pooling
 from sret_jax.models.torch_layout import Entry, Path
 
-STEM_STRIDE = 8
+STEM_STRIDE = 8  # of the published models
+STEM_STRIDES = (8, 4, 2)
 SLICED = ((8, 2), (4, 1), (1, 1))
 
 
@@ -34,11 +35,14 @@ def _variant(drop_path_rate: float, top1: float, **settings: Any) -> Variant:
 class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
     """Stem -> + position -> recursive blocks, pooling between stages -> mean -> LN -> linear.
 
-    Stage s runs at stride 8 * 2^s with width heads[s] * dim. Block b of stage s has the drop-path
-    rate drop_path_rate * (first_s + b) / total in all its loops, where first_s is the number of
-    applications in earlier stages and total the number of all applications.
+    Stage s runs at stride stem_stride * 2^s with width heads[s] * dim. Block b of stage s has the
+    drop-path rate drop_path_rate * (first_s + b) / total in all its loops, where first_s is the
+    number of applications in earlier stages and total the number of all applications.
 
     Source: SReT sections 3 and 4, github.com/szq0214/SReT. The published models have nll_every=1.
+
+    Attributes:
+      stem_stride: 8 as published; 4 and 2 keep more tokens of small images (ours).
     """
 
     # SReT tables 3, 5 and 6.
@@ -51,13 +55,14 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
     loops: int = 2
     nll_ratio: float = 1.0
     residual: str = "learned"
+    stem_stride: int = STEM_STRIDE
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         """See `Model`."""
         return tuple(
             Stage(
-                side=self.image_size // (STEM_STRIDE * 2**s),
+                side=self.image_size // (self.stem_stride * 2**s),
                 width=width,
                 hidden=int(self.mlp_ratio * width),
                 heads=heads,
@@ -73,9 +78,9 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
         layers = self.layers
         # Full rematerialisation recomputes the stem too.
         stem = nn.remat(Stem, static_argnums=(2,)) if self.remat == "full" else Stem
-        x = stem(self.widths[0], layers, name="stem")(images, train)
+        x = stem(self.widths[0], layers, self.stem_stride, name="stem")(images, train)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        x = x + position.astype(self.dtype)  # (B, H/8, W/8, C)
+        x = x + position.astype(self.dtype)  # (B, H/stride, W/stride, C)
 
         for s, width in enumerate(self.widths):
             if s > 0:
@@ -98,7 +103,9 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
 
     def check_sizes(self) -> None:
         """See `Model`."""
-        check_divisible(self.image_size, STEM_STRIDE * 2 ** (len(self.blocks) - 1))
+        if self.stem_stride not in STEM_STRIDES:
+            raise ValueError(f"stem_stride={self.stem_stride} must be one of {STEM_STRIDES}")
+        check_divisible(self.image_size, self.stem_stride * 2 ** (len(self.blocks) - 1))
         if self.widths[0] % 2:
             raise ValueError(
                 f"the stem width heads[0]*dim = {self.heads[0]}*{self.dim} = {self.widths[0]} is "
@@ -108,7 +115,7 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
 
     def resized(self, params: Any, old: Self) -> Any:
         """See `Model`: the position array is resized."""
-        side = self.image_size // STEM_STRIDE
+        side = self.image_size // self.stem_stride
         return {**params, "pos_embed": resize_position(params["pos_embed"], side)}
 
     @classmethod
@@ -136,6 +143,12 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
         j = 2*(b*loops + l) and its NLL is j + 1. A block that loops share is contained once per
         loop.
         """
+        if self.stem_stride != STEM_STRIDE or self.nll_activation != "gelu":
+            raise ValueError(
+                f"a model with stem_stride={self.stem_stride} and nll_activation="
+                f"{self.nll_activation!r} has no published names, which belong to stem_stride="
+                f"{STEM_STRIDE} and nll_activation='gelu'"
+            )
         if self.nll_every > 1 or self.nll_ratio == 0 or self.residual == "plain":
             raise ValueError(
                 f"a model with nll_every={self.nll_every}, nll_ratio={self.nll_ratio:g} and "
@@ -167,30 +180,34 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
 class Stem(nn.Module):
     """Three times [3x3 convolution, stride 2 -> BatchNorm -> ReLU], channels 3 -> C/2 -> C -> C.
 
-    Shapes: (B, H, W, 3) -> (B, H/8, W/8, C). BatchNorm has eps 1e-5 and keeps
+    With a smaller `stride` in all, the last convolutions have stride 1.
+
+    Shapes: (B, H, W, 3) -> (B, H/stride, W/stride, C). BatchNorm has eps 1e-5 and keeps
     running <- 0.9 * running + 0.1 * batch, over the global batch. On CPUs (see `Linear.mesh`) the
-    kernels' gradients are computed by `flat_convolution`.
+    gradients of kernels with stride 2 are computed by `flat_convolution`.
     """
 
     channels: int
     layers: LayerSettings = LayerSettings()
+    stride: int = STEM_STRIDE
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         on_cpu = on_cpus(self.layers.kernels.mesh)
         for i, features in enumerate((self.channels // 2, self.channels, self.channels), start=1):
             init = fan_in_uniform(9 * x.shape[-1])
+            stride = 2 if 2**i <= self.stride else 1
             x = nn.Conv(
                 features,
                 (3, 3),
-                strides=2,
+                strides=stride,
                 padding=1,
                 dtype=self.layers.dtype,
                 kernel_init=init,
                 bias_init=init,
-                conv_general_dilated=flat_convolution if on_cpu else None,
+                conv_general_dilated=flat_convolution if on_cpu and stride == 2 else None,
                 name=f"conv{i}",
-            )(x)  # (B, H/2^i, W/2^i, features)
+            )(x)  # (B, H', W', features), H' = H/min(2^i, stride)
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=0.9,

@@ -9,9 +9,11 @@ import pytest
 
 import sret_jax
 from sret_jax.models.families.sret import SReT
+from sret_jax.models.layers import LayerSettings
 from sret_jax.models.model import abstract_variables
 from sret_jax.models.recursion import Recursion
 from sret_jax.models.registry import title
+from sret_jax.models.residual_mlp import ResidualMLP
 
 TINY = dict(
     num_classes=10,
@@ -216,6 +218,38 @@ def test_bfloat16_changes_activations_but_neither_parameters_nor_logits_dtype():
     np.testing.assert_allclose(logits, exact, atol=0.05)
 
 
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_a_smaller_stem_stride_keeps_more_tokens(stride):
+    model = tiny(image_size=32, stem_stride=stride, groups=None)
+    side = 32 // stride
+    assert [stage.side for stage in model.stages] == [side, side // 2]
+    shapes = abstract_variables(model)["params"]
+    assert shapes["pos_embed"].shape[1:3] == (side, side)
+    assert shapes["stem"] == abstract_variables(tiny())["params"]["stem"]
+    resized = model.resized({"pos_embed": jnp.zeros((1, 4, 4, 16))}, model.clone(image_size=64))
+    assert resized["pos_embed"].shape == shapes["pos_embed"].shape
+
+
+def test_an_nll_without_activation_is_linear_in_its_normalised_input():
+    layer = ResidualMLP(8, LayerSettings(residual="plain"), activation="none")
+    x, one = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.ones(2)
+    params = layer.init(jax.random.key(1), x, one)
+    mlp = params["params"]["mlp"]
+    w1, w2 = mlp["fc1"]["kernel"], mlp["fc2"]["kernel"]
+    y = LayerSettings().layer_norm(name=None).apply({"params": params["params"]["norm"]}, x)
+    linear = y @ (w1 @ w2)
+    expected = x + linear + (mlp["fc1"]["bias"] @ w2 + mlp["fc2"]["bias"])[None, None]
+    np.testing.assert_allclose(layer.apply(params, x, one), expected, rtol=1e-4, atol=1e-5)
+    of_model = tiny(nll_activation="none")
+    assert abstract_variables(of_model) == abstract_variables(tiny())
+
+
+def test_a_model_with_parts_of_ours_has_no_published_names():
+    for ours in (dict(stem_stride=4), dict(nll_activation="none")):
+        with pytest.raises(ValueError, match=f"{next(iter(ours))}=.* has no published names"):
+            list(tiny(groups=None, **ours).torch_entries())
+
+
 def test_groups_none_and_all_ones_mean_unsliced():
     assert tiny(groups=None) == tiny(groups=((1, 1), (1,)))
     assert tiny(groups=None).groups == ((1,), (1,))
@@ -251,6 +285,8 @@ BAD = [
         dict(groups=((1,), (1,)), loops=40, nll_every=17),
         "stage 0 repeats only every 17 applications, .* use a smaller nll_every",
     ),
+    (dict(stem_stride=16), r"stem_stride=16 must be one of \(8, 4, 2\)"),
+    (dict(nll_activation="relu"), "unknown nll_activation 'relu'"),
     (dict(permutation="rand"), "unknown permutation 'rand'; did you mean 'random'?"),
     (dict(groups=(8, 4)), r"groups=\(8, 4\) must hold a tuple of whole numbers per stage"),
     (dict(groups=((), (1,))), "must hold a tuple of whole numbers per stage"),

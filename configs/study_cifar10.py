@@ -1,0 +1,144 @@
+"""The claims of the SReT paper, tried on CIFAR-10 with models of 0.1M to 0.5M parameters.
+
+    python -m sret_jax.tools.prepare cifar10
+    python main.py --config=configs/study_cifar10.py:loops2
+    python -m sret_jax.tools.study               (all arms with three seeds, and their tables)
+
+The argument is an arm of `ARMS`. All arms have the same 10,000 training images, steps and recipe,
+which was tuned with other images on `loops1`, a network that is not recursive. With a second
+argument "full" (loops2,full) an arm trains on all 50,000 images, and four times as many steps.
+
+Costs: 0.2M parameters and 5 to 50 MMACs per image; 1 to 8 minutes a run on 2 cores.
+Should reach: docs/study.md has the accuracy of each arm.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from sret_jax.configs import common
+from sret_jax.errors import did_you_mean
+
+RUNS = "runs/study_cifar10"  # RUNS/ARM/SEED is the workdir of a run
+TEACHER, LABELS = f"{RUNS}/teacher/0", f"{RUNS}/labels"
+
+Settings = dict[str, Any]
+
+
+class Arm(NamedTuple):
+    """What an arm trains.
+
+    Attributes:
+      model: settings of the model.
+      others: settings in which the arm differs from `loops1` otherwise, by dotted name.
+    """
+
+    model: Settings
+    others: Mapping[str, Any] = MappingProxyType({})
+
+
+# Stages of 64 and 16 tokens, three unique blocks that are applied once, and no part of SReT's.
+PLAIN: Settings = dict(
+    **dict(name="sret_t", stem_stride=4, groups=((1,), (1,)), permutation=None),
+    **dict(blocks=(1, 2), loops=1, heads=(3, 6), dim=16, mlp_ratio=3.0, nll_ratio=0.0),
+    **dict(residual="plain", drop_path_rate=0.0),
+)
+SRET: Settings = {**PLAIN, **dict(loops=2, nll_ratio=1.0, residual="learned")}
+SLICED: Settings = {**SRET, "groups": ((4, 2), (1, 1))}
+DEEP: Settings = {
+    **SRET,
+    **dict(stem_stride=8, groups=((1,),), blocks=(1,), heads=(4,), dim=8, nll_ratio=0.0),
+}
+DEIT: Settings = dict(
+    **dict(name="deit_tiny", patch_size=4, blocks=(2,), heads=(4,), dim=16, mlp_ratio=3.0),
+    drop_path_rate=0.0,
+)
+PIT: Settings = dict(
+    **dict(name="pit_ti", patch_size=8, blocks=(1, 2), heads=(3, 6), dim=16, mlp_ratio=3.0),
+    drop_path_rate=0.0,
+)
+SWIN: Settings = dict(
+    **dict(name="swin_tiny", window=4, blocks=(2, 2), heads=(3, 6), dim=16, mlp_ratio=3.0),
+    drop_path_rate=0.0,
+)
+MIXER: Settings = dict(
+    **dict(name="mixer_s16", patch_size=4, blocks=(2,), width=64, token_ratio=1.0, mlp_ratio=3.0),
+    drop_path_rate=0.0,
+)
+TAUGHT: Settings = {"teacher": TEACHER, "distill.required": True}
+
+
+def _deep(loops: int) -> Arm:
+    """Applications of one block, whose branches start small."""
+    model = {**DEEP, "loops": loops, "branch_init": loops**-0.5}
+    return Arm(model, {"epochs": 3.0, "optim.clip_norm": 1.0})
+
+
+ARMS: dict[str, Arm] = {
+    "loops1": Arm(PLAIN),
+    **{f"loops{n}": Arm({**PLAIN, "loops": n}) for n in (2, 3, 4, 6, 10)},
+    "untied_equal_flops": Arm({**PLAIN, "blocks": (2, 4)}),
+    "untied_equal_parameters": Arm({**PLAIN, "blocks": (2, 4), "dim": 12, "mlp_ratio": 2.6}),
+    "nll": Arm({**SRET, "residual": "plain"}),
+    "coefficients": Arm({**SRET, "nll_ratio": 0.0}),
+    "nll_coefficients": Arm(SRET),
+    "linear_layer": Arm({**SRET, "nll_activation": "none"}),
+    "sliced": Arm(SLICED),
+    "sliced_unpermuted": Arm({**SLICED, "permutation": "identity"}),
+    "teacher": Arm({**SRET, "dim": 24}, {"epochs": 60.0}),
+    "soft": Arm(SRET, TAUGHT),
+    "hard_distillation": Arm(SRET, {**TAUGHT, "distill.kind": "hard", "distill.hard_weight": 0.5}),
+    "deit_soft": Arm(SRET, {**TAUGHT, "distill.kind": "deit_soft", "distill.hard_weight": 0.5}),
+    "stored": Arm(
+        SRET,
+        {"data.soft_labels": LABELS, "data.crops_per_image": 4, "distill.required": True},
+    ),
+    **{f"depth{loops}": _deep(loops) for loops in (10, 100, 1000)},
+    "deit": Arm(DEIT),
+    "deit_loops2": Arm({**DEIT, "loops": 2}),
+    "deit_untied": Arm({**DEIT, "blocks": (4,)}),
+    "pit": Arm(PIT),
+    "pit_loops2": Arm({**PIT, "loops": 2}),
+    "pit_untied": Arm({**PIT, "blocks": (2, 4)}),
+    "swin": Arm(SWIN),
+    "swin_loops2": Arm({**SWIN, "loops": 2}),
+    "swin_untied": Arm({**SWIN, "blocks": (4, 4)}),
+    "mixer": Arm(MIXER),
+    "mixer_loops2": Arm({**MIXER, "loops": 2}),
+    "mixer_untied": Arm({**MIXER, "blocks": (4,)}),
+}
+
+
+def get_config(arg: str = "loops2") -> ml_collections.ConfigDict:
+    """Argument: an arm, and optionally "full" after a comma.
+
+    Raises:
+      ValueError: there is no such arm.
+    """
+    name, _, rest = arg.partition(",")
+    if name not in ARMS:
+        raise ValueError(did_you_mean("arm", name, ARMS))
+    full = common.parse_arg(rest, full=False).full
+    arm, config = ARMS[name], common.get_config("none")
+    config.epochs = 12.0 if full else 15.0  # of 50,000 or of 10,000 images
+    config.batch_size = 64
+    config.eval_batch_size = 500
+    config.ema_decay = 0.998
+    config.model.update(image_size=32, dtype="float32", **arm.model)
+    config.optim.update(lr_per_512=8e-3, warmup_epochs=1.0)
+    config.data.update(
+        name="cifar10",
+        train_split="train" if full else "train[:20%]",
+        eval_split="test",
+        test_crop=1.0,
+        workers=0,
+    )
+    config.augment.update(crop_scale=(0.4, 1.0), label_smoothing=0.1)
+    config.log_every_steps = 100
+    config.eval_every_epochs = 5.0
+    config.checkpoint.every_epochs = 5.0
+    config.checkpoint.keep_every_epochs = 0.0
+    config.update_from_flattened_dict(arm.others)
+    return config
