@@ -29,6 +29,7 @@ COMMANDS = (
     "compare",
     "anytime",
     "depth",
+    "landscape",
 )
 
 

@@ -38,6 +38,11 @@ def padded(source: Source, batch_size: int) -> grain.MapDataset:
     return _Padded(grain.MapDataset.source(_Numbered(source)), batch_size).repeat()
 
 
+def padded_sample(source: Source, count: int, batch_size: int, seed: int) -> grain.MapDataset:
+    """Like `padded`, but of `count` different records, which the seed draws."""
+    return _Padded(shuffled(source, seed)[:count], batch_size).repeat()
+
+
 class Repeated(grain.MapDataset):
     """Repeated augmentation (Hoffer et al. 2020): every image `times` times, near but not adjacent.
 
