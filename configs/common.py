@@ -152,8 +152,11 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.grad_accum = 1  # micro-batches per step; BatchNorm normalises each by itself
     config.stop_at_step = config_dict.placeholder(int)  # ends early; the schedule stays the same
     config.fsdp = 1  # number of devices that share one copy of the parameters
-    config.ema_decay = 0.99996
-    config.ema_warmup = True  # decay min(ema_decay, (1 + t) / (10 + t)) at step t; timm: False
+    # The moving average looks back over so many images: its decay per step is
+    # exp(-batch_size / ema_images), here 0.99996.
+    config.ema_images = 25.6e6
+    config.ema_decay = config_dict.placeholder(float)  # the decay per step, whatever the batch size
+    config.ema_warmup = True  # decay min(decay, (1 + t) / (10 + t)) at step t; timm: False
     # Trained weights to start from: a run, one of its steps, a converted checkpoint, a file,
     # or hf://OWNER/NAME on the Hugging Face hub.
     config.init_from = ""

@@ -57,7 +57,7 @@ def _folder(args: ml_collections.FrozenConfigDict) -> ml_collections.ConfigDict:
     config = _model(common.get_config("none"), args, args.res)
     config.epochs = 20.0
     config.batch_size = 64
-    config.ema_decay = 0.9
+    config.ema_images = 640.0  # 10 steps
     config.optim.update(lr_per_512=4e-3, warmup_epochs=1.0, min_lr=1e-6, layer_decay=0.75)
     config.data.update(name="/path/to/folder", eval_split="val")
     config.augment.update(crop_scale=(0.3, 1.0), label_smoothing=0.1)

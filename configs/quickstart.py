@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config(recipe="none")
     config.epochs = 60.0
     config.batch_size = 64
-    config.ema_decay = 0.99
+    config.ema_images = 6400.0  # 100 steps
 
     config.model.update(
         name="sret_t",

@@ -125,7 +125,7 @@ def get_config(arg: str = "loops2") -> ml_collections.ConfigDict:
     config.epochs = 12.0 if full else 15.0  # of 50,000 or of 10,000 images
     config.batch_size = 64
     config.eval_batch_size = 500
-    config.ema_decay = 0.998
+    config.ema_images = 32e3  # 500 steps
     config.model.update(image_size=32, dtype="float32", **arm.model)
     config.optim.update(lr_per_512=8e-3, warmup_epochs=1.0)
     config.data.update(

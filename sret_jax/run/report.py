@@ -92,7 +92,8 @@ class Reporter:
             f"{model_macs(experiment.model) / 1e9:.3f} GMACs per {size}x{size} image.\n"
             f"{len(experiment.train_source):,} training and {len(experiment.eval_source):,} test "
             f"images in {len(experiment.eval_source.class_names):,} classes; "
-            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,}.\n"
+            f"{experiment.total_steps:,} steps of {experiment.config.batch_size:,}; the average's "
+            f"decay is {1 - float(experiment.hyperparameters.ema_rate):.7g} per step.\n"
             f"Results: {experiment.workdir}"
         )
         if experiment.teacher and experiment.teacher.class_names is None:

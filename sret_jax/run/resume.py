@@ -30,6 +30,8 @@ FOLLOWS = {
     "data.soft_labels": OTHER_ORDER,
     "data.eval_split": OTHER_TEST,
     "data.test_crop": OTHER_TEST,
+    "ema_decay": "None: exp(-batch_size / ema_images)",
+    "ema_images": "where there is no ema_decay",
     "init_from": NO_EFFECT,
     "init_ema": NO_EFFECT,
     "grad_accum": "BatchNorm normalises micro-batches of another size",

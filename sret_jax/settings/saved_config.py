@@ -20,6 +20,7 @@ CONVERTED = "converted_from"  # only the config.json of a converted checkpoint h
 # that means the old behaviour, so that every earlier workdir can still be read. Settings of the
 # model are not listed: one that is missing, or None, has the published model's own value.
 BEFORE: dict[str, Any] = {
+    "ema_images": 25.6e6,  # without effect, because they all have an ema_decay
     "ema_warmup": False,
     "init_from": "",
     "init_ema": False,

@@ -22,6 +22,7 @@ def check_numbers(config: ConfigDict) -> None:
     positive = (
         "epochs",
         "batch_size",
+        "ema_images",
         "grad_accum",
         "log_every_steps",
         "eval_every_epochs",
@@ -62,7 +63,7 @@ def check_numbers(config: ConfigDict) -> None:
             "give trained weights with config.init_from=PATH"
         )
     for name in ("ema_decay", "data.max_bad_fraction"):
-        if not 0 <= _number(config, name) < 1:
+        if _get(config, name) is not None and not 0 <= _number(config, name) < 1:
             raise UserError(f"config.{name}={_get(config, name)} must be in [0, 1)")
     profile = tuple(config.profile)
     whole = all(isinstance(step, int) for step in profile)

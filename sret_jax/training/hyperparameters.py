@@ -3,6 +3,7 @@
 Runs that differ only in these numbers share one compiled program.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -101,6 +102,18 @@ def make_schedule(
     )
 
 
+def ema_rate(config: ConfigDict) -> float:
+    """1 - d for the decay d of the moving average per step, after its warm-up.
+
+    d = exp(-B / H) for batches of B images and H = config.ema_images, so that the average looks
+    back over H images whatever B is (Busbridge et al., "How to Scale Your EMA", 2023). If
+    config.ema_decay is given, it is d.
+    """
+    if config.ema_decay is None:
+        return -math.expm1(-config.batch_size / config.ema_images)
+    return 1 - config.ema_decay
+
+
 def make_hyperparameters(
     config: ConfigDict, steps_per_epoch: float, total_steps: int
 ) -> Hyperparameters:
@@ -109,6 +122,6 @@ def make_hyperparameters(
         seed=np.uint32(config.seed),
         schedule=make_schedule(config.optim, config.batch_size, steps_per_epoch, total_steps),
         weight_decay=np.float32(config.optim.weight_decay),
-        ema_rate=np.float32(1 - config.ema_decay),
+        ema_rate=np.float32(ema_rate(config)),
         ema_warmup=np.bool_(config.ema_warmup),
     )

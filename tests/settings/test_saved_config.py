@@ -59,6 +59,7 @@ def test_an_earlier_workdir_resumes_without_a_change_to_speak_of(earlier):
     config = quickstart.get_config()
     config.model.update(image_size=16, groups=((2, 2), (1, 1)), heads=(2, 4), dim=8)
     config.data.test_crop = 0.8
+    config.ema_decay = 0.99
     config.eval_batch_size = 128
     config.update_from_flattened_dict(saved_config.BEFORE)
     assert changed_settings(config, earlier) == {}

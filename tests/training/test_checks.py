@@ -26,6 +26,7 @@ SETTINGS = [
     ({"fsdp": 3}, "config.fsdp=3 does not divide the 8 devices; use one of [1, 2, 4, 8]"),
     ({"data.name": "/no/such"}, "the data folder /no/such does not exist"),
     ({"model.num_classes": 5}, "labels up to 9, beyond config.model.num_classes=5"),
+    ({"ema_images": 0.0}, "config.ema_images=0.0 must be above 0"),
     ({"ema_decay": 1.5}, "config.ema_decay=1.5 must be in [0, 1)"),
     ({"model.dtype": "float16"}, "config.model.dtype 'float16'; did you mean 'bfloat16'?"),
     ({"augment.policy": "rand-m12-inc1"}, "RandAugment's m=12 must be in [0, 10]"),

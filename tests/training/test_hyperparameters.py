@@ -6,7 +6,7 @@ import pytest
 from configs import common
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.training.experiment import build_computation
-from sret_jax.training.hyperparameters import make_hyperparameters, make_schedule
+from sret_jax.training.hyperparameters import ema_rate, make_hyperparameters, make_schedule
 
 
 def test_the_rate_warms_up_from_1e_6_and_follows_a_cosine_to_1e_5():
@@ -46,7 +46,18 @@ def test_the_average_s_decay_warms_up_where_that_is_on():
         assert 1 - numbers.ema_rate_at(step) == pytest.approx(decay, rel=1e-6)
     config.ema_warmup = False
     numbers = make_hyperparameters(config, steps_per_epoch=10, total_steps=100)
-    assert numbers.ema_rate_at(0) == pytest.approx(4e-5, rel=1e-6)
+    assert numbers.ema_rate_at(0) == pytest.approx(4e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "decay"), [(1024, 0.99996), (256, 0.99999), (4096, 0.99984)]
+)
+def test_the_average_looks_back_over_as_many_images_at_any_batch_size(batch_size, decay):
+    config = common.get_config()
+    config.batch_size = batch_size
+    assert ema_rate(config) == pytest.approx(1 - decay, rel=1e-4)
+    config.ema_decay = 0.999
+    assert ema_rate(config) == 1 - 0.999
 
 
 def test_runs_that_differ_in_hyperparameters_alone_share_one_program(tiny_config):
