@@ -12,32 +12,18 @@ Costs: 0.2M parameters and 5 to 50 MMACs per image; 1 to 8 minutes a run on 2 co
 Should reach: docs/study.md has the accuracy of each arm.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
 from sret_jax.configs import common
 from sret_jax.errors import did_you_mean
+from sret_jax.study.design import Arm, Claim
 
 RUNS = "runs/study_cifar10"  # RUNS/ARM/SEED is the workdir of a run
 TEACHER, LABELS = f"{RUNS}/teacher/0", f"{RUNS}/labels"
 
 Settings = dict[str, Any]
-
-
-class Arm(NamedTuple):
-    """What an arm trains.
-
-    Attributes:
-      model: settings of the model.
-      others: settings in which the arm differs from `loops1` otherwise, by dotted name.
-    """
-
-    model: Settings
-    others: Mapping[str, Any] = MappingProxyType({})
-
 
 # Stages of 64 and 16 tokens, three unique blocks that are applied once, and no part of SReT's.
 PLAIN: Settings = dict(
@@ -87,13 +73,19 @@ ARMS: dict[str, Arm] = {
     "linear_layer": Arm({**SRET, "nll_activation": "none"}),
     "sliced": Arm(SLICED),
     "sliced_unpermuted": Arm({**SLICED, "permutation": "identity"}),
-    "teacher": Arm({**SRET, "dim": 24}, {"epochs": 60.0}),
-    "soft": Arm(SRET, TAUGHT),
-    "hard_distillation": Arm(SRET, {**TAUGHT, "distill.kind": "hard", "distill.hard_weight": 0.5}),
-    "deit_soft": Arm(SRET, {**TAUGHT, "distill.kind": "deit_soft", "distill.hard_weight": 0.5}),
+    "teacher": Arm({**SRET, "dim": 24}, {"epochs": 60.0}, most_seeds=1),
+    "soft": Arm(SRET, TAUGHT, teacher="teacher"),
+    "hard_distillation": Arm(
+        SRET, {**TAUGHT, "distill.kind": "hard", "distill.hard_weight": 0.5}, teacher="teacher"
+    ),
+    "deit_soft": Arm(
+        SRET, {**TAUGHT, "distill.kind": "deit_soft", "distill.hard_weight": 0.5}, teacher="teacher"
+    ),
     "stored": Arm(
         SRET,
         {"data.soft_labels": LABELS, "data.crops_per_image": 4, "distill.required": True},
+        teacher="teacher",
+        stored_crops=16,  # as many as an image is shown in 15 epochs
     ),
     **{f"depth{loops}": _deep(loops) for loops in (10, 100, 1000)},
     "deit": Arm(DEIT),
@@ -108,6 +100,46 @@ ARMS: dict[str, Arm] = {
     "mixer": Arm(MIXER),
     "mixer_loops2": Arm({**MIXER, "loops": 2}),
     "mixer_untied": Arm({**MIXER, "blocks": (4,)}),
+}
+
+CLAIMS: dict[str, Claim] = {
+    "recursion": Claim(
+        "Naive recursion gains accuracy at no parameters",
+        "a gain of about 2% simply by naive recursion (abstract)",
+        (("loops1", "loops2", "untied_equal_flops", "untied_equal_parameters"),),
+    ),
+    "nll": Claim(
+        "NLLs and residual coefficients help recursive blocks",
+        "both are parts of the model; no figure is quoted here",
+        (("loops2", "nll", "coefficients", "nll_coefficients", "linear_layer"),),
+    ),
+    "slicing": Claim(
+        "Slicing saves computation at hardly any loss",
+        "10 to 30% less computation, with minimal loss (abstract)",
+        (("nll_coefficients", "sliced", "sliced_unpermuted"),),
+    ),
+    "loops": Claim(
+        "How often a block should be applied",
+        "the published models apply each block twice",
+        (("loops1", "loops2", "loops3", "loops4", "loops6", "loops10"),),
+    ),
+    "distillation": Claim(
+        "A teacher's soft labels alone beat hard labels and hard distillation",
+        "soft labels alone raise SReT-T on ImageNet from 76.0 to 77.6%",
+        (("nll_coefficients", "soft", "deit_soft", "hard_distillation", "stored"),),
+    ),
+    "depth": Claim(
+        "Depth without difficulty",
+        "more than 100 or even 1,000 shared layers train with ease (abstract)",
+        (("depth10", "depth100", "depth1000"),),
+    ),
+    "families": Claim(
+        "Recursion in other designs",
+        "compatible with other designs of efficient vision transformers (abstract)",
+        tuple(
+            (name, f"{name}_loops2", f"{name}_untied") for name in ("deit", "pit", "swin", "mixer")
+        ),
+    ),
 }
 
 

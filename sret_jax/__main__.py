@@ -27,6 +27,7 @@ COMMANDS = (
     "launch",
     "benchmark",
     "compare",
+    "study",
     "anytime",
     "depth",
     "landscape",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import common, deep_digits, distill_digits, finetune, sret_deep
+from configs import common, deep_digits, distill_digits, finetune, sret_deep, study_cifar10
 from sret_jax.distillation.stored_labels import UNCHANGED
 from sret_jax.errors import UserError
 from sret_jax.models.flops import model_macs
@@ -132,6 +132,54 @@ def test_the_digits_students_differ_in_their_labels_alone():
             distill_digits.get_config(arg)
 
 
+def study_size(arm):
+    """Parameters and MACs of an arm of the study of CIFAR-10."""
+    model = create_from_config(study_cifar10.get_config(arm), num_classes=10)
+    parameters = jax.tree.leaves(abstract_variables(model)["params"])
+    return sum(p.size for p in parameters), model_macs(model)
+
+
+def test_the_untied_twins_of_the_study_are_fair():
+    parameters, macs = study_size("loops2")
+    once, half = study_size("loops1")
+    assert once == parameters and half < 0.6 * macs
+    twin, same = study_size("untied_equal_flops")
+    assert twin > 1.5 * parameters and same == pytest.approx(macs, rel=0.02)
+    assert study_size("untied_equal_parameters")[0] == pytest.approx(parameters, rel=0.05)
+    plain, full = study_size("nll_coefficients")
+    assert study_size("sliced") == (plain, pytest.approx(0.9 * full, rel=0.1))
+    for family in ("deit", "pit", "swin", "mixer"):
+        tied, macs = study_size(f"{family}_loops2")
+        assert tied == study_size(family)[0]
+        assert study_size(f"{family}_untied")[1] == pytest.approx(macs, rel=0.02)
+
+
+def test_arms_of_the_study_differ_in_their_own_settings_alone():
+    """The claims name arms, teachers have arms, and the argument "full" changes data and epochs."""
+    arms = study_cifar10.ARMS
+    assert {arm for claim in study_cifar10.CLAIMS.values() for arm in claim.arms} == {
+        *arms.keys() - {"teacher"}
+    }
+    usual = study_cifar10.get_config("loops1")
+    for name, arm in arms.items():
+        config = study_cifar10.get_config(name)
+        assert arm.teacher in ("", *arms)
+        assert bool(config.teacher or config.data.soft_labels) == bool(arm.teacher)
+        config.update_from_flattened_dict({k: usual_value(usual, k) for k in arm.others})
+        config.model = usual.model
+        assert config == usual
+    full = study_cifar10.get_config("loops1,full")
+    assert full.data.train_split == "train" and full.model == usual.model
+    with pytest.raises(ValueError, match="unknown arm 'loops7'; did you mean"):
+        study_cifar10.get_config("loops7")
+
+
+def usual_value(config, name):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
 @pytest.mark.parametrize("arg", ["", "10", "res=384", "1000 "])
 def test_another_depth_is_refused_with_those_there_are(arg):
     for module in (sret_deep, deep_digits):
@@ -144,7 +192,7 @@ def test_another_depth_is_refused_with_those_there_are(arg):
     [
         *("quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits"),
         *FAMILIES,
-        *("distill_digits", "finetune", "finetune_digits"),
+        *("distill_digits", "finetune", "finetune_digits", "study_cifar10"),
     ],
 )
 def test_a_config_opens_with_what_it_trains_costs_and_reaches_and_the_command(name):

@@ -60,7 +60,7 @@ def train(
 
     Returns:
       The contents of result.json: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
-      "best": {"step", "top1"}, "train_seconds", "images_per_second"}.
+      "best": {"step", "top1"}, "train_seconds", "images_per_second", "compile_seconds"}.
 
     Raises:
       Preempted: SIGTERM or Ctrl-C came; a checkpoint of the last step is saved.
@@ -137,6 +137,7 @@ class Run:
             )
         }
         self._results: Results = {}
+        self._compile_seconds = 0.0
         self._loader: Loader | SyntheticLoader | None = None
         self._losses: deque[tuple[int, jax.Array]] = deque(maxlen=REMEMBERED_LOSSES)
 
@@ -183,7 +184,8 @@ class Run:
         if not self._results:
             self._save_and_evaluate()
         self._saved.settle("training is complete, but its last checkpoint cannot be written")
-        return self._reporter.result(self.step, self._results, self._checkpoints.best())
+        best = self._checkpoints.best()
+        return self._reporter.result(self.step, self._results, best, self._compile_seconds)
 
     def close(self) -> None:
         """Waits for the last checkpoint and stops the loader's workers."""
@@ -345,7 +347,8 @@ class Run:
                 self._evaluator.rehearse(self.state.variables)
             with self._watchdog.during("compiling the train step"), self._fits_memory():
                 compiled = self.experiment.compile_train_step()
-        self._reporter.say(f"Compiled in {duration(time.perf_counter() - start)}.")
+        self._compile_seconds = time.perf_counter() - start
+        self._reporter.say(f"Compiled in {duration(self._compile_seconds)}.")
         return compiled
 
 

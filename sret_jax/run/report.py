@@ -128,13 +128,20 @@ class Reporter:
         with self._storage_may_fail():
             draw_curves(workdir)
 
-    def result(self, step: int, results: Results, best: tuple[int, float] | None) -> dict[str, Any]:
+    def result(
+        self,
+        step: int,
+        results: Results,
+        best: tuple[int, float] | None,
+        compile_seconds: float,
+    ) -> dict[str, Any]:
         """Writes result.json and prints its path; returns the contents of result.json.
 
         Args:
           step: the last step.
           results: results of its evaluation.
           best: the step of the best checkpoint, and its raw top-1.
+          compile_seconds: time that the last start took to compile, or to load what was compiled.
         """
         seconds = self.window.seconds
         images = step * self._experiment.config.batch_size
@@ -144,6 +151,7 @@ class Reporter:
             "best": {"step": best[0], "top1": best[1]} if best else None,
             "train_seconds": seconds,
             "images_per_second": images / seconds if seconds else 0.0,
+            "compile_seconds": compile_seconds,
         }
         if is_leader():
             workdir = self._experiment.workdir

@@ -86,12 +86,14 @@ def test_a_run_leaves_its_results_and_says_where(twenty_steps):
     workdir, output = twenty_steps
     result = json.loads((workdir / "result.json").read_text())
     assert result["step"] == 20
-    numbers = {"step", "eval", "eval_ema", "best", "train_seconds", "images_per_second"}
-    assert set(result) == numbers
+    figures = {"step", "eval", "eval_ema", "best"}
+    seconds = {"train_seconds", "images_per_second", "compile_seconds"}
+    assert set(result) == figures | seconds
     assert result["best"] == {"step": 20, "top1": result["eval"]["top1"]}
     assert output.splitlines()[-1].endswith(f"in {workdir / 'checkpoints' / '20'}")
     assert set(result["eval"]) == set(result["eval_ema"]) == {"top1", "top5", "loss"}
     assert result["train_seconds"] > 0 and result["images_per_second"] > 0
+    assert result["compile_seconds"] > 0
     for file in ("config.json", "class_names.json", "curves.png", "tensorboard", "parameters.txt"):
         assert (workdir / file).exists()
     assert json.loads((workdir / "class_names.json").read_text()) == [str(i) for i in range(10)]

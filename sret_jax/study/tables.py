@@ -1,0 +1,228 @@
+"""The tables of a study, drawn from the evidence of its runs alone: nothing is trained."""
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from sret_jax.errors import UserError, few
+from sret_jax.study.design import CONFIG, RESULT, Claim, Study, changes
+from sret_jax.text import markdown_table
+
+CONFIDENCE = 0.95
+HEADINGS = (
+    *("arm", "parameters", "MMACs", "ms a step", "runs", "top-1 (%)"),
+    *("difference (95% interval)", "verdict"),
+)
+MISSING = "-"
+RULES = (
+    "top-1 is that of the moving average of the weights after the last step (never of the best "
+    "step), in percent of the test images: mean ± standard deviation over seeds. The difference "
+    "is to the first arm above it that is set in bold, which has no difference itself: the mean "
+    "over the seeds that both have of the difference of two runs with the same seed, and the "
+    "95% interval of a paired t-test. The verdict is *better* or *worse* if that interval "
+    "excludes 0, else *no difference seen*; it is not corrected for the number of comparisons. "
+    "A millisecond is one of a training step of the whole batch, as the median."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes:
+      arm, seed: which run it is.
+      result: its result.json.
+      config: its config.json.
+    """
+
+    arm: str
+    seed: int
+    result: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def top1(self) -> float:
+        """Test top-1 of the moving average after the last step, in percent."""
+        return 100 * self.result["eval_ema"]["top1"]
+
+
+Records = Mapping[str, Mapping[int, Record]]  # by arm and seed
+
+
+class Difference(NamedTuple):
+    """The paired difference of two arms in percentage points.
+
+    Attributes:
+      mean: mean over the seeds that both have; nan: they share none.
+      low, high: its 95% interval; nan with fewer than two seeds.
+      seeds: number of seeds that both have.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """Better or worse if the interval excludes 0."""
+        if math.isnan(self.low):
+            return MISSING
+        if self.low > 0 or self.high < 0:
+            return "better" if self.mean > 0 else "worse"
+        return "no difference seen"
+
+
+def read_records(results: epath.Path, arms: Iterable[str]) -> Records:
+    """Reads the evidence of all runs of the arms.
+
+    Raises:
+      UserError: a file is damaged.
+    """
+    return {arm: dict(_records(results / arm)) for arm in arms}
+
+
+def _records(folder: epath.Path) -> Iterable[tuple[int, Record]]:
+    if not folder.exists():
+        return
+    for run in sorted(folder.iterdir(), key=lambda path: path.name):
+        if not run.name.isdigit() or not (run / RESULT).exists():
+            continue
+        try:
+            result, config = (json.loads((run / name).read_text()) for name in (RESULT, CONFIG))
+            record = Record(folder.name, int(run.name), result, config)
+            assert record.top1 >= 0 and result["seed"] == record.seed == config["seed"]
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as e:
+            raise UserError(f"{run} is damaged ({e!r}); remove it, and run the study again") from e
+        yield record.seed, record
+
+
+def compare(records: Mapping[int, Record], baseline: Mapping[int, Record]) -> Difference:
+    """Compares the runs of two arms with the same seeds by a paired t-test."""
+    from scipy import stats  # imported here, because it takes a second
+
+    seeds = sorted(records.keys() & baseline.keys())
+    if not seeds:
+        return Difference(math.nan, math.nan, math.nan, 0)
+    ours, theirs = ([runs[seed].top1 for seed in seeds] for runs in (records, baseline))
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = statistics.mean(differences)
+    if len(seeds) < 2:
+        return Difference(mean, math.nan, math.nan, 1)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1) * stats.sem(differences)
+    return Difference(mean, mean - half, mean + half, len(seeds))
+
+
+def claim_table(claim: Claim, records: Records) -> str:
+    """The table of a claim in Markdown: its title, what is published, a row for each arm."""
+    rows = [
+        _row(arm, records, group[0] if arm != group[0] else "")
+        for group in claim.groups
+        for arm in group
+    ]
+    return f"### {claim.title}\n\nThe paper: {claim.published}.\n\n{markdown_table(HEADINGS, rows)}"
+
+
+def _row(arm: str, records: Records, baseline: str) -> list[str]:
+    """A row of the table; without a baseline the arm is one itself."""
+    runs = records.get(arm, {})
+    name = f"`{arm}`" if baseline else f"**`{arm}`**"
+    if not runs:
+        return [name, *[MISSING] * (len(HEADINGS) - 2), "not trained"]
+    first = next(iter(runs.values())).result
+    seconds = [r.result["step_seconds"] for r in runs.values() if r.result["step_seconds"]]
+    accuracies = [run.top1 for run in runs.values()]
+    cells = [
+        name,
+        f"{first['parameters']:,}",
+        f"{first['macs'] / 1e6:.2f}",
+        f"{1000 * statistics.median(seconds):.0f}" if seconds else MISSING,
+        str(len(runs)),
+        spread(accuracies),
+    ]
+    if not baseline:
+        return [*cells, "", ""]
+    difference = compare(runs, records.get(baseline, {}))
+    return [*cells, _in_words(difference), difference.verdict]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, the latter of at least two values."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{deviation}"
+
+
+def _in_words(difference: Difference) -> str:
+    if not difference.seeds:
+        return MISSING
+    if difference.seeds == 1:
+        return f"{difference.mean:+.2f} (one seed)"
+    mean, low, high, seeds = difference
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f}, n = {seeds})"
+
+
+def conditions(records: Records) -> list[str]:
+    """Sentences on the images, the machine and the time of all runs."""
+    runs = [run for by_seed in records.values() for run in by_seed.values()]
+    if not runs:
+        return ["No run has finished yet."]
+    size = sorted({run.config["model"]["image_size"] for run in runs})
+    images = {
+        f"{run.result['data']}, {run.result['images']['train']['images']:,} training and "
+        f"{run.result['images']['eval']['images']:,} test images"
+        for run in runs
+        if run.result["images"]
+    }
+    machines = {_machine(run.result["machine"]) for run in runs if run.result["machine"]}
+    hours = sum(run.result["wall_seconds"] or 0 for run in runs) / 3600
+    return [
+        f"**Miniature: {' and '.join(sorted(images))}, {', '.join(map(str, size))} pixels, small "
+        "models.** Figures of another size may differ.",
+        f"{len(runs)} runs, {hours:.1f} hours in all. Measured on {'; '.join(sorted(machines))}.",
+    ]
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    cores = machine["cores"]
+    return (
+        f"{machine['processor']}, {machine['runs_at_once']} runs at once, each on {cores} "
+        f"core{'' if cores == 1 else 's'}, jax {machine['jax']}"
+    )
+
+
+def deviations(study: Study, records: Records) -> list[str]:
+    """A sentence on each run whose settings are not those that the config file has now."""
+    return [
+        f"{arm}/{seed} ({differing[0]})"
+        for arm, runs in records.items()
+        for seed, run in runs.items()
+        if (differing := changes(run.config, study.settings(arm, seed)))
+    ]
+
+
+def report(study: Study, results: epath.Path) -> str:
+    """All tables of a study in Markdown.
+
+    Raises:
+      UserError: evidence is damaged.
+    """
+    records = read_records(results, study.arms)
+    warnings = []
+    if differing := deviations(study, records):
+        warnings = [
+            f"**{len(differing)} runs have other settings than {study.config} has now**, so their "
+            f"figures may not be comparable: {few(differing)}."
+        ]
+    return "\n\n".join(
+        [
+            *conditions(records),
+            *warnings,
+            RULES,
+            *(claim_table(claim, records) for claim in study.claims.values()),
+        ]
+    )
