@@ -69,18 +69,21 @@ def _against_macs(axes: "Axes", groups: Sequence[Sequence[str]], records: Record
     drawn: set[str] = set()
     for number, group in enumerate(groups):
         arms = [arm for arm in group if arm not in drawn]
+        if not arms:
+            continue
         drawn.update(arms)
         points = [_point(arm, records) for arm in arms]
-        axes.errorbar(
-            [macs for macs, _, _ in points],
-            [mean for _, mean, _ in points],
-            [deviation for _, _, deviation in points],
-            **dict(fmt="o", color=f"C{number}", capsize=3, markersize=5),
-        )
-        for arm, (macs, mean, _) in zip(arms, points, strict=True):
+        macs, means, deviations = zip(*points, strict=True)
+        colour = f"C{number}"
+        axes.errorbar(macs, means, deviations, fmt="o", color=colour, capsize=3, markersize=5)
+        for arm, x, y in zip(arms, macs, means, strict=True):
             axes.annotate(
-                *(arm, (macs, mean)),
-                **dict(xytext=(6, 4), textcoords="offset points", fontsize=8, color=f"C{number}"),
+                arm,
+                (x, y),
+                xytext=(6, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
             )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
