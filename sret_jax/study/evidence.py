@@ -1,11 +1,13 @@
 """The evidence of a finished run: small files, without paths of this machine, to be kept in git."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
 import statistics
+import subprocess
 from typing import Any
 
 import jax
@@ -37,8 +39,15 @@ def is_finished(workdir: epath.Path) -> bool:
     return (workdir / RESULT_FILE).exists()
 
 
-def record_start(workdir: epath.Path, ended: Ended, at_once: int) -> None:
-    """Adds a start of a run to starts.json in its workdir."""
+def record_start(workdir: epath.Path, ended: Ended, at_once: int, commit: str | None) -> None:
+    """Adds a start of a run to starts.json in its workdir.
+
+    Args:
+      workdir: folder of the run.
+      ended: its process.
+      at_once: how many processes ran at once.
+      commit: what `commit` returned when it started.
+    """
     start = {
         "status": ended.status,
         "wall_seconds": round(ended.seconds, 1),
@@ -48,6 +57,7 @@ def record_start(workdir: epath.Path, ended: Ended, at_once: int) -> None:
         "load": round(os.getloadavg()[2], 1),
         "jax": importlib.metadata.version("jax"),
         "python": platform.python_version(),
+        "commit": commit,
     }
     write_json(workdir / STARTS_FILE, [*_starts(workdir), start])
 
@@ -130,6 +140,17 @@ def processor() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of this code, followed by -dirty if files differ; None if it is no git clone."""
+    clone = pathlib.Path(__file__).parents[2]
+    if not (clone / ".git").exists():
+        return None
+    command = ["git", "-C", str(clone), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def _starts(workdir: epath.Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from sret_jax.errors import UserError, few
 from sret_jax.run.report import RESULT_FILE
 from sret_jax.settings.saved_config import load_config
 from sret_jax.study.design import Place, Study, changes
-from sret_jax.study.evidence import is_finished, record_start, write_evidence
+from sret_jax.study.evidence import commit, is_finished, record_start, write_evidence
 from sret_jax.study.tables import Records, deviations, read_records
 from sret_jax.study.tasks import Ended, Stopped, Task, run_tasks, shares
 from sret_jax.text import duration
@@ -76,7 +76,11 @@ def train_runs(
     progress = _Progress(study, place, results, left, finished, jobs)
     try:
         blocked = run_tasks(
-            _tasks(study, place, left), slots, _environment(place.runs), progress.ended
+            _tasks(study, place, left),
+            slots,
+            _environment(place.runs),
+            progress.started,
+            progress.ended,
         )
     except Stopped:
         return Outcome(progress.failed, True)
@@ -127,13 +131,19 @@ class _Progress:
         self._done, self._total, self._jobs = finished, finished + len(left), jobs
         self._begun = time.monotonic()
         self._seconds: list[float] = []
+        self._commits: dict[str, str | None] = {}
         self.failed: list[str] = []
+
+    def started(self, task: Task) -> None:
+        """Notes which code a task runs, which may change before it ends."""
+        self._commits[task.name] = commit()
 
     def ended(self, ended: Ended) -> None:
         """Records a task that has ended."""
         run = self._left.pop(ended.task.name, None)
         if run:
-            record_start(epath.Path(self._place.workdir(*run)), ended, self._jobs)
+            workdir = epath.Path(self._place.workdir(*run))
+            record_start(workdir, ended, self._jobs, self._commits[ended.task.name])
         if ended.status == 0 and run:
             write_evidence(self._study, self._place, *run, self._results)
             self._done += 1

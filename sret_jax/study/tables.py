@@ -125,7 +125,24 @@ def claim_table(claim: Claim, records: Records) -> str:
         for group in claim.groups
         for arm in group
     ]
-    return f"### {claim.title}\n\nThe paper: {claim.published}.\n\n{markdown_table(HEADINGS, rows)}"
+    return "\n\n".join(
+        [
+            f"### {claim.title}",
+            f"The paper: {claim.published}. Here: {miniature(records, claim.arms)}.",
+            markdown_table(HEADINGS, rows),
+        ]
+    )
+
+
+def miniature(records: Records, arms: Iterable[str]) -> str:
+    """What stands over every table: the images and the size of the models."""
+    runs = [run for arm in arms for run in records[arm].values()]
+    if not runs:
+        return "nothing yet"
+    data = sorted({run.result["data"] for run in runs})
+    pixels = sorted({run.config["model"]["image_size"] for run in runs})
+    size = " and ".join(map(str, pixels))
+    return f"a miniature: {' and '.join(data)}, {size} pixels, small models"
 
 
 def _row(arm: str, records: Records, baseline: str) -> list[str]:
@@ -171,9 +188,8 @@ def conditions(records: Records) -> list[str]:
     runs = [run for by_seed in records.values() for run in by_seed.values()]
     if not runs:
         return ["No run has finished yet."]
-    size = sorted({run.config["model"]["image_size"] for run in runs})
     images = {
-        f"{run.result['data']}, {run.result['images']['train']['images']:,} training and "
+        f"{run.result['images']['train']['images']:,} training and "
         f"{run.result['images']['eval']['images']:,} test images"
         for run in runs
         if run.result["images"]
@@ -181,8 +197,8 @@ def conditions(records: Records) -> list[str]:
     machines = {_machine(run.result["machine"]) for run in runs if run.result["machine"]}
     hours = sum(run.result["wall_seconds"] or 0 for run in runs) / 3600
     return [
-        f"**Miniature: {' and '.join(sorted(images))}, {', '.join(map(str, size))} pixels, small "
-        "models.** Figures of another size may differ.",
+        f"All of this is **{miniature(records, records)}**; {'; '.join(sorted(images))}. It does "
+        "not show what holds for other images or larger models.",
         f"{len(runs)} runs, {hours:.1f} hours in all. Measured on {'; '.join(sorted(machines))}.",
     ]
 

@@ -77,6 +77,7 @@ def run_tasks(
     tasks: Sequence[Task],
     slots: Sequence[tuple[int, ...]],
     environment: Mapping[str, str],
+    on_start: Callable[[Task], None],
     on_end: Callable[[Ended], None],
 ) -> list[Task]:
     """Runs tasks in their order, as soon as a slot is free and what they need has succeeded.
@@ -87,6 +88,7 @@ def run_tasks(
       tasks: the tasks; what a task needs is among them.
       slots: the cores of each process that may run at once; empty: all cores.
       environment: environment variables of the processes.
+      on_start: called with each task before it starts.
       on_end: called with each task that has ended.
 
     Returns:
@@ -105,6 +107,7 @@ def run_tasks(
                 while free and not received and (task := _next(waiting, succeeded)):
                     waiting.remove(task)
                     slot = free.pop()
+                    on_start(task)
                     process = _start(task, slots[slot], environment)
                     running.append(_Running(task, process, slot, time.monotonic()))
                 if not running:

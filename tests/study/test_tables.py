@@ -57,11 +57,9 @@ def test_a_table_has_means_spreads_and_paired_differences_with_their_verdict(res
         "worse |",
     ):
         assert row in printed
-    assert "### Recursion helps\n\nThe paper: about 2%." in printed
-    assert (
-        "**Miniature: cifar10 in a class folder, 10,000 training and 500 test images, 16 pixels"
-        in printed
-    )
+    what = "a miniature: cifar10 in a class folder, 16 pixels, small models"
+    assert f"### Recursion helps\n\nThe paper: about 2%. Here: {what}.\n\n| arm |" in printed
+    assert f"All of this is **{what}**; 10,000 training and 500 test images." in printed
     assert "9 runs, 4.5 hours in all. Measured on A CPU, 2 runs at once, each on 1 core" in printed
     assert "| `taught` | - | - | - | - | - | - | not trained |" in printed
     assert "other settings" not in printed

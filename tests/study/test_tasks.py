@@ -20,7 +20,10 @@ def shell(tmp_path, name, text, *needs):
 
 def run(tasks, slots):
     ended = []
-    return run_tasks(tasks, slots, os.environ, ended.append), ended
+    begun = []
+    blocked = run_tasks(tasks, slots, os.environ, begun.append, ended.append)
+    assert {e.task for e in ended} == set(begun)
+    return blocked, ended
 
 
 def test_tasks_run_in_their_order_but_after_what_they_need(tmp_path):
@@ -88,7 +91,7 @@ def test_a_signal_lets_the_processes_save_and_starts_no_others(number, tmp_path)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Stopped):
-        run_tasks(tasks, [()], os.environ, ended.append)
+        run_tasks(tasks, [()], os.environ, lambda task: None, ended.append)
     thread.join()
     assert [(e.task.name, e.status) for e in ended] == [("saves", 75)]
     assert (tmp_path / "saved").exists() and not (tmp_path / "started").exists()
