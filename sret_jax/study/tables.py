@@ -19,15 +19,15 @@ HEADINGS = (
     *("difference (95% interval)", "verdict"),
 )
 MISSING = "-"
-RULES = (
-    "top-1 is that of the moving average of the weights after the last step (never of the best "
-    "step), in percent of the test images: mean ± standard deviation over seeds. The difference "
-    "is to the first arm above it that is set in bold, which has no difference itself: the mean "
-    "over the seeds that both have of the difference of two runs with the same seed, and the "
-    "95% interval of a paired t-test. The verdict is *better* or *worse* if that interval "
-    "excludes 0, else *no difference seen*; it is not corrected for the number of comparisons. "
-    "A millisecond is one of a training step of the whole batch, as the median."
-)
+RULES = """\
+- **top-1** is that of the moving average (EMA) of the weights after the last step, never of the
+  best step: mean ± standard deviation over seeds, in percent of the test images.
+- **Difference**: to the baseline, which is the last arm in bold above. Runs with the same seed are
+  subtracted; the table has the mean of these differences, its 95% interval by the paired t-test,
+  and the number n of seeds that both arms have.
+- **Verdict**: *better* or *worse* if that interval excludes 0, else *no difference seen*. It is not
+  corrected for the number of comparisons.
+- **ms a step**: median time of a training step."""
 
 
 @dataclasses.dataclass(frozen=True)
