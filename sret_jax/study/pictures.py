@@ -1,6 +1,5 @@
 """The pictures of a study, and its document."""
 
-import re
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,42 +10,46 @@ from sret_jax.errors import UserError
 from sret_jax.files import write_text
 from sret_jax.picture import picture
 from sret_jax.study.design import Study
-from sret_jax.study.tables import Records, read_records
+from sret_jax.study.tables import Records, miniature, read_records, report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEGIN, END = "<!-- tables: written by tools.study -->", "<!-- end of tables -->"
-# Pictures by the end of their file's name: the claims whose arms they show.
-AGAINST_MACS = {"loops": ("loops", "recursion"), "families": ("families",)}
-IN_ROWS = {"distillation": ("distillation",)}
+# Pictures by the claim that they belong to, and the claims whose arms they show.
+AGAINST_MACS = {"loops": ("loops", "recursion")}
+IN_ROWS = {"distillation": ("distillation",), "families": ("families",)}
+TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)  # of the axis of MMACs
 
 
-def write_docs(study: Study, results: epath.Path, docs: epath.Path, tables: str) -> list[str]:
+def write_docs(study: Study, results: epath.Path, docs: epath.Path) -> list[epath.Path]:
     """Writes the tables between the markers of DOCS/study.md, and the pictures beside it.
-
-    A picture without finished runs is left out.
 
     Args:
       study: the study.
       results: folder of the evidence.
       docs: folder of the documents.
-      tables: the tables in Markdown.
 
     Returns:
       The files that were written.
 
     Raises:
-      UserError: the document is missing or has no markers.
+      UserError: the document is missing or has no markers, or evidence is damaged.
     """
     document = docs / "study.md"
     text = document.read_text() if document.exists() else ""
     if BEGIN not in text or END not in text:
         raise UserError(f"{document} needs the lines {BEGIN!r} and {END!r}, between which to write")
+    pictures = draw_pictures(study, read_records(results, study.arms), docs)
+    tables = report(study, results, {claim: path.name for claim, path in pictures.items()})
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     write_text(document, f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
-    records = read_records(results, study.arms)
-    written = [str(document)]
+    return [document, *pictures.values()]
+
+
+def draw_pictures(study: Study, records: Records, folder: epath.Path) -> dict[str, epath.Path]:
+    """Draws the pictures of claims whose arms have finished runs; returns their paths by claim."""
+    drawn = {}
     for name, claims in {**AGAINST_MACS, **IN_ROWS}.items():
         groups = [
             trained
@@ -56,16 +59,20 @@ def write_docs(study: Study, results: epath.Path, docs: epath.Path, tables: str)
         ]
         if not groups:
             continue
-        path = docs / f"study_{name}.png"
-        with picture(path, 7.2, 4.2) as figure:
+        drawn[name] = folder / f"study_{name}.png"
+        shown = [arm for group in groups for arm in group]
+        height = max(3.6, 1.0 + 0.35 * len(shown)) if name in IN_ROWS else 4.2
+        with picture(drawn[name], 7.2, height) as figure:
             axes = figure.subplots()
+            axes.set_title(miniature(records, shown).strip("*."), fontsize=9)
             (_against_macs if name in AGAINST_MACS else _in_rows)(axes, groups, records)
-        written.append(str(path))
-    return written
+    return drawn
 
 
 def _against_macs(axes: "Axes", groups: Sequence[Sequence[str]], records: Records) -> None:
     """Mean accuracy against MMACs, a colour for each group; bars of a standard deviation."""
+    from matplotlib.ticker import NullLocator
+
     drawn: set[str] = set()
     for number, group in enumerate(groups):
         arms = [arm for arm in group if arm not in drawn]
@@ -77,18 +84,14 @@ def _against_macs(axes: "Axes", groups: Sequence[Sequence[str]], records: Record
         colour = f"C{number}"
         axes.errorbar(macs, means, deviations, fmt="o", color=colour, capsize=3, markersize=5)
         for arm, x, y in zip(arms, macs, means, strict=True):
-            axes.annotate(
-                arm,
-                (x, y),
-                xytext=(6, 4),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-            )
+            text = dict(textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(_caption(arm), (x, y), xytext=(6, -12 if number else 4), **text)  # type: ignore[arg-type]
     axes.set_xscale("log")
+    axes.margins(x=0.2, y=0.1)
+    left, right = axes.get_xlim()
+    axes.set_xticks([tick for tick in TICKS if left <= tick <= 1.3 * right])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
-    axes.margins(x=0.15, y=0.1)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("MMACs per image")
     axes.set_ylabel("test top-1 (%)")
     axes.grid(alpha=0.3)
@@ -96,14 +99,20 @@ def _against_macs(axes: "Axes", groups: Sequence[Sequence[str]], records: Record
 
 def _in_rows(axes: "Axes", groups: Sequence[Sequence[str]], records: Records) -> None:
     """A row for each arm: a dot for each seed, and a line at their mean."""
-    arms = [arm for group in groups for arm in group][::-1]
+    arms = [arm for group in groups for arm in group]
     for row, arm in enumerate(arms):
         values = [run.top1 for run in records[arm].values()]
-        axes.plot(values, [row] * len(values), "o", color="C0", alpha=0.6)
-        axes.plot([statistics.mean(values)] * 2, [row - 0.25, row + 0.25], color="C1", lw=2)
-    axes.set_yticks(range(len(arms)), [re.sub("_", " ", arm) for arm in arms])
+        colour = f"C{next(n for n, group in enumerate(groups) if arm in group)}"
+        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.6)
+        axes.plot([statistics.mean(values)] * 2, [row - 0.3, row + 0.3], color="black", lw=1.5)
+    axes.set_yticks(range(len(arms)), map(_caption, arms))
+    axes.invert_yaxis()
     axes.set_xlabel("test top-1 (%): a dot for each seed, and their mean")
     axes.grid(alpha=0.3, axis="x")
+
+
+def _caption(arm: str) -> str:
+    return arm.replace("_", " ")
 
 
 def _point(arm: str, records: Records) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from sret_jax.text import duration
 
 LOG_FILE = "log.txt"
 LABELS = "labels"
-CACHE = "compilation_cache"  # shared by the runs: seeds of an arm have the same programs
+CACHE = "compilation_cache"
 
 Run = tuple[str, int]  # arm and seed
 
@@ -78,7 +78,7 @@ def train_runs(
         blocked = run_tasks(
             _tasks(study, place, left),
             slots,
-            _environment(place.runs),
+            _environment(place.runs, len(slots[0])),
             progress.started,
             progress.ended,
         )
@@ -218,10 +218,14 @@ def _module(name: str, arguments: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-m", f"sret_jax.tools.{name}", *arguments)
 
 
-def _environment(runs: str) -> Mapping[str, str]:
-    """The environment of the runs, which share what they compile."""
+def _environment(runs: str, cores: int) -> Mapping[str, str]:
+    """The environment of the runs, which share what they compile: seeds of an arm are one program.
+
+    Programs for another number of cores are kept apart, because they add in another order.
+    """
+    folder = pathlib.Path(runs).absolute() / CACHE / f"{cores or 'all'}_cores"
     cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(runs).absolute() / CACHE),
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     return {**cache, **os.environ}

@@ -5,6 +5,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -14,6 +15,7 @@ from sret_jax.study.design import CONFIG, RESULT, Claim, Study, changes
 from sret_jax.text import markdown_table
 
 CONFIDENCE = 0.95
+NO_PICTURES: Mapping[str, str] = MappingProxyType({})
 HEADINGS = (
     *("arm", "parameters", "MMACs", "ms a step", "runs", "top-1 (%)"),
     *("difference (95% interval)", "verdict"),
@@ -128,21 +130,21 @@ def claim_table(claim: Claim, records: Records) -> str:
     return "\n\n".join(
         [
             f"### {claim.title}",
-            f"The paper: {claim.published}. Here: {miniature(records, claim.arms)}.",
+            f"{miniature(records, claim.arms)} The paper: {claim.published}.",
             markdown_table(HEADINGS, rows),
         ]
     )
 
 
 def miniature(records: Records, arms: Iterable[str]) -> str:
-    """What stands over every table: the images and the size of the models."""
+    """The sentence that stands over every table: the images and the size of the models."""
     runs = [run for arm in arms for run in records[arm].values()]
     if not runs:
-        return "nothing yet"
+        return "Not trained yet."
     data = sorted({run.result["data"] for run in runs})
     pixels = sorted({run.config["model"]["image_size"] for run in runs})
     size = " and ".join(map(str, pixels))
-    return f"a miniature: {' and '.join(data)}, {size} pixels, small models"
+    return f"**Miniature: {' and '.join(data)}, {size} pixels, small models.**"
 
 
 def _row(arm: str, records: Records, baseline: str) -> list[str]:
@@ -197,18 +199,18 @@ def conditions(records: Records) -> list[str]:
     machines = {_machine(run.result["machine"]) for run in runs if run.result["machine"]}
     hours = sum(run.result["wall_seconds"] or 0 for run in runs) / 3600
     return [
-        f"All of this is **{miniature(records, records)}**; {'; '.join(sorted(images))}. It does "
-        "not show what holds for other images or larger models.",
+        f"{miniature(records, records)} There are {'; '.join(sorted(images))}. What holds for "
+        "other images or larger models is not shown here.",
         f"{len(runs)} runs, {hours:.1f} hours in all. Measured on {'; '.join(sorted(machines))}.",
     ]
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
     cores = machine["cores"]
-    return (
-        f"{machine['processor']}, {machine['runs_at_once']} runs at once, each on {cores} "
-        f"core{'' if cores == 1 else 's'}, jax {machine['jax']}"
-    )
+    each = f"on {cores} core{'' if cores == 1 else 's'}"
+    at_once = machine["runs_at_once"]
+    runs = f"one run at a time {each}" if at_once == 1 else f"{at_once} runs at once, each {each}"
+    return f"{machine['processor']}, {runs}, jax {machine['jax']}"
 
 
 def deviations(study: Study, records: Records) -> list[str]:
@@ -221,8 +223,13 @@ def deviations(study: Study, records: Records) -> list[str]:
     ]
 
 
-def report(study: Study, results: epath.Path) -> str:
+def report(study: Study, results: epath.Path, pictures: Mapping[str, str] = NO_PICTURES) -> str:
     """All tables of a study in Markdown.
+
+    Args:
+      study: the study.
+      results: folder of the evidence.
+      pictures: paths of pictures, by the claim under whose table they stand.
 
     Raises:
       UserError: evidence is damaged.
@@ -239,6 +246,10 @@ def report(study: Study, results: epath.Path) -> str:
             *conditions(records),
             *warnings,
             RULES,
-            *(claim_table(claim, records) for claim in study.claims.values()),
+            *(
+                claim_table(claim, records)
+                + (f"\n\n![{claim.title}]({pictures[name]})" if name in pictures else "")
+                for name, claim in study.claims.items()
+            ),
         ]
     )

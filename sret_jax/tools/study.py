@@ -51,11 +51,10 @@ def main(argv: list[str] | None = None) -> None:
 def _tables(args: argparse.Namespace) -> int:
     """Prints the tables, and writes them and the pictures into documents."""
     study, results = _opened(args)
-    text = report(study, results)
     if args.table:
-        print(text, flush=True)
+        print(report(study, results), flush=True)
     if args.docs:
-        for file in write_docs(study, results, args.docs, text):
+        for file in write_docs(study, results, args.docs):
             print(f"Written: {file}", flush=True)
     return 0
 

@@ -34,7 +34,7 @@ def place(tmp_path):
 
 def test_all_arms_come_with_seed_0_first_and_a_teacher_has_one_seed(study):
     assert study.select(["labels"]) == ["once", "taught", "stored", "teacher"]
-    assert study.select(["taught", "recursion"]) == ["once", "taught", "twice", "thrice", "teacher"]
+    assert study.select(["taught", "loops"]) == ["once", "taught", "twice", "thrice", "teacher"]
     assert study.select([]) == list(study.arms)
     runs = study.runs(["once", "teacher"], 3)
     assert runs == [("once", 0), ("teacher", 0), ("once", 1), ("once", 2)]

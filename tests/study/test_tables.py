@@ -57,9 +57,9 @@ def test_a_table_has_means_spreads_and_paired_differences_with_their_verdict(res
         "worse |",
     ):
         assert row in printed
-    what = "a miniature: cifar10 in a class folder, 16 pixels, small models"
-    assert f"### Recursion helps\n\nThe paper: about 2%. Here: {what}.\n\n| arm |" in printed
-    assert f"All of this is **{what}**; 10,000 training and 500 test images." in printed
+    what = "**Miniature: cifar10 in a class folder, 16 pixels, small models.**"
+    assert f"### Recursion helps\n\n{what} The paper: about 2%.\n\n| arm |" in printed
+    assert f"{what} There are 10,000 training and 500 test images." in printed
     assert "9 runs, 4.5 hours in all. Measured on A CPU, 2 runs at once, each on 1 core" in printed
     assert "| `taught` | - | - | - | - | - | - | not trained |" in printed
     assert "other settings" not in printed
@@ -116,8 +116,9 @@ def test_documents_get_tables_between_their_markers_and_pictures(results, capsys
         written = (docs / "study.md").read_text()
         assert written.startswith("Before.\n<!--") and written.endswith("-->\nAfter.\n")
         assert "stale" not in written and written.count("50.00 ± 10.00") == 2
+    assert "| worse |\n\n![Recursion helps](study_loops.png)\n\n### Soft labels help" in written
     assert (docs / "study_loops.png").read_bytes().startswith(b"\x89PNG")
-    assert not (docs / "study_families.png").exists()
+    assert {file.name for file in docs.iterdir()} == {"study.md", "study_loops.png"}
 
 
 def test_the_tables_need_no_jax():

@@ -25,7 +25,7 @@ ARMS = {
     "teacher": Arm(ONCE, most_seeds=1),
 }
 CLAIMS = {
-    "recursion": Claim("Recursion helps", "about 2%", (("once", "twice", "thrice"),)),
+    "loops": Claim("Recursion helps", "about 2%", (("once", "twice", "thrice"),)),
     "labels": Claim("Soft labels help", "76.0 to 77.6%", (("once", "taught", "stored"),)),
 }
 
