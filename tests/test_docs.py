@@ -17,8 +17,8 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in HEADING.findall(text)}
 
 
-def test_the_readme_has_at_most_150_lines():
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+def test_the_readme_has_at_most_155_lines():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 155
 
 
 def test_links_between_files_and_to_headings_resolve():

@@ -60,7 +60,8 @@ def train(
 
     Returns:
       The contents of result.json: {"step", "eval": {"top1", "top5", "loss"}, "eval_ema": {...},
-      "best": {"step", "top1"}, "train_seconds", "images_per_second", "compile_seconds"}.
+      "best": {"step", "top1"}, "train_seconds", "images_per_second", "compile_seconds",
+      "devices"}.
 
     Raises:
       Preempted: SIGTERM or Ctrl-C came; a checkpoint of the last step is saved.

@@ -143,7 +143,7 @@ class Reporter:
           best: the step of the best checkpoint, and its raw top-1.
           compile_seconds: time that the last start took to compile, or to load what was compiled.
         """
-        seconds = self.window.seconds
+        seconds, mesh = self.window.seconds, self._experiment.mesh
         images = step * self._experiment.config.batch_size
         result = {
             "step": step,
@@ -152,6 +152,7 @@ class Reporter:
             "train_seconds": seconds,
             "images_per_second": images / seconds if seconds else 0.0,
             "compile_seconds": compile_seconds,
+            "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         }
         if is_leader():
             workdir = self._experiment.workdir

@@ -108,6 +108,7 @@ def write_evidence(study: Study, place: Place, arm: str, seed: int, results: epa
             "train_seconds": result["train_seconds"],
             "compile_seconds": result.get("compile_seconds"),
             "wall_seconds": max(result["train_seconds"], sum(x["wall_seconds"] for x in starts)),
+            "devices": result.get("devices"),
             "starts": len(starts) or None,
             "machine": starts[-1] if starts else None,
             "data": own.data.name + (" in a class folder" if given != own.data.name else ""),

@@ -196,21 +196,24 @@ def conditions(records: Records) -> list[str]:
         for run in runs
         if run.result["images"]
     }
-    machines = {_machine(run.result["machine"]) for run in runs if run.result["machine"]}
+    machines = {_machine(run.result) for run in runs if run.result["machine"]}
     hours = sum(run.result["wall_seconds"] or 0 for run in runs) / 3600
     return [
         f"{miniature(records, records)} There are {'; '.join(sorted(images))}. What holds for "
         "other images or larger models is not shown here.",
-        f"{len(runs)} runs, {hours:.1f} hours in all. Measured on {'; '.join(sorted(machines))}.",
+        f"{len(runs)} runs, {hours:.1f} hours in all: {'; '.join(sorted(machines))}.",
     ]
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
-    cores = machine["cores"]
-    each = f"on {cores} core{'' if cores == 1 else 's'}"
-    at_once = machine["runs_at_once"]
+def _machine(result: Mapping[str, Any]) -> str:
+    """The machine of a run, from its result.json."""
+    machine, devices = result["machine"], result["devices"] or "cpu"
+    cores, at_once = machine["cores"], machine["runs_at_once"]
+    each = f"on {cores} core{'' if cores == 1 else 's'} of {machine['processor']}"
+    if not devices.endswith("cpu"):
+        each = f"on {devices}"
     runs = f"one run at a time {each}" if at_once == 1 else f"{at_once} runs at once, each {each}"
-    return f"{machine['processor']}, {runs}, jax {machine['jax']}"
+    return f"{runs}, jax {machine['jax']}"
 
 
 def deviations(study: Study, records: Records) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_run_leaves_its_results_and_says_where(twenty_steps):
     workdir, output = twenty_steps
     result = json.loads((workdir / "result.json").read_text())
     assert result["step"] == 20
-    figures = {"step", "eval", "eval_ema", "best"}
+    figures = {"step", "eval", "eval_ema", "best", "devices"}
     seconds = {"train_seconds", "images_per_second", "compile_seconds"}
     assert set(result) == figures | seconds
     assert result["best"] == {"step": 20, "top1": result["eval"]["top1"]}

@@ -36,7 +36,9 @@ def write_record(config, results, arm, seed, top1):
     result = {
         **dict(arm=arm, seed=seed, eval={"top1": 0.99}, eval_ema={"top1": top1 / 100}),
         **dict(parameters=12_345, macs=6_700_000, step_seconds=0.1 * (seed + 1)),
-        **dict(wall_seconds=1800, machine=MACHINE, data="cifar10 in a class folder"),
+        **dict(
+            wall_seconds=1800, devices="1 x cpu", machine=MACHINE, data="cifar10 in a class folder"
+        ),
         "images": {"train": {"images": 10_000}, "eval": {"images": 500}},
     }
     (folder / "result.json").write_text(json.dumps(result))
@@ -60,7 +62,9 @@ def test_a_table_has_means_spreads_and_paired_differences_with_their_verdict(res
     what = "**Miniature: cifar10 in a class folder, 16 pixels, small models.**"
     assert f"### Recursion helps\n\n{what} The paper: about 2%.\n\n| arm |" in printed
     assert f"{what} There are 10,000 training and 500 test images." in printed
-    assert "9 runs, 4.5 hours in all. Measured on A CPU, 2 runs at once, each on 1 core" in printed
+    assert (
+        "9 runs, 4.5 hours in all: 2 runs at once, each on 1 core of A CPU, jax 0.10.2." in printed
+    )
     assert "| `taught` | - | - | - | - | - | - | not trained |" in printed
     assert "other settings" not in printed
 
