@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from sret_jax.config_files import config_file, get_config
 from sret_jax.errors import UserError, did_you_mean
 
-RESULT, CONFIG = "result.json", "config.json"  # of the evidence of a run
+# Files of the evidence of a run.
+RESULT, CONFIG, METRICS = "result.json", "config.json", "metrics.jsonl"
 FULL = "full"  # the second argument of a study's config: all images, longer training
 
 

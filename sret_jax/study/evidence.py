@@ -18,11 +18,11 @@ from sret_jax.files import write_json, write_text
 from sret_jax.models.flops import model_macs
 from sret_jax.models.model import abstract_variables
 from sret_jax.run.data_record import load_record
-from sret_jax.run.metrics_file import METRICS_FILE, read_metrics
+from sret_jax.run.metrics_file import read_metrics
 from sret_jax.run.report import RESULT_FILE
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
-from sret_jax.study.design import CONFIG, RESULT, Place, Study, flattened
+from sret_jax.study.design import CONFIG, METRICS, RESULT, Place, Study, flattened
 from sret_jax.study.tasks import Ended
 
 STARTS_FILE = "starts.json"  # in the workdir: time, cores and machine of each start
@@ -93,7 +93,7 @@ def write_evidence(study: Study, place: Place, arm: str, seed: int, results: epa
     folder = results / arm / str(seed)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config.to_dict())
-    write_text(folder / METRICS_FILE, "".join(f"{json.dumps(x)}\n" for x in thinned(metrics)))
+    write_text(folder / METRICS, "".join(f"{json.dumps(x)}\n" for x in thinned(metrics)))
     write_json(
         folder / RESULT,
         {

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from sret_jax.errors import UserError, few
-from sret_jax.study.design import CONFIG, RESULT, Claim, Study, changes
+from sret_jax.study.design import CONFIG, METRICS, RESULT, Claim, Study, changes
 from sret_jax.text import markdown_table
 
 CONFIDENCE = 0.95
+NEEDED = {"parameters", "macs", "wall_seconds", "machine", "data", "images"}  # of a result.json
 NO_PICTURES: Mapping[str, str] = MappingProxyType({})
 HEADINGS = (
     *("arm", "parameters", "MMACs", "ms a step", "runs", "top-1 (%)"),
@@ -29,7 +30,8 @@ RULES = """\
   and the number n of seeds that both arms have.
 - **Verdict**: *better* or *worse* if that interval excludes 0, else *no difference seen*. It is not
   corrected for the number of comparisons.
-- **ms a step**: median time of a training step."""
+- **ms a step**: time of a training step of a batch in the fastest report of any run. Other programs
+  ran on the machine, which the mean would contain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Record:
       arm, seed: which run it is.
       result: its result.json.
       config: its config.json.
+      step_seconds: seconds of a training step in each report of its metrics.jsonl.
     """
 
     arm: str
     seed: int
     result: Mapping[str, Any]
     config: Mapping[str, Any]
+    step_seconds: Sequence[float] = ()
 
     @property
     def top1(self) -> float:
@@ -97,11 +101,21 @@ def _records(folder: epath.Path) -> Iterable[tuple[int, Record]]:
             continue
         try:
             result, config = (json.loads((run / name).read_text()) for name in (RESULT, CONFIG))
-            record = Record(folder.name, int(run.name), result, config)
-            assert record.top1 >= 0 and result["seed"] == record.seed == config["seed"]
+            record = Record(folder.name, int(run.name), result, config, _step_seconds(run, config))
+            assert (
+                record.top1 >= 0
+                and result.keys() >= NEEDED
+                and result["seed"] == record.seed == config["seed"]
+            )
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as e:
             raise UserError(f"{run} is damaged ({e!r}); remove it, and run the study again") from e
         yield record.seed, record
+
+
+def _step_seconds(run: epath.Path, config: Mapping[str, Any]) -> list[float]:
+    lines = map(json.loads, (run / METRICS).read_text().splitlines())
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    return [config["batch_size"] / rate for rate in rates]
 
 
 def compare(records: Mapping[int, Record], baseline: Mapping[int, Record]) -> Difference:
@@ -154,13 +168,13 @@ def _row(arm: str, records: Records, baseline: str) -> list[str]:
     if not runs:
         return [name, *[MISSING] * (len(HEADINGS) - 2), "not trained"]
     first = next(iter(runs.values())).result
-    seconds = [r.result["step_seconds"] for r in runs.values() if r.result["step_seconds"]]
+    seconds = [seconds for run in runs.values() for seconds in run.step_seconds]
     accuracies = [run.top1 for run in runs.values()]
     cells = [
         name,
         f"{first['parameters']:,}",
         f"{first['macs'] / 1e6:.2f}",
-        f"{1000 * statistics.median(seconds):.0f}" if seconds else MISSING,
+        f"{1000 * min(seconds):.0f}" if seconds else MISSING,
         str(len(runs)),
         spread(accuracies),
     ]
@@ -207,7 +221,7 @@ def conditions(records: Records) -> list[str]:
 
 def _machine(result: Mapping[str, Any]) -> str:
     """The machine of a run, from its result.json."""
-    machine, devices = result["machine"], result["devices"] or "cpu"
+    machine, devices = result["machine"], result.get("devices") or "cpu"
     cores, at_once = machine["cores"], machine["runs_at_once"]
     each = f"on {cores} core{'' if cores == 1 else 's'} of {machine['processor']}"
     if not devices.endswith("cpu"):

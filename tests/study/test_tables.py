@@ -35,13 +35,16 @@ def write_record(config, results, arm, seed, top1):
     (folder / "config.json").write_text(json.dumps(settings.to_dict()))
     result = {
         **dict(arm=arm, seed=seed, eval={"top1": 0.99}, eval_ema={"top1": top1 / 100}),
-        **dict(parameters=12_345, macs=6_700_000, step_seconds=0.1 * (seed + 1)),
+        **dict(parameters=12_345, macs=6_700_000, compile_seconds=9.0),
         **dict(
             wall_seconds=1800, devices="1 x cpu", machine=MACHINE, data="cifar10 in a class folder"
         ),
         "images": {"train": {"images": 10_000}, "eval": {"images": 500}},
     }
     (folder / "result.json").write_text(json.dumps(result))
+    lines = [{"step": s, "loss": 1.0, "images_per_second": 8.0 * s} for s in (1, seed + 2)]
+    lines.append({"step": 4, "eval/top1": 0.5})
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def table(results, capsys, *arguments):
@@ -52,10 +55,10 @@ def table(results, capsys, *arguments):
 def test_a_table_has_means_spreads_and_paired_differences_with_their_verdict(results, capsys):
     printed = table(results, capsys)
     for row in (
-        "| **`once`** | 12,345 | 6.70 | 200 | 3 | 50.00 ± 10.00 |  |  |",
-        "| `twice` | 12,345 | 6.70 | 200 | 3 | 52.00 ± 11.00 | +2.00 (-0.48 to +4.48, n = 3) | "
+        "| **`once`** | 12,345 | 6.70 | 250 | 3 | 50.00 ± 10.00 |  |  |",
+        "| `twice` | 12,345 | 6.70 | 250 | 3 | 52.00 ± 11.00 | +2.00 (-0.48 to +4.48, n = 3) | "
         "no difference seen |",
-        "| `thrice` | 12,345 | 6.70 | 200 | 3 | 45.00 ± 9.95 | -5.00 (-5.25 to -4.75, n = 3) | "
+        "| `thrice` | 12,345 | 6.70 | 250 | 3 | 45.00 ± 9.95 | -5.00 (-5.25 to -4.75, n = 3) | "
         "worse |",
     ):
         assert row in printed
