@@ -158,7 +158,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.ema_decay = config_dict.placeholder(float)  # the decay per step, whatever the batch size
     config.ema_warmup = True  # decay min(decay, (1 + t) / (10 + t)) at step t; timm: False
     # Trained weights to start from: a run, one of its steps, a converted checkpoint, a file,
-    # or hf://OWNER/NAME on the Hugging Face hub.
+    # hf://OWNER/NAME on the Hugging Face hub, or a name such as "digits_small" (docs/weights.md).
     config.init_from = ""
     config.init_ema = False  # starts from the moving average of those weights
 

@@ -15,7 +15,7 @@ from etils import epath
 
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
-from sret_jax.files import absolute, is_on_hub
+from sret_jax.files import absolute, is_name, is_on_hub
 
 # TensorFlow only prepares data here; nobody needs its start-up messages.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -109,8 +109,8 @@ def path_argument(text: str) -> epath.Path:
 
 
 def weights_argument(text: str) -> epath.Path:
-    """What an argument names that `sret_jax.load` reads: a path, or a name on the hub."""
-    return epath.Path(text) if is_on_hub(text) else path_argument(text)
+    """What an argument names that `sret_jax.load` reads: a path, or a name here or on the hub."""
+    return epath.Path(text) if is_on_hub(text) or is_name(text) else path_argument(text)
 
 
 def quiet_libraries() -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +37,11 @@ def is_remote(path: epath.PathLike) -> bool:
 def is_on_hub(path: epath.PathLike) -> bool:
     """Whether the path names weights on the Hugging Face hub, such as hf://owner/name."""
     return str(path).startswith(HUB)
+
+
+def is_name(path: epath.PathLike) -> bool:
+    """Whether the path is a single word, which may name weights that come with this package."""
+    return re.fullmatch(r"\w+", str(path)) is not None
 
 
 def check_storage(path: epath.PathLike) -> None:

@@ -13,7 +13,15 @@ import sret_jax
 from sret_jax.__main__ import COMMANDS, EVAL, commands_help, main
 from tests.conftest import FAST_COMPILE, ROOT, TINY_FLAGS, run_commands
 
-PACKAGED = ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "configs", "sret_jax")
+PACKAGED = (
+    "pyproject.toml",
+    "requirements.txt",
+    "README.md",
+    "LICENSE",
+    "configs",
+    "results",
+    "sret_jax",
+)
 
 
 def ended(capsys, monkeypatch, *arguments):

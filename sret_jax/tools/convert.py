@@ -29,6 +29,7 @@ from sret_jax.tools.hub_folder import write_hub_folder
 from sret_jax.weights.array_names import to_arrays, why_in_flax
 from sret_jax.weights.description import Description
 from sret_jax.weights.loading import StoredFolder, find
+from sret_jax.weights.packaged import packaged_names
 from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
 
 
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> None:
         "source",
         metavar="IN",
         type=weights_argument,
-        help="a weight file, a folder, or hf://OWNER/NAME on the Hugging Face hub",
+        help="a weight file, a folder, hf://OWNER/NAME on the Hugging Face hub, or a name: "
+        + ", ".join(packaged_names()),
     )
     parser.add_argument(
         "target",

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any
@@ -43,7 +44,8 @@ from sret_jax.weights.loading import StoredFolder, split_step
 IMAGES_AT_ONCE = 128  # on each device
 LEVELS = 25  # limits of colours between the lowest and the highest loss, in geometric steps
 LOWEST = 1e-4  # nats; losses below it have the lowest colour
-COLUMNS = 3  # panels in a row of the picture
+COLUMNS = 3  # most panels in a row of the picture
+CHARACTERS = 14  # of the caption per inch
 
 Surface = dict[str, Any]  # see `measure`
 
@@ -259,9 +261,10 @@ def draw(surfaces: Sequence[Surface], path: epath.Path) -> None:
         raise UserError("no loss is finite, neither at the weights nor around them")
     low = max(finite.min(), LOWEST)
     levels = np.geomspace(low, max(finite.max(), 1.01 * low), LEVELS)
-    columns = min(len(surfaces), COLUMNS)
-    rows = math.ceil(len(surfaces) / columns)
-    with picture(path, 3.9 * columns + 1, 4.1 * rows + 0.6) as figure:
+    rows = math.ceil(len(surfaces) / COLUMNS)
+    columns = math.ceil(len(surfaces) / rows)
+    width = 3.9 * columns + 1
+    with picture(path, width, 4.1 * rows + 0.8) as figure:
         panels = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
         for axes in panels[len(surfaces) :]:
             axes.set_visible(False)
@@ -275,16 +278,17 @@ def draw(surfaces: Sequence[Surface], path: epath.Path) -> None:
             axes.set_title(_title(surface), fontsize="medium")
             axes.set_aspect("equal")
         figure.colorbar(colours, ax=panels, label="loss (nats)", format="%.3g", shrink=0.9)
-        figure.supxlabel(_caption(surfaces), fontsize="small")
+        lines = textwrap.wrap(_caption(surfaces), int(CHARACTERS * width))
+        figure.supxlabel("\n".join(lines), fontsize="small")
 
 
 def _caption(surfaces: Sequence[Surface]) -> str:
     first = surfaces[0]
     step = first["coordinates"][1] - first["coordinates"][0]
     return (
-        f"Mean loss of {first['images']:,} training images without augmentation; one colour scale. "
-        "At +: the weights of the run.\nAxes: steps along two random directions, whose filters are "
-        "as long as those of the weights (Li et al., 2018).\nCurvatures: the principal ones at +, "
+        f"Mean loss of {first['images']:,} training images without augmentation, on one scale. "
+        "At +: the weights of the run. Axes: steps along two random directions, whose filters are "
+        "as long as those of the weights (Li et al., 2018). Curvatures: the principal ones at +, "
         f"by central differences over steps of {step:g}."
     )
 

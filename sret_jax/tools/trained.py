@@ -15,6 +15,7 @@ from sret_jax.errors import UserError
 from sret_jax.models.model import Model
 from sret_jax.parallel.distributed import say
 from sret_jax.weights.loading import find
+from sret_jax.weights.packaged import packaged_names
 from sret_jax.weights.stored import Stored
 
 
@@ -43,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=weights_argument,
         required=True,
         metavar="PATH",
-        help="a run, one of its steps (RUN/checkpoints/120), a converted folder, a weight file, or "
-        "hf://OWNER/NAME on the Hugging Face hub",
+        help="a run, one of its steps (RUN/checkpoints/120), a converted folder, a weight file, "
+        "hf://OWNER/NAME on the Hugging Face hub, or a name: " + ", ".join(packaged_names()),
     )
     parser.add_argument("--ema", action="store_true", help="use the moving average of the weights")
     parser.add_argument(

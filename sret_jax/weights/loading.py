@@ -1,4 +1,4 @@
-"""Loads trained weights: of a run or one of its steps, a converted folder, a file, or the hub."""
+"""Loads trained weights: of a run or one of its steps, a folder, a file, or by name."""
 
 import functools
 import json
@@ -18,6 +18,7 @@ from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, load_config
 from sret_jax.weights.hub import WEIGHTS, Repository
+from sret_jax.weights.packaged import packaged_file, packaged_names
 from sret_jax.weights.stored import Stored
 from sret_jax.weights.stored_files import StoredFile, StoredPublished
 
@@ -35,7 +36,8 @@ def load(
         the published names, a folder with config.json and model.safetensors, or a repository with
         these two on the Hugging Face hub, hf://timm/deit_tiny_patch16_224.fb_in1k, at its newest
         commit, or hf://OWNER/NAME@REVISION at a branch, tag or commit. Files of torch and
-        safetensors are recognised by their content.
+        safetensors are recognised by their content. Where there is no such file or folder, the name
+        of weights that come with this package, such as "digits_small".
       ema: loads the averaged weights of a run, or those that a training script stored in a file.
       name: name of the published variant; default: the variant stored in the run or file, or the
         one that the arrays fit.
@@ -88,9 +90,12 @@ def find(path: epath.PathLike, *, ema: bool = False) -> Stored:
         return StoredPublished(place, lambda name: place / name, ema=ema)
     workdir, step = split_step(place)
     if not workdir.exists():
+        if file := packaged_file(path):
+            return StoredFile(file, ema=ema)
         raise UserError(
             f"there is no file or folder {workdir}; give a run, one of its steps, a converted "
-            "checkpoint, a weight file, or hf://OWNER/NAME on the Hugging Face hub"
+            "checkpoint, a weight file, hf://OWNER/NAME on the Hugging Face hub, or the name of "
+            f"weights that come with this package: {', '.join(packaged_names())}"
         )
     return StoredFolder(workdir, step, ema=ema)
 
