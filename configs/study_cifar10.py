@@ -23,6 +23,7 @@ from sret_jax.errors import did_you_mean
 from sret_jax.study.design import Arm, Claim
 
 RUNS = "runs/study_cifar10"  # RUNS/ARM/SEED is the workdir of a run
+CLASSES = 10
 TEACHER, LABELS = f"{RUNS}/teacher/0", f"{RUNS}/labels"
 
 Settings = dict[str, Any]

@@ -15,6 +15,7 @@ from sret_jax.errors import UserError, did_you_mean
 
 # Files of the evidence of a run.
 RESULT, CONFIG, METRICS = "result.json", "config.json", "metrics.jsonl"
+TIMES = "times.json"  # beside the arms: the times of their train steps
 FULL = "full"  # the second argument of a study's config: all images, longer training
 
 
@@ -64,12 +65,14 @@ class Study:
       config: name or path of the config file, as the user gave it.
       arms: the arms by name, in the order in which they are trained.
       claims: the claims by name.
+      classes: number of classes of the data.
       full: whether runs have the second argument "full".
     """
 
     config: str
     arms: Mapping[str, Arm]
     claims: Mapping[str, Claim]
+    classes: int
     full: bool = False
 
     @classmethod
@@ -80,12 +83,12 @@ class Study:
           UserError: there is no such config, or it is no study.
         """
         found = runpy.run_path(config_file(config))
-        if "ARMS" not in found or "CLAIMS" not in found:
+        if missing := [name for name in ("ARMS", "CLAIMS", "CLASSES") if name not in found]:
             raise UserError(
-                f"the config {config!r} has no ARMS and CLAIMS; give one of a study, such as "
-                "study_cifar10"
+                f"the config {config!r} has no {' and '.join(missing)}; give one of a study, such "
+                "as study_cifar10"
             )
-        return cls(config, found["ARMS"], found["CLAIMS"], full)
+        return cls(config, found["ARMS"], found["CLAIMS"], found["CLASSES"], full)
 
     @property
     def name(self) -> str:
@@ -118,6 +121,19 @@ class Study:
             chosen |= set(self.claims[name].arms if name in self.claims else [name])
         chosen |= {self.arms[arm].teacher for arm in chosen} - {""}
         return [arm for arm in self.arms if arm in chosen]
+
+    def timed(self) -> dict[str, list[str]]:
+        """The arms whose train steps are timed in turn, by their baseline, which is the first.
+
+        Arms that learn from a teacher are left out: they train the model of another arm.
+        """
+        found: dict[str, list[str]] = {}
+        for baseline, *others in (
+            group for claim in self.claims.values() for group in claim.groups
+        ):
+            arms = found.setdefault(baseline, [baseline])
+            arms += [arm for arm in others if arm not in arms and not self.arms[arm].teacher]
+        return found
 
     def runs(self, arms: Iterable[str], seeds: int) -> list[tuple[str, int]]:
         """The runs of arms, as (arm, seed): all arms with seed 0, then all with seed 1, ..."""

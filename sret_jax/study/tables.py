@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from sret_jax.errors import UserError, few
-from sret_jax.study.design import CONFIG, METRICS, RESULT, Claim, Study, changes
+from sret_jax.study.design import CONFIG, RESULT, TIMES, Claim, Study, changes
 from sret_jax.text import markdown_table
 
 CONFIDENCE = 0.95
+SPREAD = {"median", "least", "largest"}
 NEEDED = {"parameters", "macs", "wall_seconds", "machine", "data", "images"}  # of a result.json
 NO_PICTURES: Mapping[str, str] = MappingProxyType({})
 HEADINGS = (
-    *("arm", "parameters", "MMACs", "ms a step", "runs", "top-1 (%)"),
+    *("arm", "parameters", "MMACs", "train step", "runs", "top-1 (%)"),
     *("difference (95% interval)", "verdict"),
 )
 MISSING = "-"
@@ -30,8 +31,9 @@ RULES = """\
   and the number n of seeds that both arms have.
 - **Verdict**: *better* or *worse* if that interval excludes 0, else *no difference seen*. It is not
   corrected for the number of comparisons.
-- **ms a step**: time of a training step of a batch in the fastest report of any run. Other programs
-  ran on the machine, which the mean would contain."""
+- **train step**: time of a step on a batch of synthetic images, measured apart from the runs: that
+  of the baseline, and those of others as a multiple of it (least to largest of the rounds, in which
+  the arms take turns)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +44,12 @@ class Record:
       arm, seed: which run it is.
       result: its result.json.
       config: its config.json.
-      step_seconds: seconds of a training step in each report of its metrics.jsonl.
     """
 
     arm: str
     seed: int
     result: Mapping[str, Any]
     config: Mapping[str, Any]
-    step_seconds: Sequence[float] = ()
 
     @property
     def top1(self) -> float:
@@ -58,6 +58,7 @@ class Record:
 
 
 Records = Mapping[str, Mapping[int, Record]]  # by arm and seed
+Times = Mapping[str, Any]  # by the baseline of a group: what `time_arms` returned
 
 
 class Difference(NamedTuple):
@@ -93,6 +94,33 @@ def read_records(results: epath.Path, arms: Iterable[str]) -> Records:
     return {arm: dict(_records(results / arm)) for arm in arms}
 
 
+def read_times(study: Study, results: epath.Path) -> dict[str, Any]:
+    """The times of train steps that `sret_jax.tools.study --times` has measured, by baseline.
+
+    Groups with an arm whose model or batch has changed since are left out.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    file = results / TIMES
+    try:
+        times: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        for group in times.values():
+            assert group.keys() >= {"processor", "devices", "cores", "load"}
+            for arm in group["arms"].values():
+                assert arm["seconds"].keys() == arm["relative"].keys() == SPREAD
+        return {
+            baseline: group
+            for baseline, group in times.items()
+            if not any(
+                arm not in study.arms or changes(timed["settings"], study.settings(arm, 0))
+                for arm, timed in group["arms"].items()
+            )
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
+        raise UserError(f"{file} is damaged ({e!r}); remove it, and give --times again") from e
+
+
 def _records(folder: epath.Path) -> Iterable[tuple[int, Record]]:
     if not folder.exists():
         return
@@ -101,7 +129,7 @@ def _records(folder: epath.Path) -> Iterable[tuple[int, Record]]:
             continue
         try:
             result, config = (json.loads((run / name).read_text()) for name in (RESULT, CONFIG))
-            record = Record(folder.name, int(run.name), result, config, _step_seconds(run, config))
+            record = Record(folder.name, int(run.name), result, config)
             assert (
                 record.top1 >= 0
                 and result.keys() >= NEEDED
@@ -110,12 +138,6 @@ def _records(folder: epath.Path) -> Iterable[tuple[int, Record]]:
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as e:
             raise UserError(f"{run} is damaged ({e!r}); remove it, and run the study again") from e
         yield record.seed, record
-
-
-def _step_seconds(run: epath.Path, config: Mapping[str, Any]) -> list[float]:
-    lines = map(json.loads, (run / METRICS).read_text().splitlines())
-    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
-    return [config["batch_size"] / rate for rate in rates]
 
 
 def compare(records: Mapping[int, Record], baseline: Mapping[int, Record]) -> Difference:
@@ -134,13 +156,9 @@ def compare(records: Mapping[int, Record], baseline: Mapping[int, Record]) -> Di
     return Difference(mean, mean - half, mean + half, len(seeds))
 
 
-def claim_table(claim: Claim, records: Records) -> str:
+def claim_table(claim: Claim, records: Records, times: Times) -> str:
     """The table of a claim in Markdown: its title, what is published, a row for each arm."""
-    rows = [
-        _row(arm, records, group[0] if arm != group[0] else "")
-        for group in claim.groups
-        for arm in group
-    ]
+    rows = [_row(arm, records, times, group[0]) for group in claim.groups for arm in group]
     return "\n\n".join(
         [
             f"### {claim.title}",
@@ -161,27 +179,35 @@ def miniature(records: Records, arms: Iterable[str]) -> str:
     return f"**Miniature: {' and '.join(data)}, {size} pixels, small models.**"
 
 
-def _row(arm: str, records: Records, baseline: str) -> list[str]:
-    """A row of the table; without a baseline the arm is one itself."""
+def _row(arm: str, records: Records, times: Times, baseline: str) -> list[str]:
+    """A row of the table; the baseline is in bold and compared with nothing."""
     runs = records.get(arm, {})
-    name = f"`{arm}`" if baseline else f"**`{arm}`**"
+    name = f"**`{arm}`**" if arm == baseline else f"`{arm}`"
     if not runs:
         return [name, *[MISSING] * (len(HEADINGS) - 2), "not trained"]
     first = next(iter(runs.values())).result
-    seconds = [seconds for run in runs.values() for seconds in run.step_seconds]
-    accuracies = [run.top1 for run in runs.values()]
     cells = [
         name,
         f"{first['parameters']:,}",
         f"{first['macs'] / 1e6:.2f}",
-        f"{1000 * min(seconds):.0f}" if seconds else MISSING,
+        _time(times.get(baseline, {}).get("arms", {}), arm, baseline),
         str(len(runs)),
-        spread(accuracies),
+        spread([run.top1 for run in runs.values()]),
     ]
-    if not baseline:
+    if arm == baseline:
         return [*cells, "", ""]
     difference = compare(runs, records.get(baseline, {}))
     return [*cells, _in_words(difference), difference.verdict]
+
+
+def _time(arms: Mapping[str, Any], arm: str, baseline: str) -> str:
+    """The time of an arm's step, as the table has it."""
+    if arm not in arms:
+        return MISSING
+    if arm == baseline:
+        return f"{1000 * arms[arm]['seconds']['median']:.0f} ms"
+    ratio = arms[arm]["relative"]
+    return f"{ratio['median']:.2f} times ({ratio['least']:.2f} to {ratio['largest']:.2f})"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -230,6 +256,16 @@ def _machine(result: Mapping[str, Any]) -> str:
     return f"{runs}, jax {machine['jax']}"
 
 
+def _timed(times: Times) -> list[str]:
+    """A sentence on the machine that the times are of."""
+    machines = {
+        f"{group['processor'] if group['devices'].endswith('cpu') else group['devices']} "
+        f"({group['cores']} core{'' if group['cores'] == 1 else 's'}, load {group['load']})"
+        for group in times.values()
+    }
+    return [f"Train steps were timed on {'; '.join(sorted(machines))}."] if machines else []
+
+
 def deviations(study: Study, records: Records) -> list[str]:
     """A sentence on each run whose settings are not those that the config file has now."""
     return [
@@ -251,7 +287,7 @@ def report(study: Study, results: epath.Path, pictures: Mapping[str, str] = NO_P
     Raises:
       UserError: evidence is damaged.
     """
-    records = read_records(results, study.arms)
+    records, times = read_records(results, study.arms), read_times(study, results)
     warnings = []
     if differing := deviations(study, records):
         warnings = [
@@ -261,10 +297,11 @@ def report(study: Study, results: epath.Path, pictures: Mapping[str, str] = NO_P
     return "\n\n".join(
         [
             *conditions(records),
+            *_timed(times),
             *warnings,
             RULES,
             *(
-                claim_table(claim, records)
+                claim_table(claim, records, times)
                 + (f"\n\n![{claim.title}]({pictures[name]})" if name in pictures else "")
                 for name, claim in study.claims.items()
             ),

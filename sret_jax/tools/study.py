@@ -2,6 +2,7 @@
 
 python -m sret_jax.tools.study --arms=loops1,loops2 --seeds=3 --jobs=2
 python -m sret_jax.tools.study --data=FOLDER --arms=recursion
+python -m sret_jax.tools.study --times
 python -m sret_jax.tools.study --table
 python -m sret_jax.tools.study --docs=docs
 
@@ -17,10 +18,10 @@ from etils import epath
 from sret_jax import exit_status
 from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
-from sret_jax.files import absolute
-from sret_jax.study.design import Place, Study
+from sret_jax.files import absolute, write_json
+from sret_jax.study.design import TIMES, Place, Study
 from sret_jax.study.pictures import write_docs
-from sret_jax.study.tables import report
+from sret_jax.study.tables import read_times, report
 from sret_jax.terminal import outlast_readers
 
 CONFIG = "study_cifar10"
@@ -38,12 +39,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", help="config.data.data_dir: folder of TFDS data")
     parser.add_argument("--runs", help="folder of the runs; default: runs/NAME_OF_THE_CONFIG")
     parser.add_argument("--results", type=path_argument, help="default: results/NAME_OF_...")
+    parser.add_argument("--times", action="store_true", help="time the train steps; train nothing")
     parser.add_argument("--table", action="store_true", help="print the tables; train nothing")
     parser.add_argument("--docs", type=path_argument, help="write tables and pictures there")
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
-        status = _tables(args) if args.table or args.docs else _train(args)
+        if args.times:
+            _time(args)
+        status = _tables(args) if args.table or args.docs else 0 if args.times else _train(args)
     if status:
         sys.exit(status)
 
@@ -57,6 +61,26 @@ def _tables(args: argparse.Namespace) -> int:
         for file in write_docs(study, results, args.docs):
             print(f"Written: {file}", flush=True)
     return 0
+
+
+def _time(args: argparse.Namespace) -> None:
+    """Times the train steps that are not timed yet, and writes times.json in the results."""
+    from sret_jax.benchmarks.arm_times import time_arms  # loads JAX
+    from sret_jax.parallel.freed_memory import keep_temporaries
+    from sret_jax.study.evidence import processor
+
+    keep_temporaries()
+    study, results = _opened(args)
+    times = read_times(study, results)
+    for baseline, arms in study.timed().items():
+        if times.get(baseline, {"arms": {}})["arms"].keys() >= set(arms):
+            continue
+        settings = {arm: study.settings(arm, 0) for arm in arms}
+        group = time_arms(settings, study.classes)
+        times[baseline] = {"processor": processor(), **group}
+        results.mkdir(parents=True, exist_ok=True)
+        write_json(results / TIMES, times)
+        print(f"Timed: {', '.join(arms)}", flush=True)
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -42,9 +42,6 @@ def write_record(config, results, arm, seed, top1):
         "images": {"train": {"images": 10_000}, "eval": {"images": 500}},
     }
     (folder / "result.json").write_text(json.dumps(result))
-    lines = [{"step": s, "loss": 1.0, "images_per_second": 8.0 * s} for s in (1, seed + 2)]
-    lines.append({"step": 4, "eval/top1": 0.5})
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 def table(results, capsys, *arguments):
@@ -55,10 +52,10 @@ def table(results, capsys, *arguments):
 def test_a_table_has_means_spreads_and_paired_differences_with_their_verdict(results, capsys):
     printed = table(results, capsys)
     for row in (
-        "| **`once`** | 12,345 | 6.70 | 250 | 3 | 50.00 ± 10.00 |  |  |",
-        "| `twice` | 12,345 | 6.70 | 250 | 3 | 52.00 ± 11.00 | +2.00 (-0.48 to +4.48, n = 3) | "
+        "| **`once`** | 12,345 | 6.70 | - | 3 | 50.00 ± 10.00 |  |  |",
+        "| `twice` | 12,345 | 6.70 | - | 3 | 52.00 ± 11.00 | +2.00 (-0.48 to +4.48, n = 3) | "
         "no difference seen |",
-        "| `thrice` | 12,345 | 6.70 | 250 | 3 | 45.00 ± 9.95 | -5.00 (-5.25 to -4.75, n = 3) | "
+        "| `thrice` | 12,345 | 6.70 | - | 3 | 45.00 ± 9.95 | -5.00 (-5.25 to -4.75, n = 3) | "
         "worse |",
     ):
         assert row in printed
@@ -70,6 +67,28 @@ def test_a_table_has_means_spreads_and_paired_differences_with_their_verdict(res
     )
     assert "| `taught` | - | - | - | - | - | - | not trained |" in printed
     assert "other settings" not in printed
+
+
+def test_times_of_steps_are_those_of_the_baseline_and_multiples_of_it(results, capsys):
+    spread = dict(median=2.0, least=1.5, largest=2.25)
+    times = dict(seconds={**spread, "median": 0.0674}, relative=spread)
+    arms = {
+        "once": {**times, "settings": {"batch_size": 8, "model": {"loops": 1}}},
+        "twice": {**times, "settings": {"batch_size": 8, "model": {"loops": 2}}},
+    }
+    timed = {"processor": "A CPU", "devices": "1 x cpu", "cores": 2, "load": 0.5, "arms": arms}
+    (results / "times.json").write_text(json.dumps({"once": timed}))
+    printed = table(results, capsys)
+    assert "Train steps were timed on A CPU (2 cores, load 0.5)." in printed
+    assert "| **`once`** | 12,345 | 6.70 | 67 ms | 3 |" in printed
+    assert "| `twice` | 12,345 | 6.70 | 2.00 times (1.50 to 2.25) | 3 |" in printed
+    assert "| `thrice` | 12,345 | 6.70 | - | 3 |" in printed
+    arms["twice"]["settings"]["batch_size"] = 16  # before the config changed
+    (results / "times.json").write_text(json.dumps({"once": timed}))
+    assert "67 ms" not in table(results, capsys)
+    (results / "times.json").write_text(json.dumps({"once": {"arms": {"once": {}}}}))
+    arguments = [f"--config={results.parent / 'tiny.py'}", f"--results={results}", "--table"]
+    assert "times.json is damaged" in refusal(capsys, main, *arguments)
 
 
 def test_arms_are_paired_by_the_seeds_that_both_have(results, capsys):
@@ -105,7 +124,7 @@ def test_damaged_evidence_and_a_config_that_is_no_study_are_one_sentence(results
     arguments = [f"--config={results.parent / 'tiny.py'}", f"--results={results}", "--table"]
     assert "once/0 is damaged" in refusal(capsys, main, *arguments)
     sentence = refusal(capsys, main, "--config=quickstart", "--table")
-    assert "'quickstart' has no ARMS and CLAIMS" in sentence
+    assert "'quickstart' has no ARMS and CLAIMS and CLASSES" in sentence
 
 
 def test_documents_get_tables_between_their_markers_and_pictures(results, capsys):

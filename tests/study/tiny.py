@@ -9,7 +9,7 @@ CONFIG = """
 from sret_jax.configs import common
 from sret_jax.study.design import Arm, Claim
 
-RUNS = "runs/tiny"
+RUNS, CLASSES = "runs/tiny", 2
 ONCE = dict(loops=1)
 ARMS = {
     "once": Arm(ONCE),
