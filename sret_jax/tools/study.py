@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", default=CONFIG, help=f"a study; default: {CONFIG}")
     parser.add_argument("--arms", default="", help="names of arms or claims; default: all arms")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each arm; default: 3")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; default: 1")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once; default: 1, as on an accelerator"
+    )
     parser.add_argument("--full", action="store_true", help="all images, longer training")
     parser.add_argument("--data", help="config.data.name: a TFDS data set or a folder")
     parser.add_argument("--data_dir", help="config.data.data_dir: folder of TFDS data")

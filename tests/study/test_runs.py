@@ -139,3 +139,15 @@ def test_a_study_goes_on_after_an_interruption_and_past_a_run_that_fails(study, 
     assert {file.parent.parent.name for file in folder.glob("*/0/result.json")} == {
         *("once", "taught", "teacher")
     }
+
+
+@pytest.mark.slow  # compiles six programs
+def test_train_steps_are_timed_once_for_each_baseline(study, capsys):
+    arguments = (f"--config={study.config}", "--times")
+    main(arguments)
+    assert capsys.readouterr().out == "Timed: once, twice, thrice\n"
+    times = json.loads(pathlib.Path("results/tiny/times.json").read_text())["once"]
+    assert times["arms"]["once"]["relative"] == {"median": 1.0, "least": 1.0, "largest": 1.0}
+    assert times["arms"]["thrice"]["seconds"]["least"] > 0
+    main(arguments)
+    assert capsys.readouterr().out == ""
