@@ -10,7 +10,8 @@ from sret_jax.errors import UserError
 from sret_jax.files import write_text
 from sret_jax.picture import picture
 from sret_jax.study.design import Study
-from sret_jax.study.tables import Records, miniature, read_records, report
+from sret_jax.study.records import Records, read_records
+from sret_jax.study.tables import miniature, report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

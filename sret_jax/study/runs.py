@@ -17,7 +17,7 @@ from sret_jax.run.report import RESULT_FILE
 from sret_jax.settings.saved_config import load_config
 from sret_jax.study.design import Place, Study, changes
 from sret_jax.study.evidence import commit, is_finished, record_start, write_evidence
-from sret_jax.study.tables import Records, deviations, read_records
+from sret_jax.study.records import Records, deviations, read_records
 from sret_jax.study.tasks import Ended, Stopped, Task, run_tasks, shares
 from sret_jax.text import duration
 

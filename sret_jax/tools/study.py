@@ -21,7 +21,8 @@ from sret_jax.errors import UserError
 from sret_jax.files import absolute, write_json
 from sret_jax.study.design import TIMES, Place, Study
 from sret_jax.study.pictures import write_docs
-from sret_jax.study.tables import read_times, report
+from sret_jax.study.records import read_times
+from sret_jax.study.tables import report
 from sret_jax.terminal import outlast_readers
 
 CONFIG = "study_cifar10"

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from sret_jax.config_files import get_config
-from sret_jax.study.tables import Record, compare
+from sret_jax.study.records import Record
+from sret_jax.study.tables import compare
 from sret_jax.tools.study import main
 from tests.conftest import ROOT, refusal
 from tests.study.tiny import write_study
