@@ -16,7 +16,7 @@ from sret_jax.errors import UserError, did_you_mean
 # Files of the evidence of a run.
 RESULT, CONFIG, METRICS = "result.json", "config.json", "metrics.jsonl"
 TIMES = "times.json"  # beside the arms: the times of their train steps
-FULL = "full"  # the second argument of a study's config: all images, longer training
+FULL = "full"  # the second argument of a study's config: longer training
 
 
 class Arm(NamedTuple):

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at once; default: 1, as on an accelerator"
     )
-    parser.add_argument("--full", action="store_true", help="all images, longer training")
+    parser.add_argument("--full", action="store_true", help="longer training")
     parser.add_argument("--data", help="config.data.name: a TFDS data set or a folder")
     parser.add_argument("--data_dir", help="config.data.data_dir: folder of TFDS data")
     parser.add_argument("--runs", help="folder of the runs; default: runs/NAME_OF_THE_CONFIG")
