@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.attention import Slices, fixed_permutation
+from sret_jax.models.layers.attention import Slices, fixed_permutation
 from sret_jax.models.per_loop import NonLinearLayers
 from sret_jax.models.recursion import Recursion
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import sret_jax
-from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import abstract_variables
 
 DATA = pathlib.Path(__file__).parent / "data"
 MODELS = json.loads((DATA / "golden_models.json").read_text())

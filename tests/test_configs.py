@@ -10,8 +10,9 @@ from configs import common, deep_digits, distill_digits, finetune, sret_deep, st
 from sret_jax.distillation.stored_labels import UNCHANGED
 from sret_jax.errors import UserError
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import abstract_variables, model_settings
+from sret_jax.models.model_settings import model_settings
 from sret_jax.models.registry import create_model, variant
+from sret_jax.models.variables import abstract_variables
 from sret_jax.settings.config_model import create_from_config
 
 VARIANTS = [

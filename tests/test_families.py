@@ -13,7 +13,7 @@ from PIL import Image
 import sret_jax
 from configs import common, quickstart
 from sret_jax.errors import UserError
-from sret_jax.models.model import is_head
+from sret_jax.models.variables import is_head
 from sret_jax.planning.plan import plan
 from sret_jax.settings.saved_config import load_config
 from sret_jax.tools import anytime, depth, export, predict

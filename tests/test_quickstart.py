@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import quickstart
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.variables import abstract_variables
 from sret_jax.settings.config_model import create_from_config
 from tests.conftest import run_python
 

@@ -13,7 +13,8 @@ import pytest
 
 import sret_jax
 from sret_jax.models.apply import evaluation_logits, training_logits
-from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import abstract_variables
 
 needs_timm = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("torch", "torchvision", "timm")),

@@ -13,7 +13,8 @@ from torch import nn
 from sret_jax.benchmarks.torch_twin import TorchTwin
 from sret_jax.errors import UserError, few
 from sret_jax.models.families.sret import SReT
-from sret_jax.models.model import Model, model_settings
+from sret_jax.models.model import Model
+from sret_jax.models.model_settings import model_settings
 from sret_jax.models.registry import create_model, variant
 from sret_jax.weights.torch_names import StateDictError, from_torch
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sret_jax.models.attention import fixed_permutation
 from sret_jax.models.families.sret import STEM_STRIDE, SReT
+from sret_jax.models.layers.attention import fixed_permutation
 
 
 class Coefficient(nn.Module):

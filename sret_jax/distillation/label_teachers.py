@@ -17,7 +17,8 @@ from sret_jax.distillation.teacher import not_compared, open_teacher, with_class
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.apply import normalise
-from sret_jax.models.model import Model, function_settings
+from sret_jax.models.model import Model
+from sret_jax.models.model_settings import function_settings
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.settings.config_model import create_from_config
 

@@ -12,7 +12,8 @@ from sret_jax.data.sources.imagenet import assumed_ids
 from sret_jax.distillation.soft_targets import soft_labels
 from sret_jax.errors import UserError
 from sret_jax.models.apply import evaluation_logits, normalised_again
-from sret_jax.models.model import Model, Variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.weights.adaptation import reorder_classes
 from sret_jax.weights.loading import find

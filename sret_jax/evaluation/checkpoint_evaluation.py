@@ -20,8 +20,9 @@ from sret_jax.evaluation.confusion import Confusion, write_confusions
 from sret_jax.evaluation.evaluation import Evaluator, Results, results_table
 from sret_jax.evaluation.labelled import open_labelled
 from sret_jax.files import write_json
-from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.model import Model
 from sret_jax.models.registry import title
+from sret_jax.models.variables import abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader, say
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.parallel.preemption import Preemption

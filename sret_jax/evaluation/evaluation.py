@@ -17,7 +17,8 @@ from sret_jax.data.loader import eval_batch_size, eval_loader, steps_per_pass
 from sret_jax.data.sources.source import Source
 from sret_jax.evaluation.confusion import MOST_CLASSES, Confusion, count
 from sret_jax.models.apply import evaluation_logits, normalise
-from sret_jax.models.model import Model, Variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables
 from sret_jax.parallel.devices import fits_memory
 from sret_jax.parallel.distributed import is_leader
 from sret_jax.parallel.mesh import batch_sharding, replicated

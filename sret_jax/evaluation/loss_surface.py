@@ -11,7 +11,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sret_jax.models.apply import evaluation_logits, normalise
-from sret_jax.models.model import Model, Variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables
 from sret_jax.parallel.mesh import SCANNED
 
 Path = tuple[str, ...]

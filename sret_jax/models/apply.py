@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.model import Model, Variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables
 
 
 def normalise(model: Model, images: jax.Array) -> jax.Array:
@@ -62,3 +63,11 @@ def training_logits(
         method="head_logits",
     )
     return found, dict(updates)
+
+
+def mean_of_heads(logits: tuple[jax.Array, ...]) -> jax.Array:
+    """The logits of a model with these logits of each head: (B, K) each -> (B, K)."""
+    total = logits[0]
+    for of_head in logits[1:]:
+        total += of_head
+    return total / len(logits) if len(logits) > 1 else total

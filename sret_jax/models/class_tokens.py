@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.model import mean_of_heads
+from sret_jax.models.apply import mean_of_heads
 from sret_jax.models.sliced_model import SlicedModel
 
 

@@ -9,7 +9,8 @@ import jax
 from jax.extend import core
 
 from sret_jax.models.apply import evaluation_logits
-from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import abstract_variables
 
 
 def count_macs(fn: Callable, *args: Any) -> int:

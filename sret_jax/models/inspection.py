@@ -6,9 +6,10 @@ import flax
 import jax
 import numpy as np
 
-from sret_jax.models.attention import PERMUTATIONS
-from sret_jax.models.model import Model, block_names
-from sret_jax.models.windows import window_cycle
+from sret_jax.models.layers.attention import PERMUTATIONS
+from sret_jax.models.layers.windows import window_cycle
+from sret_jax.models.model import Model
+from sret_jax.models.variables import block_names
 
 KINDS = {  # names of residual sums in blocks: what they add
     "attn_residual": "attention",

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.model import Model, block_names
+from sret_jax.models.checks import check
+from sret_jax.models.model import Model
+from sret_jax.models.variables import block_names
 
 
 def with_loops(
@@ -32,7 +34,7 @@ def with_loops(
       ValueError: the model cannot have that many loops.
     """
     new = model.clone(loops=loops)
-    new.check()
+    check(new)
     if not model.nll_ratio:
         return new, dict(variables)
     trained, wanted = (m.loops // m.nll_every for m in (model, new))

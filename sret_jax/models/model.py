@@ -1,8 +1,5 @@
 """What all families of models share, and everything that a family says about itself."""
 
-import dataclasses
-import functools
-import math
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from types import MappingProxyType
@@ -14,26 +11,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from sret_jax.errors import did_you_mean
-from sret_jax.models.kernels.choice import IMPLEMENTATIONS, Kernels
-from sret_jax.models.layers import ACTIVATIONS, FAN_IN, RESIDUALS, Initialisation, LayerSettings
+from sret_jax.models.kernels.choice import Kernels
+from sret_jax.models.layers.linear import FAN_IN, Initialisation, LayerSettings
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers
-from sret_jax.models.recursion import REMAT, PerLoop, Recursion
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.recursion import PerLoop, Recursion
 from sret_jax.models.torch_layout import Entry
 
 # Mean and standard deviation of ImageNet's pixels (red, green, blue) in [0, 1].
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MOST_UNROLLED = 16  # the most applications that the program may contain one by one
-
-# Settings that change speed and rounding, but not what the model computes.
-SPEED_ONLY = frozenset({"unroll", "remat", "attention", "mlp", "mesh", "dtype"})
-# Settings that matter in training only.
-TRAINING_ONLY = frozenset({"branch_init", "drop_path_rate"})
-
-Variables = dict[str, Any]  # {"params": ..., and "batch_stats": ... if the model has BatchNorm}
 Shapes = Mapping[str, tuple[int, ...]]  # of arrays, by name
 
 
@@ -252,22 +240,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         before, total = sum(self.blocks[:stage]) + block, sum(self.blocks)
         return self.drop_path_rate * before / max(1, total - 1)
 
-    def check(self) -> None:
-        """Raises ValueError, with a one-sentence message, if the sizes do not fit each other."""
-        check_positive(self, ("blocks", "loops", "num_classes", "image_size"))
-        check_positive(self, ("unroll", "nll_every"))
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if len(values) != 3 or (name == "std" and min(values) <= 0):
-                least = ", each above 0" if name == "std" else ""
-                raise ValueError(f"{name}={values} must hold three numbers{least}")
-        self.check_sizes()
-        self._check_choices()
-        self._check_nlls()
-        self._check_cycles()
-
     def check_sizes(self) -> None:
-        """Raises ValueError if the family's own sizes do not fit each other; `check` calls it."""
+        """Raises ValueError if the family's own sizes do not fit each other; see `checks`."""
 
     @property
     def layers(self) -> LayerSettings:
@@ -321,138 +295,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         out: jax.Array = recursion(x, train=train)
         return out
 
-    def _check_choices(self) -> None:
-        if self.nll_activation not in ACTIVATIONS:
-            raise ValueError(did_you_mean("nll_activation", self.nll_activation, ACTIVATIONS))
-        if self.residual not in RESIDUALS:
-            raise ValueError(did_you_mean("residual", self.residual, RESIDUALS))
-        if not isinstance(self.branch_init, int | float) or not 0 <= self.branch_init <= 1:
-            raise ValueError(f"branch_init={self.branch_init} must be in [0, 1]")
-        if self.remat not in REMAT:
-            raise ValueError(did_you_mean("remat", self.remat, REMAT))
-        for field in ("attention", "mlp"):
-            if getattr(self, field) not in IMPLEMENTATIONS:
-                raise ValueError(did_you_mean(field, getattr(self, field), IMPLEMENTATIONS))
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={self.drop_path_rate} must be in [0, 1)")
-
-    def _check_nlls(self) -> None:
-        if self.nll_ratio == 0:
-            return
-        if int(self.nll_ratio * min(stage.width for stage in self.stages)) < 1:
-            raise ValueError(f"nll_ratio={self.nll_ratio} leaves no hidden unit; raise it")
-        if self.nll_every > self.loops:
-            raise ValueError(
-                f"nll_every={self.nll_every} is more than loops={self.loops}, which leaves blocks "
-                f"without an NLL; use at most {self.loops}"
-            )
-
-    def _check_cycles(self) -> None:
-        """Limits the cycles: the program contains all their applications, and compiles slowly."""
-        every = self.nll_every if self.nll_ratio else 1
-        for s, stage in enumerate(self.stages):
-            length = math.lcm(stage.cycle, every)
-            if min(length, self.loops) > MOST_UNROLLED:
-                raise ValueError(
-                    f"stage {s} repeats only every {length} applications, the least common "
-                    f"multiple of nll_every={every} and the {stage.cycle} applications after which "
-                    "its attention repeats, and the program would contain each of them; at most "
-                    f"{MOST_UNROLLED} are supported, so use a smaller nll_every, a multiple of "
-                    f"{stage.cycle} where it can be"
-                )
-
-
-def check_positive(model: Model, fields: tuple[str, ...]) -> None:
-    """Raises ValueError unless each of these fields is a whole number >= 1, or a tuple of them."""
-    for field in fields:
-        value = getattr(model, field)
-        if isinstance(value, tuple):
-            if not value or not all(isinstance(n, int) and n > 0 for n in value):
-                raise ValueError(f"{field}={value} must hold a positive whole number per stage")
-        elif not isinstance(value, int) or value < 1:
-            raise ValueError(f"{field}={value} must be a whole number of at least 1")
-
-
-def check_length(model: Model, fields: tuple[str, ...]) -> None:
-    """Raises ValueError unless each of these fields has one entry per stage."""
-    stages = len(model.blocks)
-    for field in fields:
-        values = getattr(model, field)
-        if len(values) != stages:
-            raise ValueError(
-                f"{field}={values} has {len(values)} entries but blocks={model.blocks} has "
-                f"{stages}; give one entry per stage"
-            )
-
-
-def check_divisible(
-    image_size: int, stride: int, what: str = "the stride of the last stage"
-) -> None:
-    """Raises ValueError unless the image size is a multiple of a stride, which is `what`."""
-    if image_size % stride:
-        below = image_size // stride * stride
-        nearest = " or ".join(str(n) for n in (below, below + stride) if n)
-        raise ValueError(
-            f"image_size={image_size} is not divisible by {stride}, {what}; use {nearest}"
-        )
-
 
 def block_name(stage: int, block: int) -> str:
     """The parameter name of a unique block."""
     return f"stage{stage}_block{block}"
-
-
-def block_names(model: Model) -> list[str]:
-    """The parameter names of the unique blocks, from first to last."""
-    return [block_name(s, b) for s, blocks in enumerate(model.blocks) for b in range(blocks)]
-
-
-def mean_of_heads(logits: tuple[jax.Array, ...]) -> jax.Array:
-    """The logits of a model with these logits of each head: (B, K) each -> (B, K)."""
-    total = logits[0]
-    for of_head in logits[1:]:
-        total += of_head
-    return total / len(logits) if len(logits) > 1 else total
-
-
-def is_head(part: str) -> bool:
-    """Whether a part of a model belongs to its classification head."""
-    return part.startswith("head")
-
-
-def abstract_variables(model: Model) -> Any:
-    """The shapes of the model's variables: "params", and "batch_stats" if it has BatchNorm."""
-    return jax.tree.map(lambda leaf: leaf, _abstract_variables(model))
-
-
-@functools.lru_cache(maxsize=16)  # tracing a model takes a second
-def _abstract_variables(model: Model) -> Any:
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
-
-
-def fields(family: type[Model]) -> list[str]:
-    """The names of a family's settings."""
-    return [f.name for f in dataclasses.fields(family) if f.name not in ("parent", "name")]  # type: ignore[arg-type]
-
-
-def model_settings(model: Model) -> dict[str, Any]:
-    """The settings that define a model, by name: all except those in SPEED_ONLY."""
-    return {name: getattr(model, name) for name in fields(type(model)) if name not in SPEED_ONLY}
-
-
-def changed_settings(old: Model, new: Model) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two trained models compute differently: {name: (old, new)}.
-
-    Models of two families differ in {"family": ...} alone.
-    """
-    if type(old) is not type(new):
-        return {"family": (type(old).__name__, type(new).__name__)}
-    before, after = function_settings(old), function_settings(new)
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-
-
-def function_settings(model: Model) -> dict[str, Any]:
-    """The settings that a trained model's output depends on, besides its weights."""
-    settings = model_settings(model)
-    return {name: value for name, value in settings.items() if name not in TRAINING_ONLY}

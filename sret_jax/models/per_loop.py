@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.attention import PERMUTATIONS, PermutationFn, Slices
+from sret_jax.models.layers.attention import PERMUTATIONS, PermutationFn, Slices
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.recursion import PerLoop, Recursion, Row, Rows
-from sret_jax.models.residual_mlp import ResidualMLP
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

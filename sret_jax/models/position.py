@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sret_jax.models.checks import check
 from sret_jax.models.model import Model
 
 CUBIC = -0.75  # the a of torch and OpenCV; jax.image and Pillow take -0.5
@@ -30,7 +31,7 @@ def with_image_size(
       ValueError: the model cannot have that size, or its arrays cannot be resized.
     """
     new = model.clone(image_size=image_size, **sizes)
-    new.check()
+    check(new)
     return new, {**variables, "params": new.resized(variables["params"], model)}
 
 

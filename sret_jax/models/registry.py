@@ -12,20 +12,15 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sret_jax.errors import did_you_mean
+from sret_jax.models.checks import check
 from sret_jax.models.families.deit import DeiT
 from sret_jax.models.families.mixer import Mixer
 from sret_jax.models.families.pit import PiT
 from sret_jax.models.families.sret import SReT
 from sret_jax.models.families.swin import Swin
-from sret_jax.models.model import (
-    SPEED_ONLY,
-    Model,
-    Variant,
-    abstract_variables,
-    fields,
-    function_settings,
-    model_settings,
-)
+from sret_jax.models.model import Model, Variant
+from sret_jax.models.model_settings import SPEED_ONLY, fields, function_settings, model_settings
+from sret_jax.models.variables import abstract_variables
 
 FAMILIES: tuple[type[Model], ...] = (SReT, DeiT, PiT, Swin, Mixer)
 
@@ -116,7 +111,7 @@ def create_model(
             raise ValueError(_no_setting(name, family, key))
     settings = {**variant(name, image_size).settings, **overrides}
     model = family.of(num_classes=num_classes, image_size=image_size, dtype=dtype, **settings)
-    model.check()
+    check(model)
     return model
 
 

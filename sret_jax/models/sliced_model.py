@@ -7,9 +7,10 @@ from typing import Any, ClassVar, Self
 import jax
 
 from sret_jax.errors import did_you_mean
-from sret_jax.models.attention import PERMUTATIONS, PermutationFn, slice_cycle
-from sret_jax.models.attention_block import AttentionBlock
-from sret_jax.models.model import Model, check_length, check_positive
+from sret_jax.models.checks import check_length, check_positive
+from sret_jax.models.layers.attention import PERMUTATIONS, PermutationFn, slice_cycle
+from sret_jax.models.layers.blocks import AttentionBlock
+from sret_jax.models.model import Model
 from sret_jax.models.per_loop import Permutations
 
 
@@ -70,29 +71,14 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
         """See `Model`."""
         return self.clone(groups=((1,),) * len(self.blocks))
 
-    def check(self) -> None:
-        """See `Model`."""
+    def check_sizes(self) -> None:
+        """See `Model`; a family with sizes of its own calls this first."""
         check_length(self, ("heads", "groups"))
         check_positive(self, ("heads", "dim"))
-        super().check()
         if isinstance(self.permutation, str) and self.permutation not in PERMUTATIONS:
             raise ValueError(did_you_mean("permutation", self.permutation, PERMUTATIONS))
         if int(self.mlp_ratio * min(self.widths)) < 1:
             raise ValueError(f"mlp_ratio={self.mlp_ratio} leaves no hidden unit; raise it")
-        self._check_groups()
-
-    def _check_groups(self) -> None:
-        for s, stage in enumerate(self.stages):
-            tokens = stage.side**2
-            for g in stage.groups:
-                if g < 1 or tokens % g:
-                    divisors = [d for d in range(1, tokens + 1) if tokens % d == 0]
-                    nearest = sorted(sorted(divisors, key=lambda d: abs(d - g))[:2])
-                    raise ValueError(
-                        f"stage {s} has {tokens} tokens at image_size={self.image_size}, which "
-                        f"{g} groups do not divide; the nearest group counts that do are "
-                        f"{' and '.join(map(str, nearest))}"
-                    )
 
 
 def check_pooling(model: SlicedModel) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from sret_jax.data.sources.splits import other_slices
 from sret_jax.errors import UserError
-from sret_jax.models.model import changed_settings as changed_model
+from sret_jax.models.model_settings import changed_settings as changed_model
 from sret_jax.parallel.distributed import agreed, is_leader
 from sret_jax.run.data_record import load_record
 from sret_jax.settings.config_model import create_from_config

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, did_you_mean, few
 from sret_jax.files import write_json
-from sret_jax.models.model import SPEED_ONLY
+from sret_jax.models.model_settings import SPEED_ONLY
 
 CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "start.json"
 CONVERTED = "converted_from"  # only the config.json of a converted checkpoint has this setting

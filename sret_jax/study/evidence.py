@@ -16,7 +16,7 @@ from etils import epath
 from sret_jax.errors import UserError
 from sret_jax.files import write_json, write_text
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.variables import abstract_variables
 from sret_jax.run.data_record import load_record
 from sret_jax.run.metrics_file import read_metrics
 from sret_jax.run.report import RESULT_FILE

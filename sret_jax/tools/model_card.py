@@ -9,8 +9,9 @@ import jax
 
 from sret_jax.evaluation.evaluation import percent
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.model import Model
 from sret_jax.models.registry import title
+from sret_jax.models.variables import abstract_variables
 from sret_jax.run.metrics_file import read_metrics
 from sret_jax.settings.saved_config import Start, is_converted
 from sret_jax.text import markdown_table

@@ -11,8 +11,8 @@ import jax
 from sret_jax.cli import Parser, clear_errors, quiet_libraries, show
 from sret_jax.errors import UserError
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import abstract_variables
 from sret_jax.models.registry import create_model, family_of, list_models, variant
+from sret_jax.models.variables import abstract_variables
 from sret_jax.terminal import Progress
 from sret_jax.text import markdown_table, table
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from sret_jax.data.sources.classes import are_labels, difference, order_of_classes
 from sret_jax.data.sources.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError
-from sret_jax.models.model import Variables, is_head
+from sret_jax.models.variables import Variables, is_head
 from sret_jax.parallel.distributed import agreed
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.state import TrainState

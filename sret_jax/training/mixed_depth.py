@@ -14,6 +14,7 @@ are kept. Drop path and permutations are drawn independently for each path.
 import dataclasses
 
 from sret_jax.errors import UserError
+from sret_jax.models.checks import check
 from sret_jax.models.model import Model
 
 
@@ -43,7 +44,7 @@ class MixedDepth:
             )
         if self.loops:
             try:
-                model.clone(loops=self.loops).check()
+                check(model.clone(loops=self.loops))
             except ValueError as e:
                 raise UserError(f"config.mixed_depth: {e}") from e
 

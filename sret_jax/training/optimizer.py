@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from sret_jax.models.model import is_head
+from sret_jax.models.variables import is_head
 
 
 def make_optimizer(optim: Any) -> optax.GradientTransformationExtraArgs:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from sret_jax.models.model import Model, Variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables
 
 
 class TrainState(struct.PyTreeNode):

@@ -14,9 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sret_jax.data.views.mixing import Mixing, Targets, row_keys
 from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.distillation.teacher import Teacher
-from sret_jax.models.apply import normalise, training_logits
+from sret_jax.models.apply import mean_of_heads, normalise, training_logits
 from sret_jax.models.loops import with_loops
-from sret_jax.models.model import Model, Variables, is_head, mean_of_heads
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables, is_head
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.hyperparameters import Hyperparameters
 from sret_jax.training.losses import LabelLoss, in_top_k

@@ -8,14 +8,10 @@ from flax.traverse_util import flatten_dict
 
 from sret_jax.errors import UserError, few
 from sret_jax.models.loops import with_loops
-from sret_jax.models.model import (
-    Model,
-    Variables,
-    abstract_variables,
-    changed_settings,
-    is_head,
-)
+from sret_jax.models.model import Model
+from sret_jax.models.model_settings import changed_settings
 from sret_jax.models.position import with_image_size
+from sret_jax.models.variables import Variables, abstract_variables, is_head
 
 ADAPTED = frozenset({"num_classes", "loops"})  # and what is `resizable`
 

@@ -11,7 +11,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sret_jax.checkpoints.manager import array_shapes, differences
-from sret_jax.models.model import Model, Variables, abstract_variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import Variables, abstract_variables
 from sret_jax.weights.torch_names import StateDictError, from_torch, to_torch
 
 SEPARATOR = "/"  # in no name of torch

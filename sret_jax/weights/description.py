@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.model import Model, model_settings
+from sret_jax.models.model import Model
+from sret_jax.models.model_settings import model_settings
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, CONVERTED
 
 

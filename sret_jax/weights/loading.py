@@ -13,7 +13,8 @@ from sret_jax.checkpoints.manager import CHECKPOINTS, array_shapes, differences
 from sret_jax.checkpoints.reading import best_step, read_weights, saved_shapes
 from sret_jax.errors import UserError
 from sret_jax.files import absolute, is_on_hub
-from sret_jax.models.model import Model, Shapes, Variables, abstract_variables
+from sret_jax.models.model import Model, Shapes
+from sret_jax.models.variables import Variables, abstract_variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import state_shardings, with_shardings
 from sret_jax.settings.saved_config import CLASSES_FILE, CONFIG_FILE, load_config

@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, few
-from sret_jax.models.model import SPEED_ONLY, Model, Shapes, Variables, fields, model_settings
+from sret_jax.models.checks import check
+from sret_jax.models.model import Model, Shapes
+from sret_jax.models.model_settings import SPEED_ONLY, fields, model_settings
 from sret_jax.models.registry import (
     create_model,
     family_of,
@@ -21,6 +23,7 @@ from sret_jax.models.registry import (
     nearest_variant,
     variant,
 )
+from sret_jax.models.variables import Variables
 from sret_jax.parallel.distributed import say
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.weights.adaptation import ADAPTED, changes, compare, fit, other_architecture
@@ -145,7 +148,7 @@ class Stored(abc.ABC):
             adapted = {**here.sizes(self.shapes), "loops": self._loops(here)}
         there = here.without_slices().clone(**adapted)
         try:
-            there.check()
+            check(there)
         except ValueError as e:
             raise other_architecture([str(e)]) from e
         if problems := self.misfits(there):

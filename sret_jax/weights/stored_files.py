@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, few
 from sret_jax.files import is_on_hub
-from sret_jax.models.model import Model, Shapes, Variables
+from sret_jax.models.model import Model, Shapes
+from sret_jax.models.variables import Variables
 from sret_jax.parallel.distributed import agreed
 from sret_jax.parallel.mesh import state_shardings
 from sret_jax.weights.array_names import from_arrays, names_of

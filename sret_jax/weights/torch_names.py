@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sret_jax.models.model import Model, abstract_variables
+from sret_jax.models.model import Model
+from sret_jax.models.variables import abstract_variables
 
 
 class StateDictError(ValueError):

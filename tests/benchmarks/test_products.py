@@ -12,7 +12,7 @@ from sret_jax.benchmarks.product_benchmark import benchmark_products
 from sret_jax.benchmarks.products import ATTENTION, GRADIENTS, MAPS, XLAProduct, products
 from sret_jax.errors import UserError
 from sret_jax.models.flops import count_macs, model_macs
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.variables import abstract_variables
 from sret_jax.settings.config_model import create_from_config
 from tests.conftest import run_python
 

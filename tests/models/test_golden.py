@@ -9,7 +9,7 @@ import pytest
 import sret_jax
 from configs import common
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.variables import abstract_variables
 from sret_jax.training.optimizer import make_optimizer
 from tests import golden
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import sret_jax
-from sret_jax.models.attention import SlicedAttention, fixed_permutation
+from sret_jax.models.layers.attention import SlicedAttention, fixed_permutation
 
 
 @pytest.fixture(scope="module")

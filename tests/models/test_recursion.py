@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from configs import deep_digits
-from sret_jax.models.attention import Slices, fixed_permutation, slice_cycle
-from sret_jax.models.attention_block import AttentionBlock
 from sret_jax.models.flops import count_macs
+from sret_jax.models.layers.attention import Slices, fixed_permutation, slice_cycle
+from sret_jax.models.layers.blocks import AttentionBlock
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers, Permutations
 from sret_jax.models.recursion import REMAT, Recursion
 from sret_jax.models.remat import segment_length
-from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.settings.config_model import create_from_config
 
 TOKENS, CHANNELS = 16, 8

@@ -28,8 +28,8 @@ from sret_jax.distillation.teacher import open_teacher
 from sret_jax.errors import UserError
 from sret_jax.files import absolute
 from sret_jax.models.apply import normalise
-from sret_jax.models.model import abstract_variables
 from sret_jax.models.registry import create_model
+from sret_jax.models.variables import abstract_variables
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.planning.plan import Planner
 from sret_jax.planning.topology import open_topology

@@ -15,8 +15,8 @@ from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.models.loops import with_loops
-from sret_jax.models.model import abstract_variables
 from sret_jax.models.position import resize_position
+from sret_jax.models.variables import abstract_variables
 from sret_jax.tools.convert import convert
 from sret_jax.tools.hub_folder import write_hub_folder
 from sret_jax.training.experiment import open_experiment

@@ -14,8 +14,8 @@ import sret_jax
 from configs import quickstart
 from sret_jax.distillation.teacher import open_teacher
 from sret_jax.errors import UserError
-from sret_jax.models.model import abstract_variables
 from sret_jax.models.registry import FAMILIES
+from sret_jax.models.variables import abstract_variables
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.tools import convert, export, predict

@@ -14,7 +14,7 @@ import sret_jax
 from configs import quickstart
 from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.variables import abstract_variables
 from sret_jax.settings.config_model import create_from_config
 from tests import golden
 from tests.conftest import save_evaluated

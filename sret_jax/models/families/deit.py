@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from sret_jax.models import torch_layout as torch
+from sret_jax.models.checks import check_divisible, check_positive
 from sret_jax.models.class_tokens import ClassTokenModel, token, with_prefix
-from sret_jax.models.convolution import PatchEmbedding
-from sret_jax.models.layers import NORMAL, Initialisation
-from sret_jax.models.model import Shapes, Stage, Variant, check_divisible, check_positive
+from sret_jax.models.layers.convolution import PatchEmbedding
+from sret_jax.models.layers.linear import NORMAL, Initialisation
+from sret_jax.models.model import Shapes, Stage, Variant
 from sret_jax.models.position import resize_position
 from sret_jax.models.torch_layout import Entry
 
@@ -105,6 +106,7 @@ class DeiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
 
     def check_sizes(self) -> None:
         """See `Model`."""
+        super().check_sizes()
         check_positive(self, ("patch_size",))
         check_divisible(self.image_size, self.patch_size)
         if len(self.blocks) != 1:

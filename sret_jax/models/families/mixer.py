@@ -14,16 +14,11 @@ import flax.linen as nn
 import jax
 
 from sret_jax.models import torch_layout as torch
-from sret_jax.models.convolution import PatchEmbedding
-from sret_jax.models.layers import (
-    MLP,
-    Initialisation,
-    LayerSettings,
-    ResidualSum,
-    drop_path_factors,
-)
-from sret_jax.models.model import Model, Shapes, Stage, Variant, check_divisible, check_positive
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.checks import check_divisible, check_positive
+from sret_jax.models.layers.convolution import PatchEmbedding
+from sret_jax.models.layers.linear import MLP, Initialisation, LayerSettings
+from sret_jax.models.layers.residual import ResidualMLP, ResidualSum, drop_path_factors
+from sret_jax.models.model import Model, Shapes, Stage, Variant
 from sret_jax.models.torch_layout import Entry
 
 # timm's: Glorot-uniform weights and biases near 0 in the blocks.

@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 
 from sret_jax.models import torch_layout as torch
+from sret_jax.models.checks import check_positive
 from sret_jax.models.class_tokens import ClassTokenModel, token, with_prefix
-from sret_jax.models.convolution import Pooling
-from sret_jax.models.layers import LayerSettings, fan_in_uniform
-from sret_jax.models.model import Shapes, Stage, Variant, check_positive
+from sret_jax.models.layers.convolution import Pooling
+from sret_jax.models.layers.linear import LayerSettings, fan_in_uniform
+from sret_jax.models.model import Shapes, Stage, Variant
 from sret_jax.models.position import resize_position
 from sret_jax.models.sliced_model import check_pooling
 from sret_jax.models.torch_layout import Entry
@@ -113,6 +114,7 @@ class PiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
 
     def check_sizes(self) -> None:
         """See `Model`."""
+        super().check_sizes()
         check_positive(self, ("patch_size",))
         size, patch, stride = self.image_size, self.patch_size, self.stride
         if patch % 2:

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from sret_jax.models import torch_layout as torch
-from sret_jax.models.convolution import Pooling, flat_convolution
-from sret_jax.models.layers import LayerSettings, fan_in_uniform, on_cpus
-from sret_jax.models.model import Shapes, Stage, Variant, check_divisible
+from sret_jax.models.checks import check_divisible
+from sret_jax.models.layers.convolution import Pooling, flat_convolution
+from sret_jax.models.layers.linear import LayerSettings, fan_in_uniform, on_cpus
+from sret_jax.models.model import Shapes, Stage, Variant
 from sret_jax.models.position import resize_position
 from sret_jax.models.sliced_model import SlicedModel, check_pooling
 from sret_jax.models.torch_layout import Entry, Path
@@ -103,6 +104,7 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
 
     def check_sizes(self) -> None:
         """See `Model`."""
+        super().check_sizes()
         if self.stem_stride not in STEM_STRIDES:
             raise ValueError(f"stem_stride={self.stem_stride} must be one of {STEM_STRIDES}")
         check_divisible(self.image_size, self.stem_stride * 2 ** (len(self.blocks) - 1))

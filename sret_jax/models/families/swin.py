@@ -15,26 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from sret_jax.models import torch_layout as torch
-from sret_jax.models.convolution import PatchEmbedding
-from sret_jax.models.layers import (
-    NORMAL,
-    Initialisation,
-    LayerSettings,
-    ResidualSum,
-    drop_path_factors,
-)
-from sret_jax.models.model import (
-    Model,
-    Shapes,
-    Stage,
-    Variant,
-    check_divisible,
-    check_length,
-    check_positive,
-)
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.checks import check_divisible, check_length, check_positive
+from sret_jax.models.layers.convolution import PatchEmbedding
+from sret_jax.models.layers.linear import NORMAL, Initialisation, LayerSettings
+from sret_jax.models.layers.residual import ResidualMLP, ResidualSum, drop_path_factors
+from sret_jax.models.layers.windows import WindowAttention, Windows, resize_bias_table, window_cycle
+from sret_jax.models.model import Model, Shapes, Stage, Variant
 from sret_jax.models.torch_layout import Entry
-from sret_jax.models.windows import WindowAttention, Windows, resize_bias_table, window_cycle
 
 PATCH = 4
 TABLE = "relative_position_bias_table"

@@ -11,12 +11,12 @@ from safetensors.numpy import save_file
 import sret_jax
 from sret_jax.errors import UserError
 from sret_jax.models.apply import training_logits
-from sret_jax.models.attention import Slices, fixed_permutation
-from sret_jax.models.attention_block import AttentionBlock
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.layers.attention import Slices, fixed_permutation
+from sret_jax.models.layers.blocks import AttentionBlock
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.registry import variant
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.variables import abstract_variables
 from tests import timm_models
 from tests.timm_models import check_parity, needs_timm, timm_model
 

@@ -10,9 +10,9 @@ from sret_jax.models.families.mixer import MixerBlock
 from sret_jax.models.flops import model_macs
 from sret_jax.models.inspection import residual_coefficients
 from sret_jax.models.kernel_use import in_words, kernel_uses
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.position import with_image_size
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.variables import abstract_variables
 from tests import timm_models
 from tests.timm_models import check_parity, images, needs_timm
 

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 import sret_jax
 from sret_jax.models.families.pit import PiT
 from sret_jax.models.flops import model_macs
-from sret_jax.models.model import abstract_variables
 from sret_jax.models.position import with_image_size
+from sret_jax.models.variables import abstract_variables
 from sret_jax.weights.weight_files import read_weight_file
 from tests import timm_models
 from tests.explicit import explicit_logits

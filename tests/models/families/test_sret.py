@@ -9,11 +9,11 @@ import pytest
 
 import sret_jax
 from sret_jax.models.families.sret import SReT
-from sret_jax.models.layers import LayerSettings
-from sret_jax.models.model import abstract_variables
+from sret_jax.models.layers.linear import LayerSettings
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.recursion import Recursion
 from sret_jax.models.registry import title
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.variables import abstract_variables
 
 TINY = dict(
     num_classes=10,

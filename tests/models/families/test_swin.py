@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 
 import sret_jax
 from sret_jax.models.apply import evaluation_logits
-from sret_jax.models.convolution import PatchEmbedding
 from sret_jax.models.families.swin import Swin, SwinBlock
 from sret_jax.models.flops import model_macs
 from sret_jax.models.kernel_use import in_words, kernel_uses
-from sret_jax.models.model import abstract_variables
-from sret_jax.models.residual_mlp import ResidualMLP
-from sret_jax.models.windows import Windows
+from sret_jax.models.layers.convolution import PatchEmbedding
+from sret_jax.models.layers.residual import ResidualMLP
+from sret_jax.models.layers.windows import Windows
+from sret_jax.models.variables import abstract_variables
 from tests import timm_models
 from tests.timm_models import check_parity, needs_timm, timm_model
 

@@ -13,21 +13,21 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sret_jax.models.attention import (
+from sret_jax.models.flops import inner_jaxprs, jaxpr_macs
+from sret_jax.models.kernel_use import in_words, kernel_uses
+from sret_jax.models.kernels import fused_mlp
+from sret_jax.models.kernels.choice import Kernels, tiled_bytes
+from sret_jax.models.kernels.fused_attention import _queries, can_hold, fused_attention
+from sret_jax.models.layers.attention import (
     SlicedAttention,
     fixed_permutation,
     permuted,
     plain_attention,
     random_permutation,
 )
-from sret_jax.models.flops import inner_jaxprs, jaxpr_macs
-from sret_jax.models.kernel_use import in_words, kernel_uses
-from sret_jax.models.kernels import fused_mlp
-from sret_jax.models.kernels.choice import Kernels, tiled_bytes
-from sret_jax.models.kernels.fused_attention import _queries, can_hold, fused_attention
-from sret_jax.models.layers import LayerSettings
+from sret_jax.models.layers.linear import LayerSettings
+from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.registry import create_model
-from sret_jax.models.residual_mlp import ResidualMLP
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from sret_jax.planning.topology import open_topology
 from tests.conftest import needs_libtpu

@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax
 
-from sret_jax.models.attention import PLAIN, SlicedAttention, Slices
-from sret_jax.models.layers import LayerSettings, ResidualSum, drop_path_factors
-from sret_jax.models.residual_mlp import ResidualMLP
+from sret_jax.models.layers.attention import PLAIN, SlicedAttention, Slices
+from sret_jax.models.layers.linear import LayerSettings
+from sret_jax.models.layers.residual import ResidualMLP, ResidualSum, drop_path_factors
 
 
 class AttentionBlock(nn.Module):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sret_jax.models.attention import SlicedAttention
-from sret_jax.models.layers import LayerSettings
+from sret_jax.models.layers.attention import SlicedAttention
+from sret_jax.models.layers.linear import LayerSettings
 
 TOKENS, CHANNELS, HEADS = 12, 8, 2
 

@@ -1,4 +1,4 @@
-"""The small layers that families share: linear maps, norms, MLP, drop path, residual sums."""
+"""Linear maps, norms and MLPs, and the settings that all layers of a model share."""
 
 import dataclasses
 import math
@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from sret_jax.models.kernels.choice import KERNELS, Kernels
 
 Initializer = Callable[..., jax.Array]
-RESIDUALS = ("learned", "plain")
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
@@ -136,39 +135,3 @@ class MLP(nn.Module):
         x = self.layers.linear(self.hidden, channels, name="fc1")(x)
         x = ACTIVATIONS[self.activation](x)
         return self.layers.linear(channels, self.hidden, name="fc2")(x)
-
-
-def drop_path_factors(key: jax.Array | None, rate: float, batch: int) -> jax.Array:
-    """The factor that stochastic depth gives a branch: 0 with probability `rate`, else 1/(1-rate).
-
-    Each image draws its own. Without a key all factors are 1 (Huang et al., "Deep Networks with
-    Stochastic Depth", 2016).
-
-    Shapes: -> (B,).
-    """
-    if key is None or rate == 0:
-        return jnp.ones(batch)
-    return jax.random.bernoulli(key, 1 - rate, (batch,)) / (1 - rate)
-
-
-class ResidualSum(nn.Module):
-    """x, y -> a*x + b*k*y, with the drop-path factor k of each image.
-
-    Learned residual coefficients (SReT section 3.3) are the scalars a, which starts at 1, and b,
-    which starts at `branch_init`: 1 as published, less in very deep models. The plain sum has no
-    parameters: a = b = 1.
-
-    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is computed in at least float32 and
-    returned in x's dtype.
-    """
-
-    layers: LayerSettings = LayerSettings()
-
-    @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array, k: jax.Array) -> jax.Array:
-        k = k[:, None, None]
-        if self.layers.residual == "plain":
-            return (x + k * y).astype(x.dtype)
-        a = self.param("skip", nn.initializers.ones, ())
-        b = self.param("branch", nn.initializers.constant(self.layers.branch_init), ())
-        return (a * x + b * k * y).astype(x.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sret_jax.models.kernels.fused_attention import can_hold, fused_attention
-from sret_jax.models.layers import LayerSettings
+from sret_jax.models.layers.linear import LayerSettings
 
 PermutationFn = Callable[[jax.Array, int], jax.Array | np.ndarray]
 

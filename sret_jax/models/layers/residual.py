@@ -1,4 +1,4 @@
-"""The residual MLP: half of a transformer block, and SReT's non-linear layer (section 3.2)."""
+"""Residual branches: drop path, residual sums and the residual MLP."""
 
 import dataclasses
 from typing import Any
@@ -8,11 +8,51 @@ import jax
 import jax.numpy as jnp
 
 from sret_jax.models.kernels.fused_mlp import Weights, can_hold, fused_mlp
-from sret_jax.models.layers import MLP, LayerSettings, ResidualSum
+from sret_jax.models.layers.linear import MLP, LayerSettings
+
+RESIDUALS = ("learned", "plain")
+
+
+def drop_path_factors(key: jax.Array | None, rate: float, batch: int) -> jax.Array:
+    """The factor that stochastic depth gives a branch: 0 with probability `rate`, else 1/(1-rate).
+
+    Each image draws its own. Without a key all factors are 1 (Huang et al., "Deep Networks with
+    Stochastic Depth", 2016).
+
+    Shapes: -> (B,).
+    """
+    if key is None or rate == 0:
+        return jnp.ones(batch)
+    return jax.random.bernoulli(key, 1 - rate, (batch,)) / (1 - rate)
+
+
+class ResidualSum(nn.Module):
+    """x, y -> a*x + b*k*y, with the drop-path factor k of each image.
+
+    Learned residual coefficients (SReT section 3.3) are the scalars a, which starts at 1, and b,
+    which starts at `branch_init`: 1 as published, less in very deep models. The plain sum has no
+    parameters: a = b = 1.
+
+    Shapes: x and y (B, N, C), k (B,) -> (B, N, C). The sum is computed in at least float32 and
+    returned in x's dtype.
+    """
+
+    layers: LayerSettings = LayerSettings()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array, k: jax.Array) -> jax.Array:
+        k = k[:, None, None]
+        if self.layers.residual == "plain":
+            return (x + k * y).astype(x.dtype)
+        a = self.param("skip", nn.initializers.ones, ())
+        b = self.param("branch", nn.initializers.constant(self.layers.branch_init), ())
+        return (a * x + b * k * y).astype(x.dtype)
 
 
 class ResidualMLP(nn.Module):
     """x <- a*x + b*k*MLP(LN(x)): residual coefficients a, b and each image's drop-path factor k.
+
+    It is half of a transformer block, and SReT's non-linear layer (section 3.2).
 
     Shapes: x (B, N, C), k (B,) -> (B, N, C). The non-linear layer (NLL) has k = 1.
 

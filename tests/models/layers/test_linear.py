@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sret_jax.models.kernels.choice import Kernels
-from sret_jax.models.layers import LayerSettings, gelu
+from sret_jax.models.layers.linear import LayerSettings, gelu
 from sret_jax.parallel.mesh import make_mesh
 
 

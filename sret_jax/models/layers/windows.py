@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sret_jax.models.attention import attention, joined, split
-from sret_jax.models.layers import LayerSettings
+from sret_jax.models.layers.attention import attention, joined, split
+from sret_jax.models.layers.linear import LayerSettings
 
 MASKED = -100.0  # added to the scores of tokens that do not see each other, as published
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sret_jax.models.convolution import (
+from sret_jax.models.layers.convolution import (
     _grouped,
     _shifted,
     flat_convolution,

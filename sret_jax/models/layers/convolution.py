@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from sret_jax.models.layers import (
+from sret_jax.models.layers.linear import (
     FAN_IN,
     Initialisation,
     LayerSettings,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sret_jax.models.windows import WindowAttention, Windows, resize_bias_table, window_cycle
+from sret_jax.models.layers.windows import WindowAttention, Windows, resize_bias_table, window_cycle
 from tests.timm_models import import_timm, needs_timm
 
 
