@@ -25,10 +25,10 @@ def one_by_one(next_method: Callable, args: Any, kwargs: Any, context: Any) -> A
     block: Any = recursion.block.clone(parent=None, name=None)
     for loop in range(recursion.loops):
         turn: Any = recursion.turns[loop % len(recursion.turns)]
-        given = {}
+        given = {} if turn is None else {"turn": turn}
         if isinstance(turn, Slices) and turn.permuted:
             given["permutation"] = fixed_permutation(None, x.shape[1] - block.prefix)
-        x = block.apply({"params": params["block"]}, x, turn=turn, **given)
+        x = block.apply({"params": params["block"]}, x, **given)
         for own in nlls:
             row, left = divmod(loop + 1, own.every)
             if not left:

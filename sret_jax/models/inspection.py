@@ -14,6 +14,7 @@ from sret_jax.models.variables import block_names
 KINDS = {  # names of residual sums in blocks: what they add
     "attn_residual": "attention",
     "token_residual": "MLP over tokens",
+    "mix_residual": "mixing of tokens",
     "mlp_residual": "MLP",
 }
 

@@ -268,12 +268,11 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """Applies a unique block `loops` times, with NLLs and drop path as the model asks.
 
         Args:
-          block: F, made with parent=None. Where `drop_path_of` is not 0, it is given a key
-            `drop_path` in training.
+          block: F. Where `drop_path_of` is not 0, it is given a key `drop_path` in training.
           x: (B, N, C).
           at: number of the stage, and of the block in it.
           train: whether the model is in training.
-          turns: what F is told at successive applications; see `Recursion`.
+          turns: what F is given as `turn` at successive applications; see `Recursion`.
           per_loop: what the applications have of their own; see `Recursion`.
         """
         own = [*per_loop]
@@ -284,7 +283,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
             nll = ResidualMLP(hidden, self.layers, self.nll_activation, parent=None)
             own.append(NonLinearLayers(every=self.nll_every, layer=nll))
         recursion = Recursion(
-            block=block,
+            block=block.clone(parent=None, name=None),  # its parameters are those of the recursion
             loops=self.loops,
             turns=turns,
             per_loop=(*own, GradientProbe()),

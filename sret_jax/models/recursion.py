@@ -79,10 +79,10 @@ class Recursion(nn.Module):
     Shapes: those of the block, whose output has the shape of its input.
 
     Attributes:
-      block: F, called as block(x, turn=..., **given). It may have parameters only, no statistics.
-        It is made with parent=None.
+      block: F, called as block(x, **given). It may have parameters only, no statistics. It is made
+        with parent=None.
       loops: number of applications.
-      turns: what F is told at successive applications; they repeat.
+      turns: what F is given as `turn` at successive applications, if not None; they repeat.
       per_loop: what the applications have of their own, in the order in which it acts.
     """
 
@@ -176,11 +176,11 @@ class Cycle:
 
     def _apply_block(self, block: Any, x: jax.Array, rows: tuple[Row, ...], *, i: int) -> jax.Array:
         turn = self.turns[i % len(self.turns)]
-        given: dict[str, Any] = {}
+        given: dict[str, Any] = {} if turn is None else {"turn": turn}
         for own, row in zip(self.per_loop, rows, strict=True):
             if row is not None:
                 given |= own.given(row, x, turn)
-        out: jax.Array = block(x, turn=turn, **given)
+        out: jax.Array = block(x, **given)
         return out
 
 

@@ -54,7 +54,6 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
             drop_path_rate=self.drop_path_of(*at),
             prefix=stage.prefix,
             layers=self.layers,
-            parent=None,
         )
         chosen = self.permutation or ("random" if train else "fixed")
         permutations = Permutations(chosen=chosen, prefix=stage.prefix)

@@ -33,7 +33,9 @@ def recursive_block(
     if drop_path_rate:
         per_loop.insert(1, DropPathKeys())
     return Recursion(
-        block=AttentionBlock(2, 2 * CHANNELS, drop_path_rate, parent=None),
+        block=AttentionBlock(
+            heads=2, hidden=2 * CHANNELS, drop_path_rate=drop_path_rate, parent=None
+        ),
         turns=slice_cycle(groups),
         per_loop=tuple(per_loop),
         **settings,
@@ -93,7 +95,7 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
         for loop in range(loops):
             i = loop % len(groups)
             permutation = fixed_permutation(None, TOKENS) if i > 0 and groups[i] > 1 else None
-            block = AttentionBlock(2, 2 * CHANNELS)
+            block = AttentionBlock(heads=2, hidden=2 * CHANNELS)
             turn = Slices(groups[i], permuted=i > 0)
             x = block.apply({"params": params["block"]}, x, turn=turn, permutation=permutation)
             j, between = divmod(loop + 1, nll_every)

@@ -15,9 +15,9 @@ import jax
 
 from sret_jax.models import torch_layout as torch
 from sret_jax.models.checks import check_divisible, check_positive
+from sret_jax.models.layers.blocks import PreNormBlock
 from sret_jax.models.layers.convolution import PatchEmbedding
-from sret_jax.models.layers.linear import MLP, Initialisation, LayerSettings
-from sret_jax.models.layers.residual import ResidualMLP, ResidualSum, drop_path_factors
+from sret_jax.models.layers.linear import MLP, Initialisation
 from sret_jax.models.model import Model, Shapes, Stage, Variant
 from sret_jax.models.torch_layout import Entry
 
@@ -88,7 +88,6 @@ class Mixer(Model, kw_only=True):  # type: ignore[call-arg]
                 hidden=stage.hidden,
                 drop_path_rate=self.drop_path_of(0, b),
                 layers=layers,
-                parent=None,
             )
             x = self.recur(block, x, at=(0, b), train=train)
 
@@ -146,39 +145,21 @@ class Mixer(Model, kw_only=True):  # type: ignore[call-arg]
         yield from torch.linear("head", ("params", "head"))
 
 
-class MixerBlock(nn.Module):
+class MixerBlock(PreNormBlock, kw_only=True):  # type: ignore[call-arg]
     """x <- a*x + b*DropPath(MLP(LN(x)^T)^T);  x <- c*x + d*DropPath(MLP(LN(x))).
 
-    The first MLP maps the N tokens of each channel, the second the C channels of each token. The
-    coefficients are 1 where residual sums are plain.
-
-    Shapes: (B, N, C) -> (B, N, C). `drop_path` is a key that seeds both drop paths; without it
-    nothing is dropped.
+    The first MLP maps the N tokens of each channel, the second the C channels of each token. See
+    `PreNormBlock`.
 
     Attributes:
       token_hidden: hidden units of the MLP over tokens.
-      hidden: hidden units of the MLP over channels.
-      drop_path_rate: probability that an image's branch is dropped in training.
-      layers: settings of all layers.
     """
 
+    sum_name: ClassVar[str] = "token_residual"
+
     token_hidden: int
-    hidden: int
-    drop_path_rate: float = 0.0
-    layers: LayerSettings = LayerSettings()
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, turn: None = None, drop_path: jax.Array | None = None
-    ) -> jax.Array:
-        del turn  # all applications are alike
-        keys = (None, None) if drop_path is None else jax.random.split(drop_path)
-        k1, k2 = (drop_path_factors(key, self.drop_path_rate, x.shape[0]) for key in keys)
-
-        y = self.layers.layer_norm(name="norm1")(x).swapaxes(1, 2)  # (B, C, N)
-        y = MLP(self.token_hidden, self.layers, name="mlp_tokens")(y).swapaxes(1, 2)
-        x = ResidualSum(self.layers, name="token_residual")(x, y, k1)
-
-        mlp = ResidualMLP(self.hidden, self.layers, norm="norm2", residual="mlp_residual")
-        nn.share_scope(self, mlp)  # its parameters lie beside those of the MLP over tokens
-        return mlp(x, k2)
+    def mix(self, x: jax.Array) -> jax.Array:
+        """See `PreNormBlock`."""
+        mlp = MLP(self.token_hidden, self.layers, name="mlp_tokens")
+        return mlp(x.swapaxes(1, 2)).swapaxes(1, 2)  # (B, C, N) -> (B, N, C)

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 
 from sret_jax.models import torch_layout as torch
 from sret_jax.models.checks import check_divisible, check_length, check_positive
+from sret_jax.models.layers.blocks import PreNormBlock
 from sret_jax.models.layers.convolution import PatchEmbedding
 from sret_jax.models.layers.linear import NORMAL, Initialisation, LayerSettings
-from sret_jax.models.layers.residual import ResidualMLP, ResidualSum, drop_path_factors
 from sret_jax.models.layers.windows import WindowAttention, Windows, resize_bias_table, window_cycle
 from sret_jax.models.model import Model, Shapes, Stage, Variant
 from sret_jax.models.torch_layout import Entry
@@ -124,7 +124,6 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
             hidden=stage.hidden,
             drop_path_rate=self.drop_path_of(*at),
             layers=self.layers,
-            parent=None,
         )
         turns = window_cycle(stage.side, stage.window, block)
         return self.recur(swin_block, x, at=at, train=train, turns=turns)
@@ -209,40 +208,22 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
         yield from torch.linear("head.fc", ("params", "head"))
 
 
-class SwinBlock(nn.Module):
+class SwinBlock(PreNormBlock, kw_only=True):  # type: ignore[call-arg]
     """x <- a*x + b*DropPath(WindowAttention(LN(x)));  x <- c*x + d*DropPath(MLP(LN(x))).
 
-    The coefficients are 1 where residual sums are plain.
-
-    Shapes: (B, N, C) -> (B, N, C). `turn` says how the N tokens are cut into windows. `drop_path`
-    is a key that seeds both drop paths; without it nothing is dropped.
+    See `PreNormBlock`. `turn` says how the N tokens are cut into windows.
 
     Attributes:
       heads: attention heads.
-      hidden: hidden units of the MLP.
-      drop_path_rate: probability that an image's branch is dropped in training.
-      layers: settings of all layers.
     """
 
+    sum_name: ClassVar[str] = "attn_residual"
+
     heads: int
-    hidden: int
-    drop_path_rate: float = 0.0
-    layers: LayerSettings = LayerSettings()
 
-    @nn.compact
-    def __call__(
-        self, x: jax.Array, *, turn: Windows, drop_path: jax.Array | None = None
-    ) -> jax.Array:
-        keys = (None, None) if drop_path is None else jax.random.split(drop_path)
-        k1, k2 = (drop_path_factors(key, self.drop_path_rate, x.shape[0]) for key in keys)
-
-        y = self.layers.layer_norm(name="norm1")(x)
-        y = WindowAttention(self.heads, self.layers, name="attn")(y, turn)
-        x = ResidualSum(self.layers, name="attn_residual")(x, y, k1)
-
-        mlp = ResidualMLP(self.hidden, self.layers, norm="norm2", residual="mlp_residual")
-        nn.share_scope(self, mlp)  # the MLP's parameters lie beside the attention's
-        return mlp(x, k2)
+    def mix(self, x: jax.Array, *, turn: Windows) -> jax.Array:  # type: ignore[override]
+        """See `PreNormBlock`."""
+        return WindowAttention(self.heads, self.layers, name="attn")(x, turn)
 
 
 class PatchMerging(nn.Module):

@@ -105,7 +105,7 @@ def applied_one_by_one(model, params, images):
     tokens = jnp.concatenate([params["cls_token"], params["dist_token"]], axis=1)
     x = jnp.concatenate([jnp.repeat(tokens, len(x), axis=0), x], axis=1) + params["pos_embed"]
 
-    block = AttentionBlock(stage.heads, stage.hidden, prefix=2, layers=model.layers)
+    block = AttentionBlock(heads=stage.heads, hidden=stage.hidden, prefix=2, layers=model.layers)
     nll = ResidualMLP(stage.width, model.layers)
     turns = (Slices(2), Slices(4, permuted=True))
     of_block = params["stage0_block0"]

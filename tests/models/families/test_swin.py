@@ -110,7 +110,7 @@ def test_a_recursive_block_shifts_in_every_second_application_in_values_and_grad
             embedding = PatchEmbedding(stage.width, 4, model.layers)
             x = embedding.apply({"params": params["patch_embed"]}, images)
             x = norm.apply({"params": params["patch_norm"]}, x).reshape(2, -1, stage.width)
-            block = SwinBlock(stage.heads, stage.hidden, layers=model.layers)
+            block = SwinBlock(heads=stage.heads, hidden=stage.hidden, layers=model.layers)
             nll = ResidualMLP(stage.width, model.layers)
             for name, of_block in shifts.items():
                 for loop, shift in enumerate(of_block):
