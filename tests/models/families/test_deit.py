@@ -1,23 +1,16 @@
 """DeiT against timm's modules, and its recursive form against explicit applications."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import sret_jax
 from sret_jax.errors import UserError
-from sret_jax.models.apply import training_logits
 from sret_jax.models.flops import model_macs
-from sret_jax.models.layers.attention import Slices, fixed_permutation
-from sret_jax.models.layers.blocks import AttentionBlock
-from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.registry import variant
-from sret_jax.models.variables import abstract_variables
 from tests import timm_models
+from tests.explicit import check_recursion
 from tests.timm_models import check_parity, needs_timm, timm_model
 
 TINY = dict(num_classes=10, image_size=32, blocks=(2,), heads=(2,), dim=8, patch_size=8)
@@ -79,84 +72,19 @@ def test_published_sizes_are_those_of_timm(name, size):
     check_parity(theirs, sret_jax.create_model(name, image_size=size, drop_path_rate=0.0))
 
 
-def random_variables(model):
-    """Variables with distinct values: scales and coefficients near 1, the others near 0."""
-
-    def draw(path, leaf):
-        near = 1 if path[-1].key in ("scale", "skip", "branch") else 0
-        n = np.random.default_rng([0, leaf.size]).standard_normal(leaf.shape)
-        return jnp.asarray(near + 0.3 * n)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
-
-
-def applied_one_by_one(model, params, images):
-    """The logits of a distilled model with two loops, NLLs and slices, without a recursion."""
-    (stage,) = model.stages
-    patches = params["patch_embed"]
-    x = jax.lax.conv_general_dilated(
-        images,
-        patches["kernel"],
-        (model.patch_size,) * 2,
-        "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    x = x.reshape(len(x), -1, stage.width) + patches["bias"].reshape(1, 1, -1)
-    tokens = jnp.concatenate([params["cls_token"], params["dist_token"]], axis=1)
-    x = jnp.concatenate([jnp.repeat(tokens, len(x), axis=0), x], axis=1) + params["pos_embed"]
-
-    block = AttentionBlock(heads=stage.heads, hidden=stage.hidden, prefix=2, layers=model.layers)
-    nll = ResidualMLP(stage.width, model.layers)
-    turns = (Slices(2), Slices(4, permuted=True))
-    of_block = params["stage0_block0"]
-    for loop, turn in enumerate(turns):
-        permutation = fixed_permutation(None, stage.side**2) if turn.permuted else None
-        shared = {"params": of_block["block"]}
-        x = block.apply(shared, x, turn=turn, permutation=permutation)
-        row = jax.tree.map(lambda leaf, loop=loop: leaf[loop], of_block["nll"])
-        x = nll.apply({"params": row}, x, jnp.ones(len(x)))
-
-    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-    norm = {name: p.reshape(1, 1, -1) for name, p in params["norm"].items()}
-    x = (x - mean) / jnp.sqrt(variance + 1e-6) * norm["scale"] + norm["bias"]
-    heads = (params["head"], params["head_dist"])
-    return tuple(
-        x[:, i] @ head["kernel"] + head["bias"].reshape(1, -1) for i, head in enumerate(heads)
-    )
-
-
 def test_the_recursive_form_applies_the_same_block_twice_in_values_and_gradients():
     with jax.enable_x64(True):
-        model = tiny(
-            "deit_tiny_distilled",
-            blocks=(1,),
-            loops=2,
-            nll_ratio=1.0,
-            residual="learned",
-            groups=((2, 4),),
-            permutation="fixed",
-            dtype=np.float64,
+        check_recursion(
+            tiny(
+                "deit_tiny_distilled",
+                blocks=(1,),
+                loops=2,
+                nll_ratio=1.0,
+                residual="learned",
+                groups=((2, 4),),
+                dtype=np.float64,
+            )
         )
-        variables = random_variables(model)
-        x = jnp.asarray(timm_models.images(32))
-
-        def recursive(params):
-            return training_logits(model, {"params": params}, x, jax.random.key(0))[0]
-
-        def explicit(params):
-            return applied_one_by_one(model, params, x)
-
-        def loss(logits_of, params):
-            logits = logits_of(params)
-            return sum((y**2).sum() * (i + 1) for i, y in enumerate(logits)), logits
-
-        found, expected = (
-            jax.jit(jax.grad(functools.partial(loss, f), has_aux=True))(variables["params"])
-            for f in (recursive, explicit)
-        )
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert a.dtype == np.float64
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
 
 
 @needs_timm

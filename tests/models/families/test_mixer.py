@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 import sret_jax
-from sret_jax.models.families.mixer import MixerBlock
 from sret_jax.models.flops import model_macs
 from sret_jax.models.inspection import residual_coefficients
 from sret_jax.models.kernel_use import in_words, kernel_uses
-from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.position import with_image_size
-from sret_jax.models.variables import abstract_variables
 from tests import timm_models
+from tests.explicit import check_recursion, distinct_weights
 from tests.timm_models import check_parity, images, needs_timm
 
 TINY = dict(num_classes=5, image_size=32, patch_size=8, width=16, blocks=(2,), drop_path_rate=0.0)
@@ -21,16 +19,6 @@ TINY = dict(num_classes=5, image_size=32, patch_size=8, width=16, blocks=(2,), d
 
 def tiny(**overrides):
     return sret_jax.create_model("mixer_s16", **{**TINY, **overrides})
-
-
-def weights(model):
-    """Variables with distinct values: scales and coefficients near 1, the others near 0."""
-
-    def draw(path, x):
-        near = 1 if path[-1].key in ("scale", "skip", "branch") else 0
-        return near + 0.3 * np.random.default_rng(x.size).standard_normal(x.shape)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
 
 
 @needs_timm
@@ -67,47 +55,16 @@ def test_the_recursive_form_is_applications_of_the_same_block_in_values_and_grad
     settings = dict(loops=3, nll_ratio=0.5, nll_every=2, residual="learned", blocks=(1,))
     with jax.enable_x64(True):
         model = tiny(**settings, dtype=jnp.float64)
-        params = weights(model)["params"]
-        x = images(32)
-
-        def recursive(params):
-            return (model.apply({"params": params}, x) ** 2).sum()
-
-        def one_by_one(params):
-            shared = params["stage0_block0"]["block"]
-            nll = jax.tree.map(lambda p: p[0], params["stage0_block0"]["nll"])
-            block = MixerBlock(token_hidden=8, hidden=64, layers=model.layers)
-            tokens = jax.lax.conv(  # each patch by itself
-                x.transpose(0, 3, 1, 2),
-                params["stem"]["kernel"].transpose(3, 2, 0, 1),
-                (8, 8),
-                "VALID",
-            )
-            y = tokens.reshape(2, 16, 16).swapaxes(1, 2) + params["stem"]["bias"].reshape(1, 1, -1)
-            for loop in range(3):
-                y = block.apply({"params": shared}, y)
-                if loop == 1:
-                    y = ResidualMLP(8, model.layers).apply({"params": nll}, y, jnp.ones(2))
-            y = model.layers.layer_norm(name="norm").apply({"params": params["norm"]}, y).mean(1)
-            return ((y @ params["head"]["kernel"] + params["head"]["bias"][None]) ** 2).sum()
-
-        both = jax.jit(lambda p: [jax.value_and_grad(f)(p) for f in (recursive, one_by_one)])
-        found, expected = both(params)
-        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12 * largest),
-            found,
-            expected,
-        )
-    coefficients = residual_coefficients(model, {"params": params})
-    assert len(coefficients["MLP over tokens, skip"]) == 3
+        check_recursion(model)
+    variables = distinct_weights(model)
+    assert len(residual_coefficients(model, variables)["MLP over tokens, skip"]) == 3
     with pytest.raises(ValueError, match=r"Mixer with nll_ratio=0.5 .* no published names"):
-        sret_jax.to_torch({"params": params}, model)
+        sret_jax.to_torch(variables, model)
 
 
 def test_a_mixer_with_tied_blocks_is_a_deeper_published_one_with_equal_blocks():
     tied, untied = tiny(loops=2), tiny(blocks=(4,))
-    variables = weights(tied)
+    variables = distinct_weights(tied)
     unrolled = sret_jax.from_torch(sret_jax.to_torch(variables, tied), untied)
     logits = jax.jit(lambda v, w, x: (tied.apply(v, x), untied.apply(w, x)))
     np.testing.assert_allclose(*logits(variables, unrolled, images(32)), rtol=1e-4, atol=1e-4)
@@ -131,7 +88,7 @@ def test_parameters_start_as_timms():
 def test_a_mixer_changes_neither_its_image_size_nor_attends_in_groups():
     model = tiny()
     with pytest.raises(ValueError, match="made for the 16 tokens of 32 pixels.*leave image_size"):
-        with_image_size(model, weights(model), 64)
+        with_image_size(model, distinct_weights(model), 64)
     with pytest.raises(ValueError, match="cannot be sliced into groups: its blocks mix tokens by"):
         tiny(groups=((2,),))
     with pytest.raises(ValueError, match="blocks=.* must have one entry: a Mixer has one stage"):

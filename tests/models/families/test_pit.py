@@ -15,7 +15,7 @@ from sret_jax.models.position import with_image_size
 from sret_jax.models.variables import abstract_variables
 from sret_jax.weights.weight_files import read_weight_file
 from tests import timm_models
-from tests.explicit import explicit_logits
+from tests.explicit import check_recursion, distinct_weights
 from tests.timm_models import check_initialisation, check_parity, images, needs_timm, timm_model
 
 # Grids of 7x7 and 4x4: pooling an odd side is not that of an even one.
@@ -34,16 +34,6 @@ PUBLISHED = {
 
 def tiny(name="pit_ti_distilled", **overrides):
     return sret_jax.create_model(name, **{**TINY, "drop_path_rate": 0.0, **overrides})
-
-
-def weights(model):
-    """Variables with distinct values: scales and coefficients near 1, the others near 0."""
-
-    def draw(path, x):
-        near = 1 if path[-1].key in ("scale", "skip", "branch") else 0
-        return near + 0.2 * np.random.default_rng(x.size).standard_normal(x.shape)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
 
 
 @needs_timm
@@ -83,33 +73,23 @@ def test_parameters_start_as_those_of_timm():
 
 def test_the_recursive_form_is_applications_of_the_same_block_in_values_and_gradients():
     with jax.enable_x64(True):
-        model = tiny(
-            blocks=(1,),
-            heads=(2,),
-            loops=3,
-            nll_ratio=0.5,
-            nll_every=2,
-            residual="learned",
-            groups=((1, 7),),
-            dtype=np.float64,
+        check_recursion(
+            tiny(
+                blocks=(1,),
+                heads=(2,),
+                loops=3,
+                nll_ratio=0.5,
+                nll_every=2,
+                residual="learned",
+                groups=((1, 7),),
+                dtype=np.float64,
+            )
         )
-        params, x = weights(model)["params"], images(32)
-
-        def recursive(params):
-            return (model.apply({"params": params}, x) ** 2).sum()
-
-        def explicit(params):
-            return (explicit_logits(model, params, x) ** 2).sum()
-
-        both = jax.jit(lambda p: [jax.value_and_grad(f)(p) for f in (recursive, explicit)])
-        found, expected = both(params)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
 
 
 def test_a_recursive_pit_is_a_deeper_published_one_with_equal_blocks():
     tied, deeper = tiny(loops=2), tiny(blocks=(2, 2))
-    variables = weights(tied)
+    variables = distinct_weights(tied)
     untied = sret_jax.from_torch(sret_jax.to_torch(variables, tied), deeper)
     logits = jax.jit(lambda v, w, x: (tied.apply(v, x), deeper.apply(w, x)))
     np.testing.assert_allclose(*logits(variables, untied, images(32)), rtol=1e-4, atol=1e-4)
@@ -120,7 +100,7 @@ def test_a_recursive_pit_is_a_deeper_published_one_with_equal_blocks():
 @pytest.mark.parametrize("image_size", [28, 44])
 def test_another_image_size_changes_the_positions_alone_and_can_be_read_from_the_arrays(image_size):
     model = tiny()
-    variables = weights(model)
+    variables = distinct_weights(model)
     other, resized = with_image_size(model, variables, image_size)
     side = image_size // 4 - 1
     assert resized["params"]["pos_embed"].shape == (1, side, side, 16)
@@ -143,7 +123,7 @@ def test_classes_and_image_size_can_be_read_from_the_arrays_under_either_name():
 
 def test_the_authors_files_are_read_under_the_names_of_timm(tmp_path):
     model = tiny(blocks=(1, 1, 1), heads=(2, 4, 8))
-    arrays = sret_jax.to_torch(weights(model), model)
+    arrays = sret_jax.to_torch(distinct_weights(model), model)
     file = tmp_path / "pit.safetensors"
     theirs = {
         re.sub(r"transformers\.(\d)\.pool", lambda m: f"pools.{int(m[1]) - 1}", name): array

@@ -4,23 +4,19 @@ import functools
 import re
 from types import SimpleNamespace
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import sret_jax
 from sret_jax.models.apply import evaluation_logits
-from sret_jax.models.families.swin import Swin, SwinBlock
+from sret_jax.models.families.swin import Swin
 from sret_jax.models.flops import model_macs
 from sret_jax.models.kernel_use import in_words, kernel_uses
-from sret_jax.models.layers.convolution import PatchEmbedding
-from sret_jax.models.layers.residual import ResidualMLP
-from sret_jax.models.layers.windows import Windows
 from sret_jax.models.variables import abstract_variables
 from tests import timm_models
+from tests.explicit import check_recursion, distinct_weights
 from tests.timm_models import check_parity, needs_timm, timm_model
 
 TINY = dict(num_classes=5, image_size=32, window=4, blocks=(2,), heads=(2,), dim=4)
@@ -85,56 +81,9 @@ def test_published_sizes_are_those_of_timm(name, size):
     check_parity(timm_model(of_timm(name, size), drop_path_rate=0.0), published(name, size))
 
 
-def random_variables(model):
-    """Variables with distinct values: scales and coefficients near 1, the others near 0."""
-
-    def draw(path, leaf):
-        near = 1 if path[-1].key in ("scale", "skip", "branch") else 0
-        n = np.random.default_rng([0, leaf.size]).standard_normal(leaf.shape)
-        return jnp.asarray(near + 0.3 * n)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
-
-
-@pytest.mark.slow  # traces three applications of each of the blocks one by one
 def test_a_recursive_block_shifts_in_every_second_application_in_values_and_gradients():
     with jax.enable_x64(True):
-        model = tiny(loops=3, nll_ratio=1.0, residual="learned", dtype=np.float64)
-        (stage,) = model.stages
-        params = random_variables(model)["params"]
-        images = jnp.asarray(timm_models.images(32))
-        shifts = {"stage0_block0": (0, 2, 0), "stage0_block1": (2, 0, 2)}
-
-        def explicit(params):
-            norm = nn.LayerNorm(epsilon=1e-5)
-            embedding = PatchEmbedding(stage.width, 4, model.layers)
-            x = embedding.apply({"params": params["patch_embed"]}, images)
-            x = norm.apply({"params": params["patch_norm"]}, x).reshape(2, -1, stage.width)
-            block = SwinBlock(heads=stage.heads, hidden=stage.hidden, layers=model.layers)
-            nll = ResidualMLP(stage.width, model.layers)
-            for name, of_block in shifts.items():
-                for loop, shift in enumerate(of_block):
-                    shared = {"params": params[name]["block"]}
-                    x = block.apply(shared, x, turn=Windows(stage.side, 4, shift))
-                    row = jax.tree.map(lambda leaf, loop=loop: leaf[loop], params[name]["nll"])
-                    x = nll.apply({"params": row}, x, jnp.ones(len(x)))
-            x = norm.apply({"params": params["norm"]}, x).mean(axis=1)
-            return x @ params["head"]["kernel"] + params["head"]["bias"].reshape(1, -1)
-
-        def recursive(params):
-            return evaluation_logits(model, {"params": params}, images)
-
-        def loss(logits_of, params):
-            logits = logits_of(params)
-            return (logits**2).sum(), logits
-
-        found, expected = (
-            jax.jit(jax.grad(functools.partial(loss, f), has_aux=True))(params)
-            for f in (recursive, explicit)
-        )
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert a.dtype == np.float64
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
+        check_recursion(tiny(loops=3, nll_ratio=1.0, residual="learned", dtype=np.float64))
 
 
 @needs_timm
@@ -143,7 +92,7 @@ def test_three_applications_of_two_blocks_are_a_swin_of_six_blocks():
 
     model = tiny(loops=3)
     theirs = timm_tiny(tiny(blocks=(6,)))
-    variables = random_variables(model)
+    variables = distinct_weights(model)
     state = sret_jax.to_torch(variables, model)
     theirs.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()})
     x = timm_models.images(32).astype(np.float32)
@@ -153,7 +102,7 @@ def test_three_applications_of_two_blocks_are_a_swin_of_six_blocks():
     timm_models.assert_close(logits, expected, "logits")
 
     with pytest.raises(ValueError, match="loops=2 has no published names.* the same shift"):
-        sret_jax.to_torch(random_variables(tiny(loops=2)), tiny(loops=2))
+        sret_jax.to_torch(distinct_weights(tiny(loops=2)), tiny(loops=2))
 
 
 def microsofts(state_dict):
