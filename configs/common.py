@@ -124,9 +124,9 @@ def _groups(name: str, model: Any, args: ml_collections.FrozenConfigDict) -> tup
     """The attention groups that the argument "unsliced" or "groups=16-14-1" stands for."""
     if args.unsliced and args.groups:
         raise ValueError(f"unsliced and groups={args.groups!r} exclude each other; give one")
-    if not hasattr(model, "groups"):
+    if model.why_unsliced:
         word = "unsliced" if args.unsliced else "groups"
-        raise ValueError(f"{name} cannot be sliced: {model.unsliced}; leave out {word}")
+        raise ValueError(f"{name} cannot be sliced: {model.why_unsliced}; leave out {word}")
     if args.unsliced:
         return ((1,),) * len(model.blocks)
     if not re.fullmatch(r"\d{1,9}(-\d{1,9})*", args.groups):
@@ -171,7 +171,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     # family does not have is refused.
     config.model.blocks = config_dict.placeholder(tuple)
     config.model.loops = config_dict.placeholder(int)
-    config.model.groups = config_dict.placeholder(tuple)
+    config.model.groups = config_dict.placeholder(tuple)  # (): attention is not sliced
     config.model.stem_stride = config_dict.placeholder(int)
     config.model.patch_size = config_dict.placeholder(int)
     config.model.distilled = config_dict.placeholder(bool)

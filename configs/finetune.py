@@ -73,8 +73,8 @@ def _model(
     config.init_from = "PATH_OF_TRAINED_WEIGHTS"
     config.model.update(name=args.model, image_size=resolution)
     config.data.test_crop = variant(args.model, resolution).test_crop
-    if args.sliced and not hasattr(published, "groups"):
-        raise ValueError(f"{args.model} cannot be sliced: {published.unsliced}; leave out sliced")
-    if hasattr(published, "groups") and not args.sliced:
+    if (why := published.why_unsliced) and args.sliced:
+        raise ValueError(f"{args.model} cannot be sliced: {why}; leave out sliced")
+    if not why and not args.sliced:
         config.model.groups = ((1,),) * len(published.blocks)
     return config

@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 from etils import epath
 from hypothesis import settings
 from jax.experimental.compilation_cache import compilation_cache
@@ -42,8 +43,11 @@ from ml_collections import ConfigDict
 
 from configs import common, quickstart
 from sret_jax.checkpoints.manager import Checkpoints
+from sret_jax.cli import define_config
 from sret_jax.data.sources.source import prepare_embedded
+from sret_jax.run.launch import chosen_config
 from sret_jax.settings.config_model import create_from_config
+from sret_jax.settings.saved_config import Start
 
 # `pytest --hypothesis-profile=long` searches far longer, with other random examples each time.
 settings.register_profile("default", derandomize=True, deadline=None, database=None)
@@ -148,6 +152,16 @@ def refusal(capsys, main: Callable[[list[str]], None], *args: object) -> str:
     error = capsys.readouterr().err.strip()
     assert error.startswith("Error: ") and "\n" not in error
     return error
+
+
+def config_given(workdir: epath.Path, *argv: str) -> tuple[ConfigDict, Start | None]:
+    """The config that a command line of training names, and how its run starts."""
+    values = flags.FlagValues()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["main.py", *argv])  # which ml_collections reads
+        define_config(values)
+        values(sys.argv)
+    return chosen_config(values["config"], workdir)
 
 
 def read_metrics(workdir, name="loss"):

@@ -5,17 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 from etils import epath
 from PIL import Image
 
 import sret_jax
-from sret_jax.cli import define_config
 from sret_jax.models.flops import model_macs
-from sret_jax.run.launch import chosen_config
 from sret_jax.run.loop import train
 from sret_jax.tools import predict
-from tests.conftest import ROOT, refusal
+from tests.conftest import ROOT, config_given, refusal
 
 STOP = "--config.stop_at_step={}"
 TINY = ("--config.model.image_size=16", "--config.model.width=8", "--config.model.blocks=(1,)")
@@ -35,12 +32,7 @@ def folder(tmp_path, monkeypatch):
 
 def run(workdir, *argv):
     """Trains as the command line does."""
-    values = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["main.py", *argv])  # which ml_collections reads
-        define_config(values)
-        values(sys.argv)
-    config, start = chosen_config(values["config"], workdir)
+    config, start = config_given(workdir, *argv)
     return train(config, workdir, start=start)
 
 

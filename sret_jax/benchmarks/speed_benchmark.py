@@ -230,7 +230,7 @@ def describe(step: Step) -> dict[str, Any]:
     experiment = step.experiment
     return {
         "model": experiment.model_title,
-        "groups": getattr(experiment.model, "groups", None),
+        "slicing": experiment.model.slicing,
         "image_size": experiment.model.image_size,
         "dtype": experiment.config.model.dtype,
         "batch_size": step.images,
@@ -300,9 +300,9 @@ def print_report(report: dict[str, Any]) -> None:
     passes = 3 if report["training"] else 1
     what = "train step" if report["training"] else "inference"
     peak = report["peak_gflops"]
-    groups = f"groups {report['groups']}, " if report["groups"] else ""
+    slicing = f"{report['slicing']}, " if report["slicing"] else ""
     print(
-        f"{what} of {report['model']}, {groups}{report['gmacs_per_image']:.3f} GMACs per "
+        f"{what} of {report['model']}, {slicing}{report['gmacs_per_image']:.3f} GMACs per "
         f"{report['image_size']}-pixel image, batch {report['batch_size']}, {report['dtype']}; "
         f"{report['devices']} devices, {report['cores']} cores, load {report['load_average']:.1f}; "
         f"compiled in {duration(report['compile_seconds'])}; medians of {report['rounds']} rounds "

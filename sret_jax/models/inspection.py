@@ -45,7 +45,7 @@ def attention_groups(
       ValueError: the model's blocks do not attend.
     """
     if not model.stages[stage].heads:
-        raise ValueError(f"a {type(model).__name__} has no attention groups: {model.unsliced}")
+        raise ValueError(f"a {type(model).__name__} has no attention groups: {model.why_unsliced}")
     if not 0 <= loop < model.loops:
         raise IndexError(f"loop={loop} is none of 0 .. {model.loops - 1}")
     if window := model.stages[stage].window:

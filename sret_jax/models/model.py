@@ -115,7 +115,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     variants: ClassVar[Mapping[str, Variant]] = {}
     start: ClassVar[Initialisation] = FAN_IN
     epsilon: ClassVar[float] = 1e-6
-    unsliced: ClassVar[str] = "its blocks do not attend over all tokens"
+    # Why attention cannot be sliced into groups; "" if it can.
+    why_unsliced: ClassVar[str] = "its blocks do not attend over all tokens"
     in_timm: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}  # see `timm_names`
     pool_in_timm: ClassVar[str] = "avg"  # timm's global_pool: "avg" or "token"
     torch_ignored: ClassVar[tuple[str, ...]] = ("num_batches_tracked",)  # ends of torch names

@@ -183,7 +183,7 @@ def _published(model: Model, name: str) -> Mapping[str, Any]:
 
 def _no_setting(name: str, family: type[Model], key: str) -> str:
     if key in ("groups", "permutation"):
-        return f"{name} cannot be sliced into groups: {family.unsliced}; leave {key} out"
+        return f"{name} cannot be sliced into groups: {family.why_unsliced}; leave {key} out"
     nearest = difflib.get_close_matches(key, fields(family), 1, cutoff=0.0)[0]
     has = ", ".join(fields(family))
     return f"{name} has no setting {key!r}; did you mean {nearest!r}? (it has {has})"

@@ -26,6 +26,7 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
         in training and fixed in evaluation.
     """
 
+    why_unsliced: ClassVar[str] = ""
     weightless: ClassVar[frozenset[str]] = frozenset({"groups", "permutation"})
 
     heads: tuple[int, ...]
@@ -104,6 +105,6 @@ def group_cycles(
     if not all(cycles):
         raise ValueError(
             f"groups={groups} must hold a tuple of whole numbers per stage, e.g. "
-            "((8, 2), (4, 1), (1, 1))"
+            "((8, 2), (4, 1), (1, 1)), or be () for attention that is not sliced"
         )
     return tuple((1,) if set(cycle) == {1} else cycle for cycle in cycles)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from sret_jax.errors import UserError, few
 from sret_jax.models.checks import check
 from sret_jax.models.model import Model, Shapes
-from sret_jax.models.model_settings import SPEED_ONLY, fields, model_settings
+from sret_jax.models.model_settings import SPEED_ONLY, model_settings
 from sret_jax.models.registry import (
     create_model,
     family_of,
@@ -208,7 +208,7 @@ class Stored(abc.ABC):
         found = {}  # the models that have the same names of arrays
         for name in list_models():
             family = _family(name)
-            unsliced = {"groups": None} if "groups" in fields(family) else {}  # arrays show none
+            unsliced = {} if family.why_unsliced else {"groups": None}  # arrays show no groups
             sizes = family.sizes(self.shapes)
             with contextlib.suppress(UserError):  # another family's arrays may show absurd sizes
                 model = _create(name, sizes | unsliced)

@@ -1,17 +1,15 @@
 import pathlib
-import sys
 
 import pytest
-from absl import flags
 from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sret_jax.cli import define_config
 from sret_jax.errors import UserError
-from sret_jax.run.launch import chosen_config, default_workdir
+from sret_jax.run.launch import default_workdir
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.settings.saved_config import START_FILE, save_description
+from tests.conftest import config_given
 
 WORKDIRS = {
     "configs/quickstart.py": "runs/quickstart",
@@ -57,13 +55,8 @@ def test_runs_of_different_arguments_have_different_default_workdirs(one, other)
 
 
 def chosen(workdir, *argv):
-    """The config for a command line, and its start, which is then stored as a run stores it."""
-    values = flags.FlagValues()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["main.py", *argv])  # which ml_collections reads
-        define_config(values)
-        values(sys.argv)
-    config, start = chosen_config(values["config"], workdir)
+    """The config for a command line, which is stored with its start as a run stores it."""
+    config, start = config_given(workdir, *argv)
     save_description(config, [], start, workdir)
     return config
 
@@ -83,6 +76,13 @@ def test_a_workdir_goes_on_with_what_it_was_started_with_unless_a_setting_is_giv
     assert (config.epochs, config.fsdp) == (20, 1)
     config = chosen(workdir, "--config=configs/sret_t.py")  # other arguments: another start
     assert (config.epochs, config.fsdp, config.model.groups) == (300, 1, None)
+
+
+def test_no_groups_mean_that_attention_is_not_sliced_in_the_workdir_too(tmp_path):
+    workdir = epath.Path(tmp_path)
+    for argv in (("--config=sret_t", "--config.model.groups=()"), ()):
+        model = create_from_config(chosen(workdir, *argv), num_classes=10)
+        assert model.groups == ((1,), (1,), (1,))
 
 
 def test_a_damaged_start_file_is_a_sentence(tmp_path):

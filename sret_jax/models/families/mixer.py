@@ -55,7 +55,7 @@ class Mixer(Model, kw_only=True):  # type: ignore[call-arg]
         "mixer_b16": _variant(12, 768, 76.44, hub="mixer_b16_224.goog_in21k_ft_in1k"),
     }
     start: ClassVar[Initialisation] = GLOROT
-    unsliced: ClassVar[str] = "its blocks mix tokens by an MLP, without attention"
+    why_unsliced: ClassVar[str] = "its blocks mix tokens by an MLP, without attention"
 
     width: int = 512
     patch_size: int = 16

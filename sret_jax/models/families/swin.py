@@ -73,7 +73,7 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
     start: ClassVar[Initialisation] = NORMAL
     epsilon: ClassVar[float] = 1e-5
     resizable: ClassVar[frozenset[str]] = frozenset({"image_size", "window"})
-    unsliced: ClassVar[str] = "its blocks attend inside windows, not over all tokens"
+    why_unsliced: ClassVar[str] = "its blocks attend inside windows, not over all tokens"
     torch_ignored: ClassVar[tuple[str, ...]] = (
         *Model.torch_ignored,
         "relative_position_index",

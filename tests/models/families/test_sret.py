@@ -289,6 +289,10 @@ BAD = [
     (dict(nll_activation="relu"), "unknown nll_activation 'relu'"),
     (dict(permutation="rand"), "unknown permutation 'rand'; did you mean 'random'?"),
     (dict(groups=(8, 4)), r"groups=\(8, 4\) must hold a tuple of whole numbers per stage"),
+    (
+        dict(groups=(None,)),
+        r"groups=\(None,\) must .*, or be \(\) for attention that is not sliced",
+    ),
     (dict(groups=((), (1,))), "must hold a tuple of whole numbers per stage"),
     (dict(blocks=(1.5, 1)), r"blocks=\(1.5, 1\) must hold a positive whole number per stage"),
     (dict(remat="ful"), "unknown remat 'ful'; did you mean 'full'?"),
