@@ -38,7 +38,8 @@ def run(workdir, *argv):
 
 def test_a_block_of_ones_own_is_trained_counted_resumed_and_predicted(folder, digits_dir, capsys):
     workdir = epath.Path(folder / "run")
-    given = ("--config=my_config.py", "--config.model.kernel_size=3", "--config.data.workers=0")
+    given = ("--config=my_config.py", "--config.model.kernel_size=3", "--config.model.loops=3")
+    given += ("--config.data.workers=0",)
     first = run(workdir, *given, *TINY, f"--config.data.data_dir={digits_dir}", STOP.format(1))
     printed = capsys.readouterr().out
     assert first["step"] == 1 and "after my_block:conv_tiny" in printed

@@ -256,6 +256,14 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
             branch_init=self.branch_init,
         )
 
+    def block_settings(self, stage: int, block: int) -> dict[str, Any]:
+        """The attributes of a `PreNormBlock` that belong to a block of a stage."""
+        return dict(
+            hidden=self.stages[stage].hidden,
+            drop_path_rate=self.drop_path_of(stage, block),
+            layers=self.layers,
+        )
+
     def recur(
         self,
         block: nn.Module,

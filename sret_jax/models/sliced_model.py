@@ -49,13 +49,7 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
     def apply_block(self, x: jax.Array, *, at: tuple[int, int], train: bool) -> jax.Array:
         """Applies a unique block `loops` times: (B, prefix + N, C) -> (B, prefix + N, C)."""
         stage = self.stages[at[0]]
-        block = AttentionBlock(
-            heads=stage.heads,
-            hidden=stage.hidden,
-            drop_path_rate=self.drop_path_of(*at),
-            prefix=stage.prefix,
-            layers=self.layers,
-        )
+        block = AttentionBlock(heads=stage.heads, prefix=stage.prefix, **self.block_settings(*at))
         chosen = self.permutation or ("random" if train else "fixed")
         permutations = Permutations(chosen=chosen, prefix=stage.prefix)
         turns = slice_cycle(stage.groups)

@@ -83,12 +83,7 @@ class Mixer(Model, kw_only=True):  # type: ignore[call-arg]
         embedding = PatchEmbedding(self.width, self.patch_size, layers, LECUN, name="stem")
         x = embedding(images).reshape(images.shape[0], -1, self.width)  # (B, N, C)
         for b in range(self.blocks[0]):
-            block = MixerBlock(
-                token_hidden=stage.token_hidden,
-                hidden=stage.hidden,
-                drop_path_rate=self.drop_path_of(0, b),
-                layers=layers,
-            )
+            block = MixerBlock(token_hidden=stage.token_hidden, **self.block_settings(0, b))
             x = self.recur(block, x, at=(0, b), train=train)
 
         wide = layers.wide()

@@ -119,12 +119,7 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
     def apply_block(self, x: jax.Array, *, at: tuple[int, int], train: bool) -> jax.Array:
         """Applies a unique block `loops` times: (B, N, C) -> (B, N, C)."""
         stage, block = self.stages[at[0]], at[1]
-        swin_block = SwinBlock(
-            heads=stage.heads,
-            hidden=stage.hidden,
-            drop_path_rate=self.drop_path_of(*at),
-            layers=self.layers,
-        )
+        swin_block = SwinBlock(heads=stage.heads, **self.block_settings(*at))
         turns = window_cycle(stage.side, stage.window, block)
         return self.recur(swin_block, x, at=at, train=train, turns=turns)
 
