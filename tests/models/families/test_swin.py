@@ -81,6 +81,7 @@ def test_published_sizes_are_those_of_timm(name, size):
     check_parity(timm_model(of_timm(name, size), drop_path_rate=0.0), published(name, size))
 
 
+@pytest.mark.slow  # compiles three applications of each of two blocks one by one
 def test_a_recursive_block_shifts_in_every_second_application_in_values_and_gradients():
     with jax.enable_x64(True):
         check_recursion(tiny(loops=3, nll_ratio=1.0, residual="learned", dtype=np.float64))
