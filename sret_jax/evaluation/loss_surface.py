@@ -1,7 +1,7 @@
 """The loss around trained weights, in a plane of two random directions (Li et al., 2018)."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ from sret_jax.models.apply import evaluation_logits, normalise
 from sret_jax.models.model import Model
 from sret_jax.models.variables import Variables
 from sret_jax.parallel.mesh import SCANNED
+
+POSITIONS = 16  # of the plane in one call of the compiled program
 
 Path = tuple[str, ...]
 Batch = dict[str, jax.Array]
@@ -66,16 +68,16 @@ def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
 
 
-def loss_surface(
+def losses_in_plane(
     model: Model,
     variables: Variables,
     batches: Iterable[Batch],
-    coordinates: Sequence[float],
+    positions: np.ndarray,
     *,
     seed: int,
     computed: Callable[[int], None],
 ) -> np.ndarray:
-    """The mean loss of images at the weights w + a d + b e, for two directions d and e.
+    """The mean losses of images at weights w + a d + b e, for two directions d and e.
 
     d and e are independent `filter_normalised_direction`s. The loss is the cross-entropy with hard
     labels, in evaluation mode and float32. BatchNorm's statistics, if any, stay those of w.
@@ -84,24 +86,27 @@ def loss_surface(
       model: the model, with the mesh that it runs on.
       variables: w and statistics, on the devices of the mesh.
       batches: batches as from `eval_loader`; padding and unreadable images do not count.
-      coordinates: the values of a, which are those of b; (G,).
+      positions: pairs (a, b); (P, 2).
       seed: seed of d and e.
       computed: called with the number of losses, of one image each, since the last call.
 
     Returns:
-      Losses in nats, (G, G) float64. Row i has b = coordinates[i], column j a = coordinates[j].
+      The losses in nats, (P,) float64.
     """
     model = model.clone(dtype=jnp.float32)
-    points = np.asarray(coordinates, np.float32)
+    calls = -(-len(positions) // POSITIONS)
+    padded = np.zeros((calls, POSITIONS, 2), np.float32)
+    padded.reshape(-1, 2)[: len(positions)] = positions
     plane = _two_directions(variables["params"], seed)
-    sums, images = np.zeros((len(points), len(points))), 0
+    sums, images = np.zeros((calls, POSITIONS)), 0
     for batch in batches:
-        for i, b in enumerate(points):
-            losses, count = jax.device_get(_row(model, variables, plane, batch, points, b))
-            sums[i] += losses
-            computed(len(points) * int(count))
+        for i in range(calls):
+            with jax.default_matmul_precision("highest"):
+                losses, count = _summed_losses(model, variables, plane, batch, padded[i])
+            sums[i] += jax.device_get(losses)
+            computed(min(POSITIONS, len(positions) - i * POSITIONS) * int(count))
         images += int(count)
-    return sums / images
+    return sums.ravel()[: len(positions)] / images
 
 
 @jax.jit
@@ -111,44 +116,46 @@ def _two_directions(params: Any, seed: jax.Array) -> tuple[Any, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row(
-    model: Model,
-    variables: Variables,
-    plane: tuple[Any, Any],
-    batch: Batch,
-    points: jax.Array,
-    b: jax.Array,
+def _summed_losses(
+    model: Model, variables: Variables, plane: tuple[Any, Any], batch: Batch, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A row of the grid: the sums of a batch's losses, (G,), and the number of its images."""
+    """The sums of a batch's losses at each position, and the number of its images.
+
+    Shapes: positions (P, 2) -> (P,), ().
+    """
     images, counted = normalise(model, batch["image"]), batch["real"] & ~batch["bad"]
 
-    def total(a: jax.Array) -> jax.Array:
+    def total(position: jax.Array) -> jax.Array:
+        a, b = position
         moved = jax.tree.map(lambda w, d, e: w + a * d + b * e, variables["params"], *plane)
         logits = evaluation_logits(model, {**variables, "params": moved}, images)
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return jnp.where(counted, losses, 0).sum()
 
-    return jax.lax.map(total, points), counted.sum()
+    return jax.lax.map(total, positions), counted.sum()
+
+
+def grid(coordinates: np.ndarray) -> np.ndarray:
+    """All pairs (a, b) of coordinates, a changing fastest: (G,) -> (G^2, 2)."""
+    return np.stack(np.meshgrid(coordinates, coordinates), axis=-1).reshape(-1, 2)
 
 
 def principal_curvatures(losses: np.ndarray, step: float) -> list[float] | None:
-    """The two curvatures of a surface at its centre, the smaller first; None if not finite.
+    """The two curvatures of the loss in the plane, the smaller first; None if not finite.
 
-    They are the eigenvalues of the Hessian in the plane, by central differences over one step of
-    the grid. In a plane of random directions they are weighted means of the principal curvatures
-    of the whole loss (Li et al., 2018, section 6).
+    They are the eigenvalues of the Hessian in the plane, by central differences. In a plane of
+    random directions they are weighted means of the principal curvatures of the whole loss (Li et
+    al., 2018, section 6).
 
     Args:
-      losses: (G, G) with an odd G of at least 3.
-      step: distance of two coordinates.
+      losses: those at `grid([-step, 0, step])`, (3, 3).
+      step: a small step along the directions.
     """
-    c = len(losses) // 2
-    near = losses[c - 1 : c + 2, c - 1 : c + 2]
-    if not np.isfinite(near).all():
+    if not np.isfinite(losses).all():
         return None
-    along_a = near[1, 0] - 2 * near[1, 1] + near[1, 2]
-    along_b = near[0, 1] - 2 * near[1, 1] + near[2, 1]
-    mixed = (near[0, 0] - near[0, 2] - near[2, 0] + near[2, 2]) / 4
+    along_a = losses[1, 0] - 2 * losses[1, 1] + losses[1, 2]
+    along_b = losses[0, 1] - 2 * losses[1, 1] + losses[2, 1]
+    mixed = (losses[0, 0] - losses[0, 2] - losses[2, 0] + losses[2, 2]) / 4
     hessian = np.array([[along_a, mixed], [mixed, along_b]]) / step**2
     curvatures: list[float] = np.linalg.eigvalsh(hessian).tolist()
     return curvatures

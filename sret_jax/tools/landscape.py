@@ -9,6 +9,7 @@ Landscape of Neural Nets", 2018). The loss is that of training images without au
 smoothing or weight decay, in evaluation mode; BatchNorm's statistics stay those of the run.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -31,7 +32,7 @@ from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.evaluation.bad_images import BadImages
 from sret_jax.evaluation.labelled import open_labelled
-from sret_jax.evaluation.loss_surface import loss_surface, principal_curvatures
+from sret_jax.evaluation.loss_surface import grid, losses_in_plane, principal_curvatures
 from sret_jax.files import write_json
 from sret_jax.models.model import Model
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
@@ -42,12 +43,14 @@ from sret_jax.text import table
 from sret_jax.weights.loading import StoredFolder, split_step
 
 IMAGES_AT_ONCE = 128  # on each device
+CURVATURE_STEP = 0.02  # small beside the valley, and large beside rounding in float32
 LEVELS = 25  # limits of colours between the lowest and the highest loss, in geometric steps
 LOWEST = 1e-4  # nats; losses below it have the lowest colour
 COLUMNS = 3  # most panels in a row of the picture
 CHARACTERS = 14  # of the caption per inch
 
 Surface = dict[str, Any]  # see `measure`
+KEYS = {"run", "step", "seed", "images", "digest", "loss", "curvatures", "curvature_step"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -162,8 +165,9 @@ def measure(run: Run, images: int, points: int, seed: int) -> Surface:
 
     Returns:
       {"run": its name, "step", "ema", "seed", "images", "digest": that of the names of all training
-       images, "coordinates": (G,), "losses": (G, G), as from `loss_surface`, None if not finite,
-       "loss": that of the weights, "curvatures": see `principal_curvatures`}.
+       images, "coordinates": (G,), "losses": (G, G), a row for each coordinate along the second
+       direction, None if not finite, "loss": that of the weights, "curvatures" and
+       "curvature_step": see `principal_curvatures`}.
 
     Raises:
       UserError: the weights or too many of the images cannot be read.
@@ -178,19 +182,22 @@ def measure(run: Run, images: int, points: int, seed: int) -> Surface:
     samples = Samples(chosen, view, size, seed=0, replace=False)
     loader = Loader(samples, at_once, batch_sharding(mesh), start_step=0, workers=0, prefetch=2)
     half = points // 2
-    coordinates = [i / half for i in range(-half, half + 1)]
-    with Progress(f"{run.name}: losses", images * points**2, "losses") as progress:
-        losses = loss_surface(
+    coordinates = np.arange(-half, half + 1) / half
+    nearest = np.arange(-1, 2) * CURVATURE_STEP
+    positions = np.concatenate([grid(coordinates), grid(nearest)])
+    total = images * len(positions)
+    with contextlib.closing(loader), Progress(run.name, total, "losses") as progress:
+        losses = losses_in_plane(
             run.model,
             variables,
             islice(loader, math.ceil(images / at_once)),
-            coordinates,
+            positions,
             seed=seed,
             computed=progress.add,
         )
     BadImages(run.source, run.config.data.max_bad_fraction, print).check(loader)
-    loader.close()
-    listed = [[loss if math.isfinite(loss) else None for loss in row] for row in losses.tolist()]
+    surface = losses[: points**2].reshape(points, points)
+    listed = [[loss if math.isfinite(loss) else None for loss in row] for row in surface.tolist()]
     return {
         "run": run.name,
         "step": run.stored.step,
@@ -198,10 +205,11 @@ def measure(run: Run, images: int, points: int, seed: int) -> Surface:
         "seed": seed,
         "images": images,
         "digest": digest(run.source),
-        "coordinates": coordinates,
+        "coordinates": coordinates.tolist(),
         "losses": listed,
         "loss": listed[half][half],
-        "curvatures": principal_curvatures(losses, 1 / half),
+        "curvature_step": CURVATURE_STEP,
+        "curvatures": principal_curvatures(losses[points**2 :].reshape(3, 3), CURVATURE_STEP),
     }
 
 
@@ -214,10 +222,10 @@ def read_surfaces(path: epath.Path) -> list[Surface]:
     try:
         surfaces: list[Surface] = json.loads(path.read_text(encoding="utf-8"))
         for surface in surfaces:
-            grid = (len(surface["coordinates"]),) * 2
-            if _losses(surface).shape != grid or not surface.keys() >= {"run", "digest"}:
-                raise ValueError("no surface")
-            _title(surface), _curvatures(surface)
+            square = (len(surface["coordinates"]),) * 2
+            if _losses(surface).shape != square or not surface.keys() >= KEYS:
+                raise ValueError("a surface is not whole")
+            _title(surface)  # raises where a value is of another kind
         if not surfaces:
             raise ValueError("no surface")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
@@ -284,12 +292,11 @@ def draw(surfaces: Sequence[Surface], path: epath.Path) -> None:
 
 def _caption(surfaces: Sequence[Surface]) -> str:
     first = surfaces[0]
-    step = first["coordinates"][1] - first["coordinates"][0]
     return (
         f"Mean loss of {first['images']:,} training images without augmentation, on one scale. "
         "At +: the weights of the run. Axes: steps along two random directions, whose filters are "
         "as long as those of the weights (Li et al., 2018). Curvatures: the principal ones at +, "
-        f"by central differences over steps of {step:g}."
+        f"by central differences over steps of {first['curvature_step']}."
     )
 
 

@@ -51,7 +51,7 @@ def test_all_surfaces_have_the_same_colours(tmp_path):
             **dict(
                 run="run", step=1, ema=False, seed=0, images=9, digest="", coordinates=[-1, 0, 1]
             ),
-            **dict(losses=[[loss] * 3] * 3, loss=loss, curvatures=None),
+            **dict(losses=[[loss] * 3] * 3, loss=loss, curvatures=None, curvature_step=1),
         }
 
     file = epath.Path(tmp_path / "drawn.png")
