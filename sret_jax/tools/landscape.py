@@ -295,8 +295,8 @@ def _caption(surfaces: Sequence[Surface]) -> str:
     return (
         f"Mean loss of {first['images']:,} training images without augmentation, on one scale. "
         "At +: the weights of the run. Axes: steps along two random directions, whose filters are "
-        "as long as those of the weights (Li et al., 2018). Curvatures: the principal ones at +, "
-        f"by central differences over steps of {first['curvature_step']}."
+        "as long as those of the weights (Li et al., 2018). Curvatures: the principal ones at the "
+        f"weights, by central differences over steps of {first['curvature_step']}."
     )
 
 
