@@ -7,8 +7,9 @@ import runpy
 import sys
 
 from sret_jax import __version__
-from sret_jax.cli import PROGRAM, fail, show
+from sret_jax.cli import PROGRAM, fail
 from sret_jax.errors import did_you_mean
+from sret_jax.terminal import outlast_readers
 
 EVAL = "eval"  # runs training with --mode=eval
 EVAL_LINE = "Evaluates the checkpoint of a run, or converted weights."
@@ -36,11 +37,12 @@ COMMANDS = (
 
 def main() -> None:
     """Runs the command named first, with the arguments that follow."""
+    outlast_readers()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        show(commands_help())
+        print(commands_help())
     elif name == "--version":
-        show(f"{PROGRAM} {__version__}")
+        print(f"{PROGRAM} {__version__}")
     elif name not in COMMANDS:
         fail(did_you_mean("command", name, COMMANDS))
     else:

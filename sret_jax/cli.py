@@ -16,6 +16,7 @@ from etils import epath
 from sret_jax import exit_status
 from sret_jax.errors import UserError, did_you_mean
 from sret_jax.files import absolute, is_name, is_on_hub
+from sret_jax.terminal import outlast_readers
 
 # TensorFlow only prepares data here; nobody needs its start-up messages.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -67,7 +68,11 @@ class Parser(argparse.ArgumentParser):
         if file:
             super().print_help(file)
         else:
-            show(self.format_help().rstrip("\n"))
+            print(self.format_help().rstrip("\n"))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        outlast_readers()  # `parse_args` calls this, so every command of a parser does
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         return as_started(super().format_help())
@@ -78,19 +83,6 @@ class Parser(argparse.ArgumentParser):
             known = re.findall(r"--[\w-]+", self.format_usage())
             fail(f"{self.prog}: {did_you_mean('flag', unknown[1], known)}")
         fail(f"{message} ({self.prog} --help says more)")
-
-
-def show(text: str) -> None:
-    """Prints a text on stdout. A reader that closes its pipe early, as `head -1` does, is no error.
-
-    Args:
-      text: help, or another text that is printed at once.
-    """
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Python flushes stdout once more when it ends, which would be an error too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def as_started(text: str) -> str:
@@ -157,10 +149,11 @@ def run_app(
       name: name of the command's module in sret_jax.tools.
       doc: text that --help prints before the flags.
     """
+    outlast_readers()
     if {"--help", "-h"} & set(sys.argv[1:]):  # absl's own --help exits with status 1
         sys.argv[1:] = []
         define_flags()
-        show("\n".join([as_started(doc), *_flag_lines()]))
+        print("\n".join([as_started(doc), *_flag_lines()]))
         return
     app.run(main, flags_parser=lambda argv: parse_flags(define_flags, [program(name), *argv[1:]]))
 

@@ -38,9 +38,14 @@ def outlasting(stream: TextIO, file: int) -> TextIO:
 
 
 def outlast_readers() -> None:
-    """Lets this process continue when its output cannot be written: `tee` ends at Ctrl-C."""
-    sys.stdout = outlasting(sys.stdout, sys.stdout.fileno())
-    sys.stderr = outlasting(sys.stderr, sys.stderr.fileno())
+    """Lets this process continue when its output cannot be written.
+
+    The reader may have left: `head -1` leaves after a line, and `tee` at Ctrl-C.
+    """
+    for name in ("stdout", "stderr"):
+        stream: TextIO = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__"):  # not if this was done before, nor in a notebook
+            setattr(sys, name, outlasting(stream, stream.fileno()))
 
 
 def fitted(fields: Sequence[str], columns: int) -> str:

@@ -60,13 +60,19 @@ def test_a_mistake_is_one_sentence_and_the_help_calls_commands_as_they_were_call
 
 
 @pytest.mark.parametrize(
-    "command", [["-m", "sret_jax"], ["main.py"], ["-m", "sret_jax.tools.convert"]]
+    "command",
+    [
+        "-m sret_jax --help",
+        "main.py --help",
+        "-m sret_jax.tools.convert --help",
+        "-m sret_jax.tools.models deit_tiny",
+    ],
 )
-def test_help_ends_quietly_if_its_reader_has_left_as_head_does(command):
+def test_a_command_ends_quietly_if_its_reader_has_left_as_head_does(command):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE
+        [sys.executable, *command.split()], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")

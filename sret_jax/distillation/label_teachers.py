@@ -60,7 +60,7 @@ class CheckpointTeacher:
       class_names: class names of the data.
 
     Attributes:
-      earlier_fingerprint: the fingerprint in older stores, which did not cover all settings.
+      earlier_fingerprints: its forms in older stores, without the family, or all settings.
 
     Raises:
       UserError: there is no model, or it was trained on other classes.
@@ -78,7 +78,7 @@ class CheckpointTeacher:
             print(not_compared(path), flush=True)
         self.image_size = teacher.model.image_size
         self.fingerprint = fingerprint(teacher.model, teacher.variables)
-        self.earlier_fingerprint = earlier_fingerprint(teacher.model, teacher.variables)
+        self.earlier_fingerprints = earlier_fingerprints(teacher.model, teacher.variables)
         self._variables = teacher.place()
         self._probabilities = jax.jit(
             lambda variables, images: teacher.probabilities(
@@ -243,7 +243,21 @@ def _prepare(
 
 
 def fingerprint(model: Model, variables: Any) -> str:
-    """A fingerprint of all that a model's output depends on: settings, dtype, weights."""
+    """A fingerprint of all that a model's output depends on: family, settings, dtype, weights."""
+    return _digest((type(model).__name__, *_settings(model)), variables)
+
+
+def earlier_fingerprints(model: Model, variables: Any) -> tuple[str, ...]:
+    """The fingerprints of older versions: without the family, and also without heads and others.
+
+    The oldest form does not include heads, dim, nll_every and permutation.
+    """
+    groups = function_settings(model).get("groups", ())
+    oldest = (model.image_size, groups, model.loops, np.dtype(model.dtype).name)
+    return tuple(_digest(settings, variables) for settings in (_settings(model), oldest))
+
+
+def _settings(model: Model) -> tuple:
     defaults = {field.name: field.default for field in dataclasses.fields(model)}
     # Later settings are left out at their defaults, so adding one changes no existing fingerprint.
     settings = {
@@ -251,14 +265,7 @@ def fingerprint(model: Model, variables: Any) -> str:
         for name, value in function_settings(model).items()
         if name in FIRST_SETTINGS or value != defaults[name]
     }
-    return _digest((sorted(settings.items()), np.dtype(model.dtype).name), variables)
-
-
-def earlier_fingerprint(model: Model, variables: Any) -> str:
-    """The fingerprint of older versions, without heads, dim, nll_every and permutation."""
-    groups = function_settings(model).get("groups", ())
-    settings = (model.image_size, groups, model.loops, np.dtype(model.dtype).name)
-    return _digest(settings, variables)
+    return sorted(settings.items()), np.dtype(model.dtype).name
 
 
 def _digest(settings: tuple, variables: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from sret_jax.cli import Parser, clear_errors, quiet_libraries, show
+from sret_jax.cli import Parser, clear_errors, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.models.flops import model_macs
 from sret_jax.models.registry import create_model, family_of, list_models, variant
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 f"no model is called {args.pattern}; there are {', '.join(list_models())}"
             )
-        show(model_table(names, markdown=args.markdown))
+        print(model_table(names, markdown=args.markdown))
 
 
 def model_table(names: Sequence[str], *, markdown: bool = False) -> str:

@@ -250,10 +250,11 @@ def _teacher(path: str, args: argparse.Namespace, config: Any, source: Source) -
 
 def _fingerprint(teacher: LabelTeacher, made: str | None, store: epath.Path) -> str:
     """The teacher's fingerprint; for an older store, in the form that was used then."""
-    if isinstance(teacher, CheckpointTeacher) and made == teacher.earlier_fingerprint:
+    if isinstance(teacher, CheckpointTeacher) and made in teacher.earlier_fingerprints:
         print(
             f"The fingerprint of the teacher in {store} has an older form, which does not include "
-            "heads, dim, nll_every and permutation; they are assumed to be this teacher's."
+            "all of family, heads, dim, nll_every and permutation; they are assumed to be this "
+            "teacher's."
         )
         return made
     return teacher.fingerprint

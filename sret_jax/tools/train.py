@@ -6,8 +6,6 @@ python main.py --mode=eval --workdir=DIR
 
 from absl import flags
 
-from sret_jax.terminal import outlast_readers
-
 FLAGS = flags.FLAGS
 
 
@@ -29,7 +27,6 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """One call, once the flags are read."""
     del argv
-    outlast_readers()
     if not FLAGS.process_id:
         print("Starting: loading JAX...", flush=True)
     # Mistakes on the command line are named before these are loaded.
