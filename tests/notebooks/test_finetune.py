@@ -19,7 +19,7 @@ MODELS = {
     "sret_t": ("", 0.9),
     "deit_tiny": (
         "first.model.update(name='deit_tiny', patch_size=8, blocks=(2,), heads=(4,), groups=())",
-        0.6,
+        0.3,  # chance is 0.2; a DeiT learns little from so few scans
     ),
 }
 LAST_WORDS = """
