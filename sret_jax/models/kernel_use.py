@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
-from sret_jax.models.kernels import fused_attention, fused_mlp
+from sret_jax.models.kernels import fused_attention, fused_mlp, fused_windows
 from sret_jax.models.kernels.choice import runs_kernels
 from sret_jax.models.model import Model
+from sret_jax.models.windows import window_cycle
 
 KERNEL, INTERPRETED, XLA = "a kernel", "an interpreted kernel", "XLA"
 TOO_LARGE, NO_KERNEL = "too large for a TPU's fast memory", "no kernel computes it"
@@ -22,7 +23,8 @@ class Use:
       model: name of the model; "" for the model in training.
       stage: number of the stage, from 0.
       shape: (tokens, channels) of the stage.
-      part: "attention in 8 groups", "attention in windows", "MLP over tokens", "MLP" or "NLL".
+      part: "attention in 8 groups", "attention in windows", "attention in shifted windows", "MLP
+        over tokens", "MLP" or "NLL".
       by: KERNEL, INTERPRETED or XLA.
       why: the reason for INTERPRETED or XLA; "" for KERNEL.
     """
@@ -79,9 +81,14 @@ def _parts(model: Model) -> Iterator[tuple[int, tuple[int, int], str, str, str]]
     for number, stage in enumerate(model.stages):
         tokens = stage.side**2 + stage.prefix
         shape = (tokens, stage.width)
+        applications = model.blocks[number] * model.loops
+        cycle = window_cycle(stage.side, stage.window, block=0) if stage.window else ()
+        for windows in cycle[:applications]:
+            part = f"attention in {'shifted ' if windows.shift else ''}windows"
+            qkv = jax.ShapeDtypeStruct((1, windows.padded**2, 3 * stage.width), model.dtype)
+            fits = fused_windows.can_hold(qkv, stage.heads, windows.mask())
+            yield number, shape, "attention", part, "" if fits else TOO_LARGE
         qkv = jax.ShapeDtypeStruct((1, tokens, 3 * stage.width), model.dtype)
-        if stage.window:
-            yield number, shape, "attention", "attention in windows", NO_KERNEL
         everywhere = stage.heads and not stage.window
         for groups in dict.fromkeys(stage.groups[: model.loops]) if everywhere else ():
             part = "attention" if groups == 1 else f"attention in {groups} groups"

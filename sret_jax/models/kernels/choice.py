@@ -17,6 +17,8 @@ from jax.typing import DTypeLike
 IMPLEMENTATIONS = ("auto", "xla", "pallas")
 
 ROWS, LANES = 8, 128  # memory stores arrays in tiles of so many rows and columns
+TILE_ROWS = 2 * ROWS  # bfloat16 packs two rows into one
+CORES = 2  # a chip may split a grid's first axis over so many cores; each sums its own gradients
 FAST_MEMORY = 16 << 20  # bytes that a kernel may use on any chip
 
 

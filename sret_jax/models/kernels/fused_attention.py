@@ -23,10 +23,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
+from sret_jax.models.kernels.choice import (
+    FAST_MEMORY,
+    ROWS,
+    TILE_ROWS,
+    cost,
+    dot,
+    knows,
+    tiled_bytes,
+)
 from sret_jax.models.kernels.row_order import gather_rows, row_planes, scatter_rows
 
-TILE_ROWS = 2 * ROWS  # bfloat16 packs two rows into one
 LEAST_QUERIES = 64  # per block; smaller blocks would transpose K and V too often
 
 Shape = jax.Array | jax.ShapeDtypeStruct

@@ -21,11 +21,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sret_jax.models.kernels.choice import FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
+from sret_jax.models.kernels.choice import CORES, FAST_MEMORY, ROWS, cost, dot, knows, tiled_bytes
 
 MOST_BYTES = FAST_MEMORY * 15 // 16  # limit for what `_needed` counts
 LEAST_TOKENS = 64  # per block that is not a whole image: every block adds to the weight gradients
-CORES = 2  # a chip may split the grid's first axis over so many cores; each sums its own gradients
 
 Shape = jax.Array | jax.ShapeDtypeStruct
 Residuals = tuple[jax.Array, jax.Array, "Weights", jax.Array]

@@ -1,12 +1,14 @@
 """Windows of a grid of tokens, and attention inside them (Liu et al., "Swin Transformer", 2021)."""
 
 import dataclasses
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sret_jax.models.kernels.fused_windows import can_hold, fused_windows
 from sret_jax.models.layers.attention import attention, joined, split
 from sret_jax.models.layers.linear import LayerSettings
 
@@ -81,15 +83,12 @@ class Windows:
         cut = grid.reshape(n, self.size, n, self.size).swapaxes(1, 2)
         return cut.reshape(self.count, self.size**2)
 
-    def mask(self) -> np.ndarray | None:
-        """What is added to the scores of each window; None if all its tokens see each other.
-
-        Shapes: (1, count, 1, size^2, size^2), for all images and heads.
-        """
+    def mask(self) -> np.ndarray:
+        """What is added to the scores of windows, 0 without a shift: (count, size^2, size^2)."""
         if not self.shift:
-            return None
+            return np.zeros((self.count, self.size**2, self.size**2), np.float32)
         region = self.regions()
-        apart = region[None, :, None, :, None] != region[None, :, None, None, :]
+        apart = region[:, :, None] != region[:, None, :]
         return np.where(apart, np.float32(MASKED), np.float32(0))
 
     def groups(self) -> np.ndarray:
@@ -143,16 +142,41 @@ class WindowAttention(nn.Module):
         start = nn.initializers.normal(0.02)
         table = self.param("position_bias", start, ((2 * size - 1) ** 2, self.heads))
         bias = table.at[relative_positions(size)].get(mode="promise_in_bounds")
-        bias = jnp.moveaxis(bias, -1, 0)[None, None]  # (1, 1, heads, size^2, size^2)
-        if (mask := windows.mask()) is not None:
-            bias += mask  # (1, count, heads, size^2, size^2)
+        bias = jnp.moveaxis(bias, -1, 0)  # (heads, size^2, size^2)
 
         x = windows.cut(x)
         qkv = self.layers.linear(3 * channels, channels, name="qkv")(x)
-        q, k, v = split(qkv, self.heads, windows.count)
-        x = joined(attention(q, k, v, bias))
+        x = self._attend(qkv, bias, windows)
         x = self.layers.linear(channels, channels, name="proj")(x)
         return windows.join(x)
+
+    def _attend(self, qkv: jax.Array, bias: jax.Array, windows: Windows) -> jax.Array:
+        """Attention inside windows: (B, count * size^2, 3C) -> (B, count * size^2, C)."""
+        plain = partial(plain_window_attention, windows=windows)
+        if self.is_initializing():
+            return plain(qkv, bias)
+
+        def kernel(qkv: jax.Array, bias: jax.Array, interpret: bool) -> jax.Array:
+            mask = windows.mask()
+            if can_hold(qkv, self.heads, mask):
+                return fused_windows(qkv, bias, mask, interpret)
+            return plain(qkv, bias)
+
+        kernels = self.layers.kernels
+        return kernels.choose(kernels.attention, kernel, plain, images=1)(qkv, bias)
+
+
+def plain_window_attention(qkv: jax.Array, bias: jax.Array, windows: Windows) -> jax.Array:
+    """softmax(Q K^T / sqrt(d) + bias + mask) V for each window and head.
+
+    Shapes: (B, count * size^2, 3C), (heads, size^2, size^2) -> (B, count * size^2, C). The last
+    axis holds Q, then K, then V, each head by head.
+    """
+    bias = bias[None, None]
+    if windows.shift:
+        bias += windows.mask()[None, :, None]  # (1, count, heads, size^2, size^2)
+    q, k, v = split(qkv, bias.shape[2], windows.count)
+    return joined(attention(q, k, v, bias))
 
 
 def resize_bias_table(table: jax.Array, size: int) -> jax.Array:

@@ -167,7 +167,11 @@ def test_sizes_that_do_not_fit_are_named():
         next(tiny(nll_ratio=1.0).torch_entries())
 
 
-def test_attention_in_windows_is_named_among_what_no_kernel_computes():
+def test_a_swin_says_where_its_windows_run_as_a_kernel():
     tpu = SimpleNamespace(platform="tpu", device_kind="TPU v5e")
-    first, *_ = in_words(kernel_uses(tiny(), tpu))
-    assert "attention in windows by XLA (no kernel computes it)" in first
+    *most, last = in_words(kernel_uses(published("swin_tiny", 224).clone(dtype=jnp.bfloat16), tpu))
+    kernels = "attention in windows, attention in shifted windows, MLP by a kernel"
+    assert [line.split(": ")[1] for line in most] == 3 * [kernels]
+    assert "768 channels): attention in windows by a kernel; MLP by XLA (too large" in last
+    first, *_ = in_words(kernel_uses(published("swin_base", 384).clone(dtype=jnp.bfloat16), tpu))
+    assert "attention in windows, attention in shifted windows by XLA (too large" in first
