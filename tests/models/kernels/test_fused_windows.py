@@ -44,7 +44,7 @@ def operands(windows, batch, heads, dim, dtype=jnp.float32):
     ("windows", "batch", "heads", "dim"),
     [
         (Windows(56, 7, 3), 1, 1, 32),
-        (Windows(28, 7), 1, 2, 16),
+        (Windows(28, 7), 1, 1, 16),
         (Windows(14, 7, 3), 2, 3, 8),
         (Windows(7, 7), 3, 2, 8),
         (Windows(9, 4, 2), 4, 1, 8),  # three windows are one matrix of scores
