@@ -8,8 +8,8 @@ import jax
 
 from sret_jax.models.kernels import fused_attention, fused_mlp, fused_windows
 from sret_jax.models.kernels.choice import runs_kernels
+from sret_jax.models.layers.windows import window_cycle
 from sret_jax.models.model import Model
-from sret_jax.models.windows import window_cycle
 
 KERNEL, INTERPRETED, XLA = "a kernel", "an interpreted kernel", "XLA"
 TOO_LARGE, NO_KERNEL = "too large for a TPU's fast memory", "no kernel computes it"

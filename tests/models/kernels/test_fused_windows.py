@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sret_jax.models.kernels.fused_windows import can_hold, fused_windows
+from sret_jax.models.layers.windows import Windows, plain_window_attention
 from sret_jax.models.registry import create_model
-from sret_jax.models.windows import Windows, plain_window_attention
 from sret_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.conftest import needs_libtpu
 from tests.models.kernels.test_kernels import (
