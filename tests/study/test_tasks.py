@@ -74,8 +74,17 @@ def test_a_process_is_bound_to_its_cores_and_this_one_keeps_its_own(tmp_path):
     assert ended.cores == (core,) and os.sched_getaffinity(0) == before
 
 
+@pytest.fixture
+def handled():
+    """Gives signals handlers: a shell that starts the tests in the background ignores SIGINT."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_processes_save_and_starts_no_others(number, tmp_path):
+def test_a_signal_lets_the_processes_save_and_starts_no_others(number, tmp_path, handled):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     ended = []
     tasks = [
