@@ -62,7 +62,8 @@ def test_parameters_and_macs_are_the_published_ones(name):
     assert macs == timm_models.macs(f"{name}_224")
     if name in PUBLISHED:
         millions, gmacs = PUBLISHED[name]
-        assert round(timm_models.parameters(model) / 1e6, 1) == millions
+        # The table has 4.9M for the 4.847M of PiT-Ti.
+        assert timm_models.parameters(model) / 1e6 == pytest.approx(millions, abs=0.06)
         assert macs / 1e9 == pytest.approx(gmacs, rel=0.02)
 
 
