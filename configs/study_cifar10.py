@@ -4,12 +4,13 @@
     python main.py --config=configs/study_cifar10.py:loops2
     python -m sret_jax.tools.study               (all arms with three seeds, and their tables)
 
-The argument is an arm of `ARMS`. All arms train on nine tenths of the training images, for as many
-steps and by the same recipe, which was tuned on `loops1`, a network that is not recursive, with the
-last tenth. With a second argument "full" (loops2,full) an arm takes ten times as many steps.
+The argument is an arm of `ARMS`. All arms train on nine tenths of the training images by one
+recipe, which was tuned on `loops1`, a network that is not recursive, without the test images. All
+but the teacher and the deep arms take the same number of steps. With a second argument "full"
+(loops2,full) an arm takes ten times as many.
 
-Costs: 26,000 to 330,000 parameters and 2 to 24 MMACs per image (181 with 1,000 applications); 3 to
-20 minutes a run on one core.
+Costs: 26,000 to 330,000 parameters and 2 to 24 MMACs per image (181 with 1,000 applications);
+`loops1` and `loops2` took 7 minutes each on one core of a busy machine.
 Should reach: 68% top-1 with `loops1` on the last tenth; docs/study.md has the accuracy of each arm
 on the test images.
 """
