@@ -6,8 +6,8 @@
 
 The argument is an arm of `ARMS`. All arms train on nine tenths of the training images by one
 recipe, which was tuned on `loops1`, a network that is not recursive, without the test images. All
-but the teacher and the deep arms take the same number of steps. With a second argument "full"
-(loops2,full) an arm takes ten times as many.
+take the same number of steps, but the teacher, the deep arms and those of another batch size. With
+a second argument "full" (loops2,full) an arm takes ten times as many.
 
 Costs: 26,000 to 330,000 parameters and 2 to 24 MMACs per image (181 with 1,000 applications);
 `loops1` and `loops2` took 7 minutes each on one core of a busy machine.
@@ -104,6 +104,7 @@ ARMS: dict[str, Arm] = {
     "mixer": Arm(MIXER),
     "mixer_loops2": Arm({**MIXER, "loops": 2}),
     "mixer_untied": Arm({**MIXER, "blocks": (4,)}),
+    **{f"batch{images}": Arm(PLAIN, {"batch_size": images}) for images in (32, 128, 512)},
 }
 
 CLAIMS: dict[str, Claim] = {
@@ -143,6 +144,11 @@ CLAIMS: dict[str, Claim] = {
         tuple(
             (name, f"{name}_loops2", f"{name}_untied") for name in ("deit", "pit", "swin", "mixer")
         ),
+    ),
+    "batch": Claim(
+        "The rules for another batch size keep the accuracy (the baseline has 64 images)",
+        "trained with one batch size, 1,024; its learning rate follows the linear rule",
+        (("loops1", "batch32", "batch128", "batch512"),),
     ),
 }
 
