@@ -210,6 +210,9 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.mixed_depth = ml_collections.ConfigDict()
     config.mixed_depth.loops = 0  # loops of a shallow path that is trained as well; 0: none
     config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow
+    config.mixed_depth.exits = ()  # loops after which the last block is read out and has a loss too
+    config.mixed_depth.exit_weights = ()  # of their losses; (): the weight above for each
+    config.mixed_depth.labels = "data"  # or "deepest": the other paths learn from the full depth
 
     config.data = ml_collections.ConfigDict()
     # A TFDS data set, or the path of a folder SPLIT/CLASS/IMAGE.jpg or CLASS/IMAGE.jpg.

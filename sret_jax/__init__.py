@@ -8,6 +8,7 @@ with epy.lazy_api_imports(globals()):
     from sret_jax.config_files import get_config
     from sret_jax.errors import UserError
     from sret_jax.evaluation.predict import predict
+    from sret_jax.models.attention_maps import attention_maps
     from sret_jax.models.inspection import attention_groups, residual_coefficients
     from sret_jax.models.loops import with_loops
     from sret_jax.models.registry import create_model, list_models
@@ -21,6 +22,7 @@ __all__ = [
     "Preempted",
     "UserError",
     "attention_groups",
+    "attention_maps",
     "class_names",
     "create_model",
     "draw_curves",

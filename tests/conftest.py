@@ -30,7 +30,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,13 @@ def make_synthetic_config() -> ConfigDict:
     config.model.num_classes = 10
     config.data.synthetic = True
     return config
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Enables float64 in a test."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(scope="session")

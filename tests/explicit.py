@@ -22,9 +22,10 @@ def one_by_one(next_method: Callable, args: Any, kwargs: Any, context: Any) -> A
     Tokens are permuted as in evaluation.
     """
     recursion = context.module
-    if not isinstance(recursion, Recursion) or recursion.is_initializing():
+    of_recursion = isinstance(recursion, Recursion) and context.method_name == "observed"
+    if not of_recursion or recursion.is_initializing():
         return next_method(*args, **kwargs)
-    (x,), params = args, recursion.variables["params"]
+    (x,), params, seen = args, recursion.variables["params"], []
     nlls = [own for own in recursion.per_loop if isinstance(own, NonLinearLayers)]
     block: Any = recursion.block.clone(parent=None, name=None)
     for loop in range(recursion.loops):
@@ -32,13 +33,16 @@ def one_by_one(next_method: Callable, args: Any, kwargs: Any, context: Any) -> A
         given = {} if turn is None else {"turn": turn}
         if isinstance(turn, Slices) and turn.permuted:
             given["permutation"] = fixed_permutation(None, x.shape[1] - block.prefix)
+        before = x
         x = block.apply({"params": params["block"]}, x, **given)
         for own in nlls:
             row, left = divmod(loop + 1, own.every)
             if not left:
                 nll = jax.tree.map(lambda leaf, row=row: leaf[row - 1], params["nll"])
                 x = own.layer.apply({"params": nll}, x, jnp.ones(len(x)))
-    return x
+        if observe := kwargs.get("observe"):
+            seen.append(observe(before, x))
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen) if seen else None
 
 
 def distinct_weights(model: Model) -> Any:
@@ -54,23 +58,31 @@ def distinct_weights(model: Model) -> Any:
 def check_recursion(model: Model) -> None:
     """Asserts that the model's recursions are explicit applications, in values and gradients.
 
+    The values are the logits at every exit, of which the last are the model's.
+
     Args:
       model: a model without BatchNorm, in float64.
     """
     params, x = distinct_weights(model)["params"], images(model.image_size)
 
-    def loss(params: Any) -> jax.Array:
-        heads: Any = model.apply({"params": params}, x, method="head_logits")
-        return sum((logits**2).sum() * (i + 1) for i, logits in enumerate(heads))
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        exits: Any = model.apply({"params": params}, x, method="exit_logits")
+        weights = jnp.arange(1, model.loops + 1)[:, None, None]  # (loops, 1, 1)
+        total = sum((weights * logits**2).sum() * (i + 1) for i, logits in enumerate(exits))
+        return total, exits
 
-    def explicit(params: Any) -> jax.Array:
+    def explicit(params: Any) -> tuple[jax.Array, Any]:
         with nn.intercept_methods(one_by_one):
             return loss(params)
 
-    both = jax.jit(lambda p: [jax.value_and_grad(f)(p) for f in (loss, explicit)])
+    both = jax.jit(lambda p: [jax.value_and_grad(f, has_aux=True)(p) for f in (loss, explicit)])
     found, expected = both(params)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == np.float64
         scale = max(float(jnp.abs(b).max()), 1e-3 * largest)  # some gradients are 0, but rounded
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * scale)
+    heads: Any = model.apply({"params": params}, x, method="head_logits")
+    for logits, exits in zip(heads, found[0][1], strict=True):
+        assert len({float(jnp.abs(at_exit).max()) for at_exit in exits}) == model.loops
+        np.testing.assert_allclose(logits, exits[-1], rtol=0, atol=1e-10 * jnp.abs(logits).max())

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sret_jax.models.halting import ExitRule, Signals
 from sret_jax.models.model import Model
 from sret_jax.models.variables import Variables
 
@@ -37,6 +38,30 @@ def evaluation_logits(model: Model, variables: Variables, images: jax.Array) -> 
     return found
 
 
+def exited_logits(
+    model: Model, variables: Variables, images: jax.Array, rule: ExitRule
+) -> tuple[jax.Array, jax.Array]:
+    """The logits in evaluation of the exit that each image leaves at, and its number of loops.
+
+    The last block is applied until all images of the batch have left.
+
+    Shapes: normalised images (B, S, S, 3) -> (B, classes), (B,) int32.
+    """
+    rngs = {"permutation": jax.random.key(0)}
+    found: Any = model.apply(variables, images, rule, rngs=rngs, method="exit_each")
+    return found.logits, found.loops
+
+
+def exit_signals(model: Model, variables: Variables, images: jax.Array) -> Signals:
+    """What exit rules see in evaluation at every exit of the model.
+
+    Shapes: normalised images (B, S, S, 3) -> (loops, B) each.
+    """
+    rngs = {"permutation": jax.random.key(0)}
+    found: Any = model.apply(variables, images, rngs=rngs, method="exit_signals")
+    return found
+
+
 def training_logits(
     model: Model, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
 ) -> tuple[tuple[jax.Array, ...], Variables]:
@@ -53,6 +78,19 @@ def training_logits(
       Per head its logits (B, classes); see `Model.head_logits`. And {"batch_stats": the updated
       statistics} if there is BatchNorm.
     """
+    return _train("head_logits", model, variables, images, key, train)
+
+
+def training_exits(
+    model: Model, variables: Variables, images: jax.Array, key: jax.Array, *, train: bool = True
+) -> tuple[tuple[jax.Array, ...], Variables]:
+    """Like `training_logits`, but the logits of each head at every exit: (loops, B, classes)."""
+    return _train("exit_logits", model, variables, images, key, train)
+
+
+def _train(
+    method: str, model: Model, variables: Variables, images: jax.Array, key: jax.Array, train: bool
+) -> tuple[Any, Variables]:
     drop_path, permutation = jax.random.split(key)
     found, updates = model.apply(
         variables,
@@ -60,14 +98,6 @@ def training_logits(
         train=train,
         rngs={"drop_path": drop_path, "permutation": permutation},
         mutable=["batch_stats"],
-        method="head_logits",
+        method=method,
     )
     return found, dict(updates)
-
-
-def mean_of_heads(logits: tuple[jax.Array, ...]) -> jax.Array:
-    """The logits of a model with these logits of each head: (B, K) each -> (B, K)."""
-    total = logits[0]
-    for of_head in logits[1:]:
-        total += of_head
-    return total / len(logits) if len(logits) > 1 else total

@@ -2,7 +2,8 @@
 
 import math
 
-from sret_jax.errors import did_you_mean
+from sret_jax.errors import UserError, did_you_mean
+from sret_jax.models.halting import ExitRule
 from sret_jax.models.kernels.choice import IMPLEMENTATIONS
 from sret_jax.models.layers.linear import ACTIVATIONS
 from sret_jax.models.layers.residual import RESIDUALS
@@ -83,6 +84,32 @@ def _check_cycles(model: Model) -> None:
                 f"{MOST_UNROLLED} are supported, so use a smaller nll_every, a multiple of "
                 f"{stage.cycle} where it can be"
             )
+
+
+def check_exit(model: Model, rule: ExitRule) -> None:
+    """Raises UserError if no image of this model can leave early, or all leave at once."""
+    if not model.has_exits:
+        raise UserError(
+            f"exit={rule}: a {type(model).__name__} has no exits, because it computes its logits "
+            "in a __call__ of its own; define embed, unit and read_out instead"
+        )
+    if model.loops == 1:
+        raise UserError(
+            f"exit={rule}: the model applies each block once, so no image can leave earlier; leave "
+            "exit out, or use a model with more loops"
+        )
+    classes = model.num_classes
+    if rule.kind == "entropy" and rule.threshold >= math.log(classes):
+        raise UserError(
+            f"exit={rule}: the entropy of {classes} classes is at most log {classes} = "
+            f"{math.log(classes):.3g} nats, so all images would leave after one loop; give a lower "
+            "threshold"
+        )
+    if rule.kind == "confidence" and rule.threshold <= 1 / classes:
+        raise UserError(
+            f"exit={rule}: the likeliest of {classes} classes has a probability of at least "
+            f"{1 / classes:.3g}, so all images would leave after one loop; give a higher threshold"
+        )
 
 
 def check_positive(model: Model, fields: tuple[str, ...]) -> None:

@@ -6,16 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sret_jax.models.apply import mean_of_heads
+from sret_jax.models.read_out import TokenReadOut
 from sret_jax.models.sliced_model import SlicedModel
 
 
 class ClassTokenModel(SlicedModel, kw_only=True):  # type: ignore[call-arg]
     """A `SlicedModel` with one or two tokens before those of the image, each with a head.
 
-    A subclass computes the logits of each head in `head_logits`; in evaluation the model's logits
-    are their mean. In training with a teacher, the head of the class token learns from labels and
-    that of the distillation token from the teacher (Touvron et al., 2021, section 4).
+    In training with a teacher, the head of the class token learns from labels and that of the
+    distillation token from the teacher (Touvron et al., 2021, section 4).
 
     Attributes:
       distilled: whether there is a distillation token.
@@ -35,20 +34,9 @@ class ClassTokenModel(SlicedModel, kw_only=True):  # type: ignore[call-arg]
         """See `Model`."""
         return ("head", "head_dist")[: self.prefix]
 
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def read_out(self) -> nn.Module:
         """See `Model`."""
-        return mean_of_heads(self.head_logits(images, train))
-
-    def classify(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Applies each head to its token.
-
-        Shapes: (B, prefix, C) -> per head (B, num_classes).
-        """
-        wide = self.layers.wide()
-        return tuple(
-            wide.linear(self.num_classes, x.shape[-1], name=name)(x[:, token])
-            for token, name in enumerate(self.classifiers)
-        )
+        return TokenReadOut(self.classifiers, self.num_classes, self.layers, parent=None)
 
 
 def token(module: nn.Module, name: str, count: int, width: int) -> jax.Array:

@@ -10,6 +10,7 @@ from jax.extend import core
 
 from sret_jax.models.apply import evaluation_logits
 from sret_jax.models.model import Model
+from sret_jax.models.recursion import Recursion
 from sret_jax.models.variables import abstract_variables
 
 
@@ -34,6 +35,33 @@ def model_macs(model: Model) -> int:
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
     plain = model.clone(attention="xla", mlp="xla")  # kernels also multiply padding
     return count_macs(functools.partial(evaluation_logits, plain), abstract_variables(model), image)
+
+
+def exit_macs(model: Model) -> list[int]:
+    """Multiply-accumulates of an image that leaves at exit 1, 2, ..., loops; see `ExitRule`.
+
+    Exit k costs everything before the last block, k applications of that block, and k read-outs.
+    """
+    plain = model.clone(attention="xla", mlp="xla")
+    last = (len(model.blocks) - 1, model.blocks[-1] - 1)
+    recursion = plain.recursion(plain.unit(*last, train=False), at=last)
+    stage = plain.stages[-1]
+    tokens = stage.side**2 + stage.prefix
+    x = jax.ShapeDtypeStruct((1, tokens, stage.width), plain.dtype)
+    cycle = [_applications_macs(recursion.clone(loops=n + 1), x) for n in range(recursion.period)]
+    applications = [
+        n // len(cycle) * cycle[-1] + (0, *cycle)[n % len(cycle)] for n in range(model.loops + 1)
+    ]
+    params = abstract_variables(model)["params"]
+    read = count_macs(lambda params, x: plain.read_out().apply({"params": params}, x), params, x)
+    before = model_macs(model) - applications[-1] - read
+    return [before + applications[k] + k * read for k in range(1, model.loops + 1)]
+
+
+def _applications_macs(recursion: Recursion, x: jax.ShapeDtypeStruct) -> int:
+    apply = functools.partial(recursion.apply, train=False)
+    variables = jax.eval_shape(functools.partial(recursion.init, train=False), jax.random.key(0), x)
+    return count_macs(apply, variables, x)
 
 
 def jaxpr_macs(jaxpr: core.Jaxpr) -> int:

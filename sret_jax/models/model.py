@@ -1,7 +1,8 @@
 """What all families of models share, and everything that a family says about itself."""
 
+import functools
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from sret_jax.models.halting import Exited, ExitRule, Signals, signals
 from sret_jax.models.kernels.choice import Kernels
 from sret_jax.models.layers.linear import FAN_IN, Initialisation, LayerSettings
 from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers
-from sret_jax.models.recursion import PerLoop, Recursion
+from sret_jax.models.read_out import mean_of_heads
+from sret_jax.models.recursion import Observer, PerLoop, Recursion
 from sret_jax.models.torch_layout import Entry
 
 # Mean and standard deviation of ImageNet's pixels (red, green, blue) in [0, 1].
@@ -54,6 +57,20 @@ class Stage(NamedTuple):
         return 2 if 0 < self.window < self.side else len(self.groups)
 
 
+class Unit(NamedTuple):
+    """A unique block, and how its applications differ; see `Recursion`.
+
+    Attributes:
+      block: F. Where `Model.drop_path_of` is not 0, it is given a key `drop_path` in training.
+      turns: what F is given as `turn` at successive applications.
+      per_loop: what the applications have of their own.
+    """
+
+    block: nn.Module
+    turns: tuple[Hashable, ...] = (None,)
+    per_loop: tuple[PerLoop, ...] = ()
+
+
 class Variant(NamedTuple):
     """A published member of a family.
 
@@ -82,9 +99,13 @@ class Variant(NamedTuple):
 class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     """A network whose blocks recur: the base class of all families.
 
-    A subclass computes the logits in `__call__` and applies its blocks with `recur`. It names its
-    parts so that training knows their order: "stage{s}_block{b}" (by `recur`), "pool{s}" before
-    stage s, "norm" and "head" at the end; all others form the lowest layer.
+    A subclass defines what comes before the blocks (`embed`), each block (`unit`), what comes
+    between stages (`join`) and after the last block (`read_out`). Training knows the order of its
+    parts by their names: "stage{s}_block{b}", "pool{s}" before stage s, "norm" and "head" at the
+    end; all others form the lowest layer.
+
+    Exit k is the read-out after application k of the last block; all blocks before it run all of
+    their loops. In a model of one unique block, exit k is the model with k loops.
 
     Shapes: images (B, image_size, image_size, 3), normalised with `mean` and `std` -> logits
     (B, num_classes). Training may need the rng streams "drop_path" and "permutation" and the
@@ -110,8 +131,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         normalisation statistics and logits are float32, or float64 if dtype is.
     """
 
-    # What a family says about itself. It must override `variants`, `stages` and `__call__`; the
-    # other attributes and methods where it differs from what they say here.
+    # What a family says about itself. It must override `variants`, `stages`, `embed`, `unit` and
+    # `read_out`; the other attributes and methods where it differs from what they say here.
     variants: ClassVar[Mapping[str, Variant]] = {}
     start: ClassVar[Initialisation] = FAN_IN
     epsilon: ClassVar[float] = 1e-6
@@ -170,14 +191,128 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         """The names of the heads, in the order of `head_logits`; see `is_head`."""
         return ("head",)
 
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """The tokens that enter the first block: (B, image_size, image_size, 3) -> (B, N, C)."""
+        raise NotImplementedError
+
+    def unit(self, stage: int, block: int, train: bool) -> Unit:
+        """A unique block, made with parent=None, and how its applications differ."""
+        raise NotImplementedError
+
+    def join(self, x: jax.Array, stage: int) -> jax.Array:
+        """What comes before a stage other than the first: (B, N, C) -> (B, N', C')."""
+        raise NotImplementedError
+
+    def read_out(self) -> nn.Module:
+        """The final norm, pooling and heads, made with parent=None.
+
+        Shapes: (B, N, C) -> a tuple of (B, num_classes) per head.
+        """
+        raise NotImplementedError
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """The logits: the mean of those of the heads."""
+        return mean_of_heads(self.head_logits(images, train))
+
     def head_logits(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
-        """The logits of each head; `__call__` returns their mean.
+        """The logits of each head.
 
         In training with a teacher, the first head learns from labels and the last from the teacher.
 
         Shapes: images (B, image_size, image_size, 3) -> per head (B, num_classes).
         """
-        return (self(images, train=train),)
+        if not self.has_exits:
+            return (self(images, train=train),)
+        last, x, _ = self.up_to_last(images, train)
+        heads: tuple[jax.Array, ...] = self.reader(last(x, train=train))
+        return heads
+
+    def exit_logits(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+        """The logits of each head at every exit; the last are those of `head_logits`.
+
+        Shapes: images (B, image_size, image_size, 3) -> per head (loops, B, num_classes).
+        """
+        last, x, _ = self.up_to_last(images, train)
+        read = self.reading()
+        heads: tuple[jax.Array, ...]
+        _, heads = last.observed(x, train=train, observe=lambda _, x: read(x))
+        return heads
+
+    def exit_each(self, images: jax.Array, rule: ExitRule) -> Exited:
+        """The logits in evaluation of the exit that each image leaves at; see `ExitRule`."""
+        last, x, _ = self.up_to_last(images, train=False)
+        read = self.reading()
+        return rule.run(last, x, lambda x: mean_of_heads(read(x)))
+
+    def exit_signals(self, images: jax.Array) -> Signals:
+        """What rules see in evaluation at every exit: (loops, B) each; see `ExitRule`."""
+        last, x, _ = self.up_to_last(images, train=False)
+        read = self.reading()
+
+        def observe(before: jax.Array, x: jax.Array) -> Signals:
+            return signals(mean_of_heads(read(x)), before, x)
+
+        found: Signals
+        _, found = last.observed(x, train=False, observe=observe)
+        return found
+
+    def observed(self, images: jax.Array, observe: Observer) -> list[Any]:
+        """What `observe` returns in evaluation, per unique block, with a leading axis of loops.
+
+        Args:
+          images: (B, image_size, image_size, 3).
+          observe: called with the input (B, N, C) and the output of each application.
+        """
+        last, x, seen = self.up_to_last(images, train=False, observe=observe)
+        return [*seen, last.observed(x, train=False, observe=observe)[1]]
+
+    def setup(self) -> None:
+        """Makes the read-out, whose parameters lie beside those of the blocks."""
+        if self.has_exits:
+            self.reader = self.read_out()
+            nn.share_scope(self, self.reader)
+
+    def reading(self) -> Callable[[jax.Array], tuple[jax.Array, ...]]:
+        """The read-out as a function of arrays, which the body of a loop can call.
+
+        Shapes: the state after an application of the last block (B, N, C) -> per head
+        (B, num_classes).
+        """
+        read: Any = functools.partial(self.read_out().apply, {"params": self.variables["params"]})
+        return read
+
+    @nn.compact
+    def up_to_last(
+        self, images: jax.Array, train: bool, observe: Observer | None = None
+    ) -> tuple[Recursion, jax.Array, list[Any]]:
+        """Everything before the last block.
+
+        Args:
+          images: (B, image_size, image_size, 3).
+          train: whether the model is in training.
+          observe: called with the input and the output of each application so far.
+
+        Returns:
+          The recursion of the last block, its input (B, N, C), and what `observe` returned for each
+          block before it.
+        """
+        x, seen = self.embed(images, train), []
+        places = [(stage, block) for stage, n in enumerate(self.blocks) for block in range(n)]
+        for stage, block in places:
+            x = self.join(x, stage) if stage > 0 and block == 0 else x
+            recursion = self.recursion(self.unit(stage, block, train), at=(stage, block))
+            if (stage, block) != places[-1]:
+                x, found = recursion.observed(x, train=train, observe=observe)
+                seen.append(found)
+        return recursion, x, seen
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether a read-out can follow any application of the last block.
+
+        Not where a subclass computes the logits in a `__call__` of its own.
+        """
+        return type(self).__call__ is Model.__call__
 
     def resized(self, params: Any, old: Self) -> Any:
         """The parameters of `old`, which differs from this model in `resizable` alone, for this.
@@ -259,6 +394,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     def block_settings(self, stage: int, block: int) -> dict[str, Any]:
         """The attributes of a `PreNormBlock` that belong to a block of a stage."""
         return dict(
+            parent=None,
             hidden=self.stages[stage].hidden,
             drop_path_rate=self.drop_path_of(stage, block),
             layers=self.layers,
@@ -274,34 +410,43 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
         turns: tuple[Hashable, ...] = (None,),
         per_loop: tuple[PerLoop, ...] = (),
     ) -> jax.Array:
-        """Applies a unique block `loops` times, with NLLs and drop path as the model asks.
+        """Applies a unique block `loops` times: for a subclass with a `__call__` of its own.
 
         Args:
-          block: F. Where `drop_path_of` is not 0, it is given a key `drop_path` in training.
+          block: see `Unit`.
           x: (B, N, C).
           at: number of the stage, and of the block in it.
           train: whether the model is in training.
-          turns: what F is given as `turn` at successive applications; see `Recursion`.
-          per_loop: what the applications have of their own; see `Recursion`.
+          turns: see `Unit`.
+          per_loop: see `Unit`.
         """
-        own = [*per_loop]
+        out: jax.Array = self.recursion(Unit(block, turns, per_loop), at=at)(x, train=train)
+        return out
+
+    @nn.nowrap
+    def recursion(self, unit: Unit, *, at: tuple[int, int]) -> Recursion:
+        """The recursion of a unique block, with NLLs and drop path as the model asks.
+
+        Args:
+          unit: the block.
+          at: number of the stage, and of the block in it.
+        """
+        own = [*unit.per_loop]
         if self.drop_path_of(*at) > 0:
             own.append(DropPathKeys())
         if self.nll_ratio:
-            hidden = int(self.nll_ratio * x.shape[-1])
+            hidden = int(self.nll_ratio * self.stages[at[0]].width)
             nll = ResidualMLP(hidden, self.layers, self.nll_activation, parent=None)
             own.append(NonLinearLayers(every=self.nll_every, layer=nll))
-        recursion = Recursion(
-            block=block.clone(parent=None, name=None),  # its parameters are those of the recursion
+        return Recursion(
+            block=unit.block.clone(parent=None, name=None),  # its parameters are the recursion's
             loops=self.loops,
-            turns=turns,
+            turns=unit.turns,
             per_loop=(*own, GradientProbe()),
             unroll=self.unroll,
             remat=self.remat,
             name=block_name(*at),
         )
-        out: jax.Array = recursion(x, train=train)
-        return out
 
 
 def block_name(stage: int, block: int) -> str:

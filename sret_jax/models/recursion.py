@@ -22,13 +22,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from sret_jax.models.remat import remat, scan_cycles, segment_length
+from sret_jax.models.remat import joined, remat, scan_cycles, segment_length
 
 REMAT = ("none", "dots", "block", "full")
 
 Row = Any  # what one application has of its own: a tree of arrays
 Rows = Any  # the rows of all applications: the same tree with a leading axis
+# What is recorded of an application: a function of its input and its output.
+Observer = Callable[[jax.Array, jax.Array], Any]
+Carry = Any  # a tree of arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,19 +97,35 @@ class Recursion(nn.Module):
     unroll: int = 1
     remat: str = "none"
 
-    @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Scans over whole cycles, then applies the remaining loops one by one."""
-        rows = tuple(own.rows(self, x, train) for own in self.per_loop)
-        length = period(self.turns, *(own.every for own in self.per_loop))
+        """The output of the last application."""
+        x, _ = self.observed(x, train=train)
+        return x
+
+    def observed(
+        self, x: jax.Array, *, train: bool, observe: Observer | None = None
+    ) -> tuple[jax.Array, Any]:
+        """Scans over whole cycles, then applies the remaining loops one by one.
+
+        Args:
+          x: input of the first application.
+          train: whether the model is in training.
+          observe: called with the input and the output of each application; None: nothing is.
+
+        Returns:
+          The output of the last application, and what `observe` returned, with a leading axis of
+          loops; None without `observe`.
+        """
+        rows, length = self._rows(x, train), self.period
         cycles, leftover = divmod(self.loops, length)
         segment = segment_length(cycles) if self.remat == "full" and cycles else None
         cycle = Cycle(self.turns, self.per_loop, self._remat_part((segment or 0) * length))
 
         counts = [length // own.every for own in self.per_loop]  # rows in one cycle
+        seen = []
         if cycles:
-            x = scan_cycles(
-                functools.partial(cycle.apply, loops=length),
+            x, of_cycles = scan_cycles(
+                functools.partial(cycle.apply, loops=length, observe=observe),
                 self.block,
                 x,
                 tuple(_cycles(tree, cycles, n) for tree, n in zip(rows, counts, strict=True)),
@@ -113,13 +133,70 @@ class Recursion(nn.Module):
                 segment=segment,
                 unroll=self.unroll,
             )
+            seen.append(joined(of_cycles))  # (cycles, length, ...) -> (cycles * length, ...)
         if leftover:
-            run = functools.partial(cycle.apply, loops=leftover)
+            run = functools.partial(cycle.apply, loops=leftover, observe=observe)
             last = (
                 _at(tree, slice(cycles * n, None)) for tree, n in zip(rows, counts, strict=True)
             )
-            x, _ = (remat(run) if self.remat == "full" else run)(self.block, x, tuple(last))
-        return x
+            x, of_last = (remat(run) if self.remat == "full" else run)(self.block, x, tuple(last))
+            seen.append(of_last)
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
+
+    def until(
+        self,
+        x: jax.Array,
+        carry: Carry,
+        update: Callable[[Carry, jax.Array, jax.Array], Carry],
+        done: Callable[[Carry], jax.Array],
+    ) -> Carry:
+        """Applies the block in evaluation until `done`, at most `loops` times.
+
+        It has no gradient. The program contains one cycle of applications.
+
+        Args:
+          x: input of the first application.
+          carry: a tree of arrays.
+          update: makes the next carry from the last one and from the input and the output of an
+            application.
+          done: whether no further application is needed; scalar.
+
+        Returns:
+          The carry after the last application.
+        """
+        rows = jax.tree.map(jnp.asarray, self._rows(x, train=False))  # the loop indexes them
+        length, cycle = self.period, Cycle(self.turns, self.per_loop, lambda part: part)
+
+        def apply(i: int) -> Callable:
+            """Application `loop` of the recursion, which is application i of its cycle."""
+            return lambda block, x, loop: cycle.application(block, x, rows, i=i, loop=loop)
+
+        def body(block: Any, state: tuple) -> tuple:
+            loop, before, carry = state
+            parts = [apply(i) for i in range(min(length, self.loops))]
+            x = (
+                nn.switch(loop % length, parts, block, before, loop)
+                if len(parts) > 1
+                else parts[0](block, before, loop)
+            )
+            return loop + 1, x, update(carry, before, x)
+
+        def going_on(block: Any, state: tuple) -> Any:
+            del block
+            loop, _, carry = state
+            return (loop < self.loops) & ~done(carry)
+
+        _, _, carry = nn.while_loop(going_on, body, self.block, (jnp.zeros((), int), x, carry))
+        return carry
+
+    @nn.compact
+    def _rows(self, x: jax.Array, train: bool) -> tuple[Rows, ...]:
+        return tuple(own.rows(self, x, train) for own in self.per_loop)
+
+    @property
+    def period(self) -> int:
+        """The number of applications after which turns and `PerLoop`s repeat together."""
+        return period(self.turns, *(own.every for own in self.per_loop))
 
     def keys(self, stream: str) -> jax.Array:
         """One random key per application, split before any scan: remat and unroll change none."""
@@ -152,8 +229,14 @@ class Cycle:
     remat: Callable[[Callable], Callable]
 
     def apply(
-        self, block: Any, x: jax.Array, rows: tuple[Rows, ...], *, loops: int
-    ) -> tuple[jax.Array, None]:
+        self,
+        block: Any,
+        x: jax.Array,
+        rows: tuple[Rows, ...],
+        *,
+        loops: int,
+        observe: Observer | None = None,
+    ) -> tuple[jax.Array, Any]:
         """Applies the block for the first `loops` loops of the cycle.
 
         Args:
@@ -161,18 +244,39 @@ class Cycle:
           x: its input.
           rows: the rows of each `PerLoop` in this cycle.
           loops: number of applications, at most the length of the cycle.
+          observe: see `Recursion.observed`.
+
+        Returns:
+          The output, and what was observed, with a leading axis of `loops`.
         """
+        seen = []
         for i in range(loops):
-            given = tuple(
-                _at(tree, i) if own.every == 1 else None
-                for own, tree in zip(self.per_loop, rows, strict=True)
-            )
-            x = self.remat(functools.partial(self._apply_block, i=i))(block, x, given)
-            for own, tree in zip(self.per_loop, rows, strict=True):
-                if tree is not None and (i + 1) % own.every == 0:
-                    leave = self.remat(functools.partial(_leave, own))
-                    x = leave(block, x, _at(tree, i // own.every))
-        return x, None
+            before = x
+            x = self.application(block, x, rows, i=i, loop=i)
+            if observe:
+                seen.append(observe(before, x))
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen) if seen else None
+
+    def application(
+        self, block: Any, x: jax.Array, rows: tuple[Rows, ...], *, i: int, loop: int | jax.Array
+    ) -> jax.Array:
+        """One application: the block, then what each `PerLoop` does to its output.
+
+        Args:
+          block: F.
+          x: its input.
+          rows: the rows of each `PerLoop`.
+          i: number of the application in its cycle.
+          loop: number of the application among those that the rows belong to.
+        """
+        own_rows = list(zip(self.per_loop, rows, strict=True))
+        given = tuple(_at(tree, loop) if own.every == 1 else None for own, tree in own_rows)
+        x = self.remat(functools.partial(self._apply_block, i=i))(block, x, given)
+        for own, tree in own_rows:
+            if tree is not None and (i + 1) % own.every == 0:
+                leave = self.remat(functools.partial(_leave, own))
+                x = leave(block, x, _at(tree, loop // own.every))
+        return x
 
     def _apply_block(self, block: Any, x: jax.Array, rows: tuple[Row, ...], *, i: int) -> jax.Array:
         turn = self.turns[i % len(self.turns)]
@@ -189,7 +293,7 @@ def _leave(own: PerLoop, block: Any, x: jax.Array, row: Row) -> jax.Array:
     return own.leave(x, row)
 
 
-def _at(tree: Any, index: int | slice) -> Any:
+def _at(tree: Any, index: int | slice | jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 

@@ -1,7 +1,8 @@
 """Scans over the cycles of a recursion, with a choice of what their backward pass recomputes.
 
-All bodies have the signature that `nn.scan` expects, body(module, carry, inputs) -> (carry, None).
-The module's parameters are the same at every step; the inputs are scanned along their leading axis.
+All bodies have the signature that `nn.scan` expects: body(module, carry, inputs) returns the carry
+and its outputs. The module's parameters are the same at every step; the inputs are scanned along
+their leading axis, and the outputs are stacked along one.
 """
 
 import functools
@@ -11,8 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-Body = Callable[[nn.Module, jax.Array, Any], tuple[jax.Array, None]]
+Body = Callable[[nn.Module, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 def remat(part: Callable, *, dots: bool = False) -> Callable:
@@ -35,7 +37,7 @@ def scan_cycles(
     cycles: int,
     segment: int | None,
     unroll: int,
-) -> jax.Array:
+) -> tuple[jax.Array, Any]:
     """Applies `body` `cycles` times in sequence, each time with another row of `inputs`.
 
     Args:
@@ -49,7 +51,7 @@ def scan_cycles(
       unroll: cycles per step of the scan.
 
     Returns:
-      The carry after the last cycle.
+      The carry after the last cycle, and the body's outputs (cycles, ...).
     """
     scan = functools.partial(
         nn.scan,
@@ -57,7 +59,8 @@ def scan_cycles(
         split_rngs={"params": False},
     )
     if segment is None:
-        return scan(body, length=cycles, unroll=min(unroll, cycles))(module, x, inputs)[0]
+        carry, outputs = scan(body, length=cycles, unroll=min(unroll, cycles))(module, x, inputs)
+        return carry, outputs
 
     def run_segment(length: int) -> Callable:
         return remat(scan(body, length=length, unroll=min(unroll, length)))
@@ -66,11 +69,18 @@ def scan_cycles(
     whole = jax.tree.map(
         lambda leaf: leaf[: cycles - rest].reshape(segments, segment, *leaf.shape[1:]), inputs
     )
-    x, _ = scan(run_segment(segment), length=segments)(module, x, whole)
+    x, outputs = scan(run_segment(segment), length=segments)(module, x, whole)
+    outputs = joined(outputs)
     if rest:
         last = jax.tree.map(lambda leaf: leaf[cycles - rest :], inputs)
-        x, _ = run_segment(rest)(module, x, last)
-    return x
+        x, of_rest = run_segment(rest)(module, x, last)
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, of_rest)
+    return x, outputs
+
+
+def joined(tree: Any) -> Any:
+    """Joins the two leading axes of every array: (a, b, ...) -> (a * b, ...)."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
 
 
 def segment_length(cycles: int) -> int:

@@ -4,13 +4,11 @@ import operator
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import jax
-
 from sret_jax.errors import did_you_mean
 from sret_jax.models.checks import check_length, check_positive
 from sret_jax.models.layers.attention import PERMUTATIONS, PermutationFn, slice_cycle
 from sret_jax.models.layers.blocks import AttentionBlock
-from sret_jax.models.model import Model
+from sret_jax.models.model import Model, Unit
 from sret_jax.models.per_loop import Permutations
 
 
@@ -46,14 +44,15 @@ class SlicedModel(Model, kw_only=True):  # type: ignore[call-arg]
         """Channels of each stage: heads * dim."""
         return tuple(h * self.dim for h in self.heads)
 
-    def apply_block(self, x: jax.Array, *, at: tuple[int, int], train: bool) -> jax.Array:
-        """Applies a unique block `loops` times: (B, prefix + N, C) -> (B, prefix + N, C)."""
-        stage = self.stages[at[0]]
-        block = AttentionBlock(heads=stage.heads, prefix=stage.prefix, **self.block_settings(*at))
+    def unit(self, stage: int, block: int, train: bool) -> Unit:
+        """See `Model`."""
+        sizes, settings = self.stages[stage], self.block_settings(stage, block)
         chosen = self.permutation or ("random" if train else "fixed")
-        permutations = Permutations(chosen=chosen, prefix=stage.prefix)
-        turns = slice_cycle(stage.groups)
-        return self.recur(block, x, at=at, train=train, turns=turns, per_loop=(permutations,))
+        return Unit(
+            AttentionBlock(heads=sizes.heads, prefix=sizes.prefix, **settings),
+            turns=slice_cycle(sizes.groups),
+            per_loop=(Permutations(chosen=chosen, prefix=sizes.prefix),),
+        )
 
     @property
     def slicing(self) -> str:

@@ -326,7 +326,8 @@ class Run:
             self._reporter.say(f"Resuming {experiment.workdir} at step {self.step:,}.")
             changes = compare_config(experiment, self.step)
         self._reporter.start(weights_step)
-        return changes + small_data(experiment)
+        of_exits = experiment.mixed_depth.remarks(experiment.model)
+        return changes + small_data(experiment) + of_exits
 
     def _fits_memory(self) -> contextlib.AbstractContextManager[None]:
         config = self.experiment.config

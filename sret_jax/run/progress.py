@@ -67,7 +67,8 @@ class Window:
         metrics = jax.device_get(self._metrics)
         elapsed = time.perf_counter() - self._start - self._paused
         updates = [m for m in metrics if m["bad_streak"] == 0]
-        report = {name: _mean([m[name] for m in updates]) for name in MEANS if name in metrics[0]}
+        means = (*MEANS, *sorted(name for name in metrics[0] if name.startswith("top1_")))
+        report = {name: _mean([m[name] for m in updates]) for name in means if name in metrics[0]}
         report["lr"] = float(metrics[-1]["lr"])
         report["bad_images"] = float(np.sum([m["bad_images"] for m in metrics]))
         report["skipped_steps"] = float(len(metrics) - len(updates))

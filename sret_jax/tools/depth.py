@@ -15,9 +15,10 @@ from etils import epath
 from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
-from sret_jax.models.apply import mean_of_heads, normalise, training_logits
+from sret_jax.models.apply import normalise, training_logits
 from sret_jax.models.inspection import residual_coefficients
 from sret_jax.models.model import Model
+from sret_jax.models.read_out import mean_of_heads
 from sret_jax.models.variables import block_names
 from sret_jax.picture import picture
 from sret_jax.settings.saved_config import CONFIG_FILE, is_converted, load_config

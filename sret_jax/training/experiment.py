@@ -97,6 +97,11 @@ class Computation:
         return title(self.model, self.config.model.name)
 
     @property
+    def mixed_depth(self) -> MixedDepth:
+        """The paths beside the full depth that have a loss."""
+        return MixedDepth(**self.config.mixed_depth)
+
+    @property
     def kernel_uses(self) -> list[Use]:
         """What computes each part of the model and of its teacher on these devices."""
         device = self.mesh.devices.flat[0]
@@ -116,7 +121,7 @@ class Computation:
             grad_accum=self.config.grad_accum,
             label_loss=self.label_loss,
             teacher=self.teacher,
-            mixed_depth=MixedDepth(**self.config.mixed_depth),
+            mixed_depth=self.mixed_depth,
             head_only=self.config.optim.freeze_backbone,
         )
 

@@ -9,8 +9,8 @@ import optax
 
 from sret_jax.data.views.mixing import Targets
 from sret_jax.errors import UserError, did_you_mean
-from sret_jax.models.apply import mean_of_heads
 from sret_jax.models.model import Model
+from sret_jax.models.read_out import mean_of_heads
 
 KINDS = ("soft", "hard", "deit_soft")
 

@@ -1,6 +1,5 @@
 """One training step: loss and gradient of a batch, update, moving average."""
 
-import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sret_jax.data.views.mixing import Mixing, Targets, row_keys
 from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.distillation.teacher import Teacher
-from sret_jax.models.apply import mean_of_heads, normalise, training_logits
-from sret_jax.models.loops import with_loops
+from sret_jax.models.apply import normalise
 from sret_jax.models.model import Model
+from sret_jax.models.read_out import mean_of_heads
 from sret_jax.models.variables import Variables, is_head
 from sret_jax.parallel.mesh import BATCH_AXES, batch_sharding, replicated
 from sret_jax.training.hyperparameters import Hyperparameters
@@ -25,7 +24,6 @@ from sret_jax.training.mixed_depth import DEEP_ONLY, MixedDepth
 from sret_jax.training.state import TrainState
 
 MODEL_STREAM = 0  # the other stream is mixing.AUGMENT_STREAM
-SHALLOW_PATH = 1  # folded into the key of mixed depth's shallow path
 Metrics = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 
@@ -94,8 +92,7 @@ def make_train_step(
       grad_accum: micro-batches per step; must divide the number of rows per device.
       label_loss: loss of the logits of the student's heads and their targets.
       teacher: from `open_teacher`.
-      mixed_depth: adds the loss of a path with fewer loops, whose drop paths and permutations are
-        drawn independently.
+      mixed_depth: adds the losses of exits, or of a path with fewer loops.
       head_only: trains the classification head alone. The backbone is frozen and runs in evaluation
         mode: no drop path, fixed permutations, BatchNorm's running statistics, which are not
         updated.
@@ -103,7 +100,8 @@ def make_train_step(
     Returns:
       The step. Its metrics are scalars: loss (nats); top1 (fraction of the batch whose predicted
       class is that of the larger part of the image); with soft labels teacher_top1 (fraction whose
-      most probable soft label is that class); grad_norm; lr; bad_images (images of the batch that
+      most probable soft label is that class); with mixed depth top1_exit1, ..., that of each other
+      path; grad_norm; lr; bad_images (images of the batch that
       could not be read); and bad_streak (as in the state; 0 if this step updated it).
     """
     model = model.clone(mesh=mesh)
@@ -118,21 +116,22 @@ def make_train_step(
             targets["soft"] = teacher.probabilities(teacher_variables, images, model)
         return images, targets
 
-    forward = functools.partial(training_logits, train=not head_only)
-
     def loss_fn(params: Any, statistics: Any, images: jax.Array, targets: Targets, key: jax.Array):
         if head_only:
             head = {name: part for name, part in params.items() if is_head(name)}
             params = {**jax.lax.stop_gradient(params), **head}
         variables = {"params": params, **statistics}
-        heads, statistics = forward(model, variables, images, key)
-        loss = label_loss(heads, targets)
-        if mixed_depth.loops:
-            shallow = with_loops(model, variables, mixed_depth.loops)
-            shallow_heads, _ = forward(*shallow, images, jax.random.fold_in(key, SHALLOW_PATH))
-            loss += mixed_depth.weight * label_loss(shallow_heads, targets)
+        heads, paths, statistics = mixed_depth.forward(
+            model, variables, images, key, train=not head_only
+        )
+        loss = mixed_depth.loss(heads, paths, targets, label_loss)
         main_class = targets["hard"].argmax(-1)  # (B,)
-        metrics = {"loss": loss, "top1": in_top_k(mean_of_heads(heads), main_class, 1).mean()}
+        metrics = {"loss": loss}
+        for name, logits in (
+            ("top1", heads),
+            *((f"top1_{path.name}", path.heads) for path in paths),
+        ):
+            metrics[name] = in_top_k(mean_of_heads(logits), main_class, 1).mean()
         if "soft" in targets:
             metrics["teacher_top1"] = in_top_k(targets["soft"], main_class, 1).mean()
         return loss, (statistics, metrics)

@@ -6,7 +6,8 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from sret_jax.models.flops import count_macs
+from sret_jax.models.flops import count_macs, exit_macs, model_macs
+from sret_jax.models.registry import create_model
 from sret_jax.parallel.mesh import BATCH_AXES, make_mesh
 
 SQUARE = jax.ShapeDtypeStruct((32, 32), "float32")
@@ -77,3 +78,23 @@ def test_the_gradient_of_a_strided_convolution_costs_what_the_convolution_does()
     forward = 2 * 8 * 8 * 4 * 9 * 8
     assert count_macs(convolve, images, kernel) == forward
     assert count_macs(gradient, images, kernel) == 3 * forward
+
+
+@pytest.mark.parametrize("loops", [1, 5])
+def test_an_image_that_leaves_early_costs_the_applications_and_read_outs_until_then(loops):
+    model = create_model(
+        "sret_t",
+        num_classes=10,
+        image_size=32,
+        blocks=(1,),
+        heads=(2,),
+        dim=8,
+        stem_stride=4,
+        groups=((4, 1),),
+        loops=loops,
+        nll_every=1,
+    )
+    found, head = exit_macs(model), 16 * 10  # channels * classes
+    assert len(found) == loops
+    for k, macs in enumerate(found, 1):  # of one unique block, an exit is the model with k loops
+        assert macs == model_macs(model.clone(loops=k)) + (k - 1) * head

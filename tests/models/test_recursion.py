@@ -92,6 +92,7 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
 
     @jax.jit
     def one_by_one(params, x):
+        states = []
         for loop in range(loops):
             i = loop % len(groups)
             permutation = fixed_permutation(None, TOKENS) if i > 0 and groups[i] > 1 else None
@@ -102,11 +103,39 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
             if not between:
                 nll = jax.tree.map(lambda p, j=j: p[j - 1], params["nll"])
                 x = ResidualMLP(x.shape[-1]).apply({"params": nll}, x, jnp.ones(x.shape[0]))
-        return x
+            states.append(x)
+        return jnp.stack(states)
 
-    actual = jax.jit(functools.partial(recursive.apply, train=False))(variables, tokens())
+    observe = dict(train=False, observe=lambda before, x: (before, x), method="observed")
+    run = jax.jit(functools.partial(recursive.apply, **observe))
+    last, (before, after) = run(variables, tokens())
     expected = one_by_one(variables["params"], tokens())
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(after[-1], last)
+    np.testing.assert_array_equal(before, [tokens(), *after[:-1]])
+
+
+@pytest.mark.parametrize(("loops", "groups", "nll_every"), [(3, (1,), 2), (5, (4, 2), 1)])
+def test_a_recursion_that_may_stop_early_does_the_same_until_then(loops, groups, nll_every):
+    block = recursive_block(loops=loops, groups=groups, nll_every=nll_every, train=False)
+    variables = init(block)
+    observe = dict(train=False, observe=lambda _, x: x, method="observed")
+    _, states = jax.jit(functools.partial(block.apply, **observe))(variables, tokens())
+
+    @jax.jit
+    def stopped(wanted):
+        carry = (jnp.zeros((), int), tokens(), tokens())
+        update = lambda carry, before, x: (carry[0] + 1, before, x)  # noqa: E731
+        done = lambda carry: carry[0] == wanted  # noqa: E731
+        return block.apply(variables, tokens(), carry, update, done, method="until")
+
+    for wanted in (1, loops - 1, loops, loops + 1):
+        count, before, x = stopped(wanted)
+        assert count == min(wanted, loops)
+        np.testing.assert_allclose(x, states[count - 1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            before, tokens() if count == 1 else states[count - 2], rtol=1e-5, atol=1e-5
+        )
 
 
 DOTS, BLOCK, FULL = REMATS = [dict(remat=name) for name in REMAT[1:]]

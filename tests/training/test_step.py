@@ -192,9 +192,9 @@ def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient():
     jax.tree_util.tree_map_with_path(check, mixed, deep, shallow)
 
 
-def test_mixed_depth_draws_the_permutations_of_its_paths_independently():
+def test_a_second_forward_pass_of_mixed_depth_draws_permutations_of_its_own():
     """If both paths had the same key, the loss would be the sum of their losses alone."""
-    model = MODEL.clone(loops=3, permutation="random")
+    model = MODEL.clone(blocks=(2,), loops=3, permutation="random")
 
     def losses(loops, mixed_depth=DEEP_ONLY):
         """The losses of eight steps with the same weights, each with its own key."""

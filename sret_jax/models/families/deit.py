@@ -87,9 +87,9 @@ class DeiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
         )
         return (stage,)
 
-    @nn.compact
-    def head_logits(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
         """See `Model`."""
+        del train
         (stage,) = self.stages
         embedding = PatchEmbedding(stage.width, self.patch_size, self.layers, name="patch_embed")
         x = embedding(images).reshape(images.shape[0], stage.side**2, stage.width)  # (B, N, C)
@@ -97,12 +97,7 @@ class DeiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
         tokens = jnp.concatenate([token(self, name, 1, stage.width) for name in names], axis=1)
         x = with_prefix(tokens, x)  # (B, p + N, C)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
-        x = x + position.astype(self.dtype)
-
-        for b in range(self.blocks[0]):
-            x = self.apply_block(x, at=(0, b), train=train)
-        x = self.layers.wide().layer_norm(name="norm")(x[:, : self.prefix])
-        return self.classify(x)
+        return x + position.astype(self.dtype)
 
     def check_sizes(self) -> None:
         """See `Model`."""

@@ -5,7 +5,6 @@ channel, so its weights depend on the number of tokens: the image size of traine
 changed. The head starts at zero.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
@@ -18,7 +17,8 @@ from sret_jax.models.checks import check_divisible, check_positive
 from sret_jax.models.layers.blocks import PreNormBlock
 from sret_jax.models.layers.convolution import PatchEmbedding
 from sret_jax.models.layers.linear import MLP, Initialisation
-from sret_jax.models.model import Model, Shapes, Stage, Variant
+from sret_jax.models.model import Model, Shapes, Stage, Unit, Variant
+from sret_jax.models.read_out import MeanReadOut
 from sret_jax.models.torch_layout import Entry
 
 # timm's: Glorot-uniform weights and biases near 0 in the blocks.
@@ -76,20 +76,28 @@ class Mixer(Model, kw_only=True):  # type: ignore[call-arg]
             ),
         )
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        layers = self.layers
-        (stage,) = self.stages
-        embedding = PatchEmbedding(self.width, self.patch_size, layers, LECUN, name="stem")
-        x = embedding(images).reshape(images.shape[0], -1, self.width)  # (B, N, C)
-        for b in range(self.blocks[0]):
-            block = MixerBlock(token_hidden=stage.token_hidden, **self.block_settings(0, b))
-            x = self.recur(block, x, at=(0, b), train=train)
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """See `Model`."""
+        del train
+        embedding = PatchEmbedding(self.width, self.patch_size, self.layers, LECUN, name="stem")
+        return embedding(images).reshape(images.shape[0], -1, self.width)
 
-        wide = layers.wide()
-        x = wide.layer_norm(name="norm")(x).mean(axis=1)  # (B, C)
-        head = dataclasses.replace(wide, start=ZEROS)
-        return head.linear(self.num_classes, self.width, name="head")(x)
+    def unit(self, stage: int, block: int, train: bool) -> Unit:
+        """See `Model`."""
+        del train
+        hidden = self.stages[stage].token_hidden
+        return Unit(MixerBlock(token_hidden=hidden, **self.block_settings(stage, block)))
+
+    def read_out(self) -> nn.Module:
+        """See `Model`."""
+        return MeanReadOut(
+            self.num_classes,
+            self.layers,
+            (self.stages[0].side ** 2,),
+            norm_first=True,
+            start=ZEROS,
+            parent=None,
+        )
 
     def check_sizes(self) -> None:
         """See `Model`."""

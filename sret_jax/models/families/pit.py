@@ -82,10 +82,10 @@ class PiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
             side = -(-side // 2)
         return tuple(stages)
 
-    @nn.compact
-    def head_logits(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
-        """See `Model`."""
-        layers, (first, *_) = self.layers, self.stages
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """See `Model`: the class tokens, then those of the grid."""
+        del train
+        first = self.stages[0]
         init = fan_in_uniform(self.patch_size**2 * images.shape[-1])
         grid = nn.Conv(
             first.width,
@@ -101,16 +101,15 @@ class PiT(ClassTokenModel, kw_only=True):  # type: ignore[call-arg]
         position = self.param("pos_embed", normal, (1, *grid.shape[1:]))
         grid = grid + position.astype(self.dtype)  # (B, S, S, C)
         tokens = token(self, "cls_token", first.prefix, first.width)  # (1, p, C)
+        return with_prefix(tokens, grid.reshape(grid.shape[0], -1, first.width))  # (B, p + S*S, C)
 
-        for s, stage in enumerate(self.stages):
-            if s > 0:
-                grid, tokens = TokenPooling(stage.width, layers, name=f"pool{s}")(grid, tokens)
-            shape = grid.shape
-            x = with_prefix(tokens, grid.reshape(shape[0], -1, stage.width))  # (B, p + S * S, C)
-            for b in range(self.blocks[s]):
-                x = self.apply_block(x, at=(s, b), train=train)
-            tokens, grid = x[:, : stage.prefix], x[:, stage.prefix :].reshape(shape)
-        return self.classify(layers.wide().layer_norm(name="norm")(tokens))
+    def join(self, x: jax.Array, stage: int) -> jax.Array:
+        """See `Model`: pools the grid, and widens the class tokens."""
+        side, width = self.stages[stage - 1].side, self.stages[stage].width
+        tokens, grid = x[:, : self.prefix], x[:, self.prefix :]
+        grid = grid.reshape(grid.shape[0], side, side, -1)
+        grid, tokens = TokenPooling(width, self.layers, name=f"pool{stage}")(grid, tokens)
+        return with_prefix(tokens, grid.reshape(grid.shape[0], -1, width))
 
     def check_sizes(self) -> None:
         """See `Model`."""

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from sret_jax.models import torch_layout as torch
 from sret_jax.models.checks import check_divisible
@@ -20,6 +19,7 @@ from sret_jax.models.layers.convolution import Pooling, flat_convolution
 from sret_jax.models.layers.linear import LayerSettings, fan_in_uniform, on_cpus
 from sret_jax.models.model import Shapes, Stage, Variant
 from sret_jax.models.position import resize_position
+from sret_jax.models.read_out import MeanReadOut
 from sret_jax.models.sliced_model import SlicedModel, check_pooling
 from sret_jax.models.torch_layout import Entry, Path
 
@@ -74,28 +74,26 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
             )
         )
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        layers = self.layers
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """See `Model`."""
         # Full rematerialisation recomputes the stem too.
         stem = nn.remat(Stem, static_argnums=(2,)) if self.remat == "full" else Stem
-        x = stem(self.widths[0], layers, self.stem_stride, name="stem")(images, train)
+        x = stem(self.widths[0], self.layers, self.stem_stride, name="stem")(images, train)
         position = self.param("pos_embed", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = x + position.astype(self.dtype)  # (B, H/stride, W/stride, C)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
-        for s, width in enumerate(self.widths):
-            if s > 0:
-                x = Pooling(width, self.mesh, self.dtype, name=f"pool{s}")(x)
-            grid = x.shape
-            x = x.reshape(grid[0], -1, width)  # (B, N, C)
-            for b in range(self.blocks[s]):
-                x = self.apply_block(x, at=(s, b), train=train)
-            x = x.reshape(grid)
+    def join(self, x: jax.Array, stage: int) -> jax.Array:
+        """See `Model`: pools the grid."""
+        side, width = self.stages[stage - 1].side, self.widths[stage]
+        x = x.reshape(x.shape[0], side, side, -1)
+        x = Pooling(width, self.mesh, self.dtype, name=f"pool{stage}")(x)
+        return x.reshape(x.shape[0], -1, width)
 
-        wide = layers.wide()
-        x = jnp.mean(x, axis=(1, 2), dtype=wide.dtype)  # (B, C)
-        x = wide.layer_norm(name="norm")(x)
-        return wide.linear(self.num_classes, x.shape[-1], name="head")(x)
+    def read_out(self) -> nn.Module:
+        """See `Model`."""
+        grid = (self.stages[-1].side,) * 2
+        return MeanReadOut(self.num_classes, self.layers, grid, parent=None)
 
     def drop_path_of(self, stage: int, block: int) -> float:
         """See `SReT`."""

@@ -20,7 +20,8 @@ from sret_jax.models.layers.blocks import PreNormBlock
 from sret_jax.models.layers.convolution import PatchEmbedding
 from sret_jax.models.layers.linear import NORMAL, Initialisation, LayerSettings
 from sret_jax.models.layers.windows import WindowAttention, Windows, resize_bias_table, window_cycle
-from sret_jax.models.model import Model, Shapes, Stage, Variant
+from sret_jax.models.model import Model, Shapes, Stage, Unit, Variant
+from sret_jax.models.read_out import MeanReadOut
 from sret_jax.models.torch_layout import Entry
 
 PATCH = 4
@@ -97,31 +98,31 @@ class Swin(Model, kw_only=True):  # type: ignore[call-arg]
             side = -(-side // 2)
         return tuple(stages)
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        layers, wide = self.layers, self.layers.wide()
-        x = PatchEmbedding(self.stages[0].width, PATCH, layers, name="patch_embed")(images)
-        x = layers.layer_norm(name="patch_norm")(x)  # (B, H/4, W/4, C)
+    def embed(self, images: jax.Array, train: bool) -> jax.Array:
+        """See `Model`."""
+        del train
+        x = PatchEmbedding(self.stages[0].width, PATCH, self.layers, name="patch_embed")(images)
+        x = self.layers.layer_norm(name="patch_norm")(x)  # (B, H/4, W/4, C)
+        return x.reshape(x.shape[0], -1, x.shape[-1])
 
-        for s, stage in enumerate(self.stages):
-            if s > 0:
-                x = PatchMerging(stage.width, layers, name=f"pool{s}")(x)
-            grid = x.shape
-            x = x.reshape(grid[0], -1, stage.width)  # (B, N, C)
-            for b in range(self.blocks[s]):
-                x = self.apply_block(x, at=(s, b), train=train)
-            x = x.reshape(grid)
+    def unit(self, stage: int, block: int, train: bool) -> Unit:
+        """See `Model`."""
+        del train
+        sizes = self.stages[stage]
+        swin_block = SwinBlock(heads=sizes.heads, **self.block_settings(stage, block))
+        return Unit(swin_block, turns=window_cycle(sizes.side, sizes.window, block))
 
-        x = wide.layer_norm(name="norm")(x)
-        x = jnp.mean(x, axis=(1, 2))  # (B, C)
-        return wide.linear(self.num_classes, x.shape[-1], name="head")(x)
+    def join(self, x: jax.Array, stage: int) -> jax.Array:
+        """See `Model`: merges tokens."""
+        side, width = self.stages[stage - 1].side, self.stages[stage].width
+        x = x.reshape(x.shape[0], side, side, -1)
+        x = PatchMerging(width, self.layers, name=f"pool{stage}")(x)
+        return x.reshape(x.shape[0], -1, width)
 
-    def apply_block(self, x: jax.Array, *, at: tuple[int, int], train: bool) -> jax.Array:
-        """Applies a unique block `loops` times: (B, N, C) -> (B, N, C)."""
-        stage, block = self.stages[at[0]], at[1]
-        swin_block = SwinBlock(heads=stage.heads, **self.block_settings(*at))
-        turns = window_cycle(stage.side, stage.window, block)
-        return self.recur(swin_block, x, at=at, train=train, turns=turns)
+    def read_out(self) -> nn.Module:
+        """See `Model`."""
+        grid = (self.stages[-1].side,) * 2
+        return MeanReadOut(self.num_classes, self.layers, grid, norm_first=True, parent=None)
 
     def check_sizes(self) -> None:
         """See `Model`."""
