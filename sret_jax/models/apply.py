@@ -24,7 +24,9 @@ def normalised_again(images: jax.Array, old: Model, new: Model) -> jax.Array:
     """Images that are normalised for the model `old`, normalised for `new` instead."""
     if (old.mean, old.std) == (new.mean, new.std):
         return images
-    old_mean, old_std, mean, std = (jnp.asarray(x) for x in (old.mean, old.std, new.mean, new.std))
+    old_mean, old_std, mean, std = (
+        jnp.asarray(x).reshape(1, 1, 1, 3) for x in (old.mean, old.std, new.mean, new.std)
+    )
     return images * (old_std / std) + (old_mean - mean) / std
 
 
