@@ -17,8 +17,9 @@ CONFIG_FILE, CLASSES_FILE, START_FILE = "config.json", "class_names.json", "star
 CONVERTED = "converted_from"  # only the config.json of a converted checkpoint has this setting
 
 # What runs did before a setting existed. Whoever adds a setting adds it here too, with the value
-# that means the old behaviour, so that every earlier workdir can still be read. Settings of the
-# model are not listed: one that is missing, or None, has the published model's own value.
+# that means the old behaviour, so that every earlier workdir can still be read. A list stands for a
+# tuple, as in JSON. Settings of the model are not listed: one that is missing, or None, has the
+# published model's own value.
 BEFORE: dict[str, Any] = {
     "ema_images": 25.6e6,  # without effect, because they all have an ema_decay
     "ema_warmup": False,
@@ -29,8 +30,8 @@ BEFORE: dict[str, Any] = {
     "optim.freeze_backbone": False,
     "mixed_depth.loops": 0,
     "mixed_depth.weight": 1.0,
-    "mixed_depth.exits": (),
-    "mixed_depth.exit_weights": (),
+    "mixed_depth.exits": [],
+    "mixed_depth.exit_weights": [],
     "mixed_depth.labels": "data",
     "data.soft_labels": "",
     "data.crops_per_image": 1,

@@ -45,6 +45,10 @@ def test_an_earlier_workdir_evaluates_with_its_own_config(earlier, digits_dir):
     assert report["step"] == 7 and 0 < report["eval"]["top1"] < 1
 
 
+def test_settings_that_a_workdir_lacks_are_equal_to_those_that_a_new_one_saves():
+    assert json.loads(json.dumps(saved_config.BEFORE)) == saved_config.BEFORE
+
+
 def test_a_setting_that_the_model_of_a_workdir_lacks_is_not_taken_from_another_config(tmp_path):
     like = quickstart.get_config()
     saved = quickstart.get_config().to_dict()
@@ -61,7 +65,8 @@ def test_an_earlier_workdir_resumes_without_a_change_to_speak_of(earlier):
     config.data.test_crop = 0.8
     config.ema_decay = 0.99
     config.eval_batch_size = 128
-    config.update_from_flattened_dict(saved_config.BEFORE)
+    before = {k: tuple(v) if isinstance(v, list) else v for k, v in saved_config.BEFORE.items()}
+    config.update_from_flattened_dict(before)
     assert changed_settings(config, earlier) == {}
     config.mixed_depth.loops = 1
     assert changed_settings(config, earlier) == {"mixed_depth.loops": (0, 1)}
