@@ -207,6 +207,14 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.optim.backbone_lr = 1.0  # factor on the learning rate of everything but the head
     config.optim.freeze_backbone = False  # trains the classification head alone
 
+    config.recursion = ml_collections.ConfigDict()
+    # Loops of each training step: "fixed" is model.loops; drawn: "uniform:1-4" or "poisson:3"; a
+    # curriculum: "1@0.7,2" is 1 loop for 70% of the steps, then 2 (docs/laboratory.md).
+    config.recursion.train_loops = "fixed"
+    config.recursion.max_loops = config_dict.placeholder(int)  # of a step; default: model.loops
+    # Gradients pass through so many last loops of each block only; default: all.
+    config.recursion.backprop_loops = config_dict.placeholder(int)
+
     config.mixed_depth = ml_collections.ConfigDict()
     config.mixed_depth.loops = 0  # loops of a shallow path that is trained as well; 0: none
     config.mixed_depth.weight = 1.0  # loss = deep + weight * shallow

@@ -17,6 +17,8 @@ def check(model: Model) -> None:
     """Raises ValueError, with a one-sentence message, if the sizes do not fit each other."""
     check_positive(model, ("blocks", "loops", "num_classes", "image_size"))
     check_positive(model, ("unroll", "nll_every"))
+    if model.backprop_loops is not None:
+        check_positive(model, ("backprop_loops",))
     for name in ("mean", "std"):
         values = getattr(model, name)
         if len(values) != 3 or (name == "std" and min(values) <= 0):

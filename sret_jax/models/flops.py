@@ -30,6 +30,7 @@ def count_macs(fn: Callable, *args: Any) -> int:
     return jaxpr_macs(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
+@functools.lru_cache(maxsize=64)  # tracing a model takes a second
 def model_macs(model: Model) -> int:
     """Multiply-accumulates of one image's forward pass, including Q K^T and A V."""
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")

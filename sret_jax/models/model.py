@@ -125,6 +125,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
       mean, std: pixel statistics that images are normalised with.
       unroll: cycles of a recursion per step of its loop.
       remat: what the backward pass recomputes; see `Recursion`.
+      backprop_loops: number of last applications of each block that gradients pass through; None:
+        all.
       attention, mlp: "auto": fused kernels on TPU and XLA elsewhere, "xla", "pallas".
       mesh: the devices over which batches are split; None: one device.
       dtype: dtype of activations and matrix products. Parameters are float32. Softmax,
@@ -158,6 +160,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     std: tuple[float, ...] = IMAGENET_STD
     unroll: int = 2  # on TPUs a loop moves more bytes than its unrolled body
     remat: str = "none"
+    backprop_loops: int | None = None
     attention: str = "auto"
     mlp: str = "auto"
     mesh: Mesh | None = None
@@ -445,6 +448,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
             per_loop=(*own, GradientProbe()),
             unroll=self.unroll,
             remat=self.remat,
+            backprop_loops=self.backprop_loops,
             name=block_name(*at),
         )
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from sret_jax.models.model import Model
 
-# Settings that change speed and rounding, but not what the model computes.
-SPEED_ONLY = frozenset({"unroll", "remat", "attention", "mlp", "mesh", "dtype"})
+# Settings that change speed, rounding and gradients, but not what the model computes.
+SPEED_ONLY = frozenset({"unroll", "remat", "backprop_loops", "attention", "mlp", "mesh", "dtype"})
 # Settings that matter in training only.
 TRAINING_ONLY = frozenset({"branch_init", "drop_path_rate"})
 

@@ -71,6 +71,9 @@ class Recursion(nn.Module):
 
     Parameters: "block" (shared), and those of each `PerLoop` (with a leading axis of its rows).
 
+    With backprop_loops = k, the gradient stops at the input of the last k applications. The output
+    is the same, and the memory of the backward pass is that of k applications.
+
     `unroll` (cycles per step of the scan) and `remat` change speed and memory only. `remat` names
     which activations the forward pass stores; the backward pass recomputes all others:
       "none": all are stored;
@@ -88,6 +91,7 @@ class Recursion(nn.Module):
       loops: number of applications.
       turns: what F is given as `turn` at successive applications, if not None; they repeat.
       per_loop: what the applications have of their own, in the order in which it acts.
+      backprop_loops: number of last applications that gradients pass through; None: all.
     """
 
     block: nn.Module
@@ -96,6 +100,7 @@ class Recursion(nn.Module):
     per_loop: tuple[PerLoop, ...] = ()
     unroll: int = 1
     remat: str = "none"
+    backprop_loops: int | None = None
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """The output of the last application."""
@@ -105,7 +110,7 @@ class Recursion(nn.Module):
     def observed(
         self, x: jax.Array, *, train: bool, observe: Observer | None = None
     ) -> tuple[jax.Array, Any]:
-        """Scans over whole cycles, then applies the remaining loops one by one.
+        """Applies the block; see `Recursion`.
 
         Args:
           x: input of the first application.
@@ -116,10 +121,33 @@ class Recursion(nn.Module):
           The output of the last application, and what `observe` returned, with a leading axis of
           loops; None without `observe`.
         """
-        rows, length = self._rows(x, train), self.period
-        cycles, leftover = divmod(self.loops, length)
+        rows = self._rows(x, train)
+        cut = max(0, self.loops - (self.backprop_loops or self.loops))
+        if not cut or self.is_initializing():
+            return self._apply(x, rows, 0, self.loops, observe)
+        x, early = jax.lax.stop_gradient(self._apply(x, rows, 0, cut, observe))
+        x, late = self._apply(x, rows, cut, self.loops, observe)
+        return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late)
+
+    def _apply(
+        self,
+        x: jax.Array,
+        rows: tuple[Rows, ...],
+        start: int,
+        stop: int,
+        observe: Observer | None,
+    ) -> tuple[jax.Array, Any]:
+        """Applications start .. stop - 1: a scan over whole cycles, then the others one by one."""
+        length = self.period
+        cycles, leftover = divmod(stop - start, length)
         segment = segment_length(cycles) if self.remat == "full" and cycles else None
-        cycle = Cycle(self.turns, self.per_loop, self._remat_part((segment or 0) * length))
+        remat_part = self._remat_part((segment or 0) * length)
+        cycle = Cycle(self.turns, self.per_loop, remat_part, start % length)
+        if start:
+            rows = tuple(
+                _at(tree, slice(start // own.every, None))
+                for own, tree in zip(self.per_loop, rows, strict=True)
+            )
 
         counts = [length // own.every for own in self.per_loop]  # rows in one cycle
         seen = []
@@ -222,11 +250,13 @@ class Cycle:
       turns, per_loop: those of the `Recursion`.
       remat: wraps F and `PerLoop.leave` so that the backward pass recomputes them, or returns them
         as they are.
+      start: number of the cycle's first application, modulo the length of a cycle.
     """
 
     turns: tuple[Hashable, ...]
     per_loop: tuple[PerLoop, ...]
     remat: Callable[[Callable], Callable]
+    start: int = 0
 
     def apply(
         self,
@@ -252,7 +282,7 @@ class Cycle:
         seen = []
         for i in range(loops):
             before = x
-            x = self.application(block, x, rows, i=i, loop=i)
+            x = self.application(block, x, rows, i=self.start + i, loop=i)
             if observe:
                 seen.append(observe(before, x))
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen) if seen else None
@@ -266,7 +296,7 @@ class Cycle:
           block: F.
           x: its input.
           rows: the rows of each `PerLoop`.
-          i: number of the application in its cycle.
+          i: number of the application since turns and rows began together.
           loop: number of the application among those that the rows belong to.
         """
         own_rows = list(zip(self.per_loop, rows, strict=True))
@@ -274,8 +304,9 @@ class Cycle:
         x = self.remat(functools.partial(self._apply_block, i=i))(block, x, given)
         for own, tree in own_rows:
             if tree is not None and (i + 1) % own.every == 0:
+                row = (self.start + loop) // own.every - self.start // own.every
                 leave = self.remat(functools.partial(_leave, own))
-                x = leave(block, x, _at(tree, loop // own.every))
+                x = leave(block, x, _at(tree, row))
         return x
 
     def _apply_block(self, block: Any, x: jax.Array, rows: tuple[Row, ...], *, i: int) -> jax.Array:

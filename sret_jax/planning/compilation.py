@@ -121,17 +121,20 @@ def gib(size: float) -> str:
     return f"{size / GIB:,.2f} GiB"
 
 
-def compile_step(computation: Computation) -> Compilation:
-    """Compiles the train step of a run exactly as the train loop does, and counts.
+def compile_step(computation: Computation, loops: int | None = None) -> Compilation:
+    """Compiles a train step of a run exactly as the train loop does, and counts.
 
     Args:
       computation: an `Experiment`, or the result of `build_computation` for other devices.
+      loops: loops of the step; may be left out if all steps have the same.
 
     Raises:
       DoesNotFit: the step does not fit in the memory of its devices.
+      UserError: `loops` is left out, but steps differ.
     """
     start = time.perf_counter()
-    traced = computation.trace_train_step()
+    loops = loops or computation.only_loops()
+    traced = computation.trace_train_step(loops)
     macs = jaxpr_macs(traced.jaxpr.jaxpr)
     try:
         compiled = traced.lower().compile()
@@ -145,7 +148,7 @@ def compile_step(computation: Computation) -> Compilation:
         batch_size=computation.config.batch_size,
         seconds=seconds,
         macs=macs,
-        model_macs=model_macs(computation.model),
+        model_macs=model_macs(computation.model.clone(loops=loops)),
         memory=_memory(compiled),
         bytes_accessed=bytes_accessed(compiled, program),
         hbm_bytes=program.main_memory_bytes(),

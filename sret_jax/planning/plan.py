@@ -1,4 +1,8 @@
-"""Plans a run from a config and a topology: sizes, memory, traffic, and an estimate of the time."""
+"""Plans a run from a config and a topology: sizes, memory, traffic, and an estimate of the time.
+
+If training steps differ in their loops, the figures of a step are those of the most loops; those of
+all steps together are under "train_loops".
+"""
 
 import copy
 import dataclasses
@@ -7,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -69,7 +74,7 @@ class Planner:
         check_settings(config, self._mesh)
         self._sizes = data_sizes(config)
         self._available = available_memory(topology.devices[0])
-        self._compilations: dict[int, Compilation | DoesNotFit] = {}
+        self._compilations: dict[tuple[int, int], Compilation | DoesNotFit] = {}
 
     def plan(self) -> dict[str, Any]:
         """The plan for the config's batch, and the nearest batch that fits if it does not."""
@@ -119,14 +124,17 @@ class Planner:
         config.batch_size = batch
         return build_computation(config, self._mesh, **self._sizes)
 
-    def _compile(self, batch: int) -> Compilation | DoesNotFit:
-        if batch not in self._compilations:
+    def _compile(self, batch: int, loops: int | None = None) -> Compilation | DoesNotFit:
+        """Compiles the step of so many images and loops; default: the most loops of any step."""
+        loops = loops or int(self._computation(batch).loops_of_steps.max())
+        if (batch, loops) not in self._compilations:
             with Progress(f"Compiling the train step of {batch:,} images for {self._where}"):
                 try:
-                    self._compilations[batch] = compile_step(self._computation(batch))
+                    found: Compilation | DoesNotFit = compile_step(self._computation(batch), loops)
                 except DoesNotFit as error:
-                    self._compilations[batch] = error
-        return self._compilations[batch]
+                    found = error
+                self._compilations[batch, loops] = found
+        return self._compilations[batch, loops]
 
     def _needed(self, batch: int) -> int:
         found = self._compile(batch)
@@ -152,6 +160,7 @@ class Planner:
             "mesh": dict(self._mesh.shape),
             "parameters": sum(x.size for x in params),
             "gmacs_per_image": model_macs(computation.model) / 1e9,
+            "lost_gradients": computation.lost_gradients,
             "kernels": [dataclasses.asdict(use) for use in computation.kernel_uses],
             "batch_size": batch,
             "images_per_device": batch // self._mesh.size,
@@ -167,7 +176,25 @@ class Planner:
             report |= counted(found)
             if topology.chip:
                 report |= estimated(found, topology.chip, computation.last_step)
+            if loops := computation.loops_figures():
+                report["train_loops"] = loops | self._of_all_steps(computation)
+                report["compilations"] = len(self._compilations)
         return report
+
+    def _of_all_steps(self, computation: Computation) -> dict[str, Any]:
+        """Figures of all steps of a run, which differ in their loops."""
+        counts, steps = np.unique(computation.loops_of_steps, return_counts=True)
+        batch, chip = computation.config.batch_size, self._topology.chip
+        found = [self._compile(batch, loops) for loops in counts.tolist()]
+        fitting = [step for step in found if isinstance(step, Compilation)]
+        figures = {
+            "steps": dict(zip(counts.tolist(), steps.tolist(), strict=True)),
+            "mean_flops_per_step": np.average([2.0 * x.macs for x in fitting], weights=steps),
+        }
+        if chip:
+            seconds = [roofline(x, chip).step for x in fitting]
+            figures |= {"hours": np.dot(seconds, steps) / 3600}
+        return figures
 
 
 def computation_for(config: ConfigDict, devices: Sequence[jax.Device]) -> Computation:

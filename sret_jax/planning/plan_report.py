@@ -5,6 +5,7 @@ from typing import Any
 
 from sret_jax.models.kernel_use import Use, in_words
 from sret_jax.planning.compilation import gib, shortage
+from sret_jax.training.train_loops import loops_in_words
 
 MEMORY = ("arguments", "results", "temporaries", "code")
 
@@ -38,6 +39,14 @@ def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{report['model']}: {report['parameters']:,} parameters, "
         f"{report['gmacs_per_image']:.3f} GMACs per {report['image_size']}-pixel image",
     )
+    if loops := report.get("train_loops"):
+        yield (
+            "loops",
+            f"{loops_in_words(loops)} A step takes {loops['mean_flops_per_step']:.4g} FLOPs on "
+            f"average. All figures of a step below are those of {loops['most']} loops.",
+        )
+    if report["lost_gradients"]:
+        yield "gradients", report["lost_gradients"]
     for i, line in enumerate(in_words(Use(**use) for use in report["kernels"])):
         yield "" if i else "kernels", line
     yield (
@@ -96,6 +105,7 @@ def _estimate(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{peaks['hbm_bandwidth'] / 1e9:g} GB/s, {peaks['ici_bandwidth'] / 1e9:g} GB/s to others",
     )
     yield "formula", estimate["formula"]
+    hours = report.get("train_loops", estimate)["hours"]
     parts = ", ".join(
         f"{name} {1000 * estimate[name]:.2f} ms" for name in ("compute", "memory", "communication")
     )
@@ -103,7 +113,7 @@ def _estimate(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "estimate",
         f"{1000 * estimate['step_seconds']:.2f} ms a step ({parts}), "
         f"{estimate['images_per_second_per_chip']:,.0f} images/s a chip, "
-        f"{estimate['hours']:.2f} hours for the run at peak: computing and memory overlap, "
+        f"{hours:.2f} hours for the run at peak: computing and memory overlap, "
         "communication does not; evaluation and checkpoints come on top",
     )
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -156,13 +156,13 @@ class Run:
             self._reporter.say(f"Training is complete at step {self.step:,}{early}.")
             return
         try:
-            train_step = self._compile_step()
+            train_steps = self._compile_steps()
         finally:
             self._say_warnings()  # the next start cannot know what changed before this one
         try:
             while not self._results or self.step < self.experiment.last_step:
                 try:
-                    self._take_steps(train_step)
+                    self._take_steps(train_steps)
                 except Diverged as diverged:
                     self._roll_back(diverged)
         except Preempted:
@@ -211,14 +211,18 @@ class Run:
         else:
             print(f"What is known of the crash is in {path}.", flush=True)
 
-    def _take_steps(self, train_step: CompiledStep) -> None:
+    def _take_steps(self, train_steps: Mapping[int, CompiledStep]) -> None:
         """Steps from the current state to the end.
+
+        Args:
+          train_steps: the compiled step of each number of loops.
 
         Raises:
           Diverged: too many successive steps were not finite.
           Preempted: the run was asked to stop during the last step.
         """
         experiment, config = self.experiment, self.experiment.config
+        loops = experiment.loops_of_steps
         self._check_streak(self.step, {"bad_streak": self.state.bad_streak})
         if self._is_due(self.step) and not self._checkpoints.is_evaluated(self.step):
             self._save_and_evaluate()  # a preemption or a rollback may have skipped it
@@ -235,7 +239,7 @@ class Run:
                 with window.waiting():
                     batch = next(self._loader)
                 with self._fits_memory():
-                    self.state, metrics = train_step(self.state, batch)
+                    self.state, metrics = train_steps[loops[self.step]](self.state, batch)
                 self.step += 1
                 self._losses.append((self.step, metrics["loss"]))
                 self._check_streak(self.step - 1, window.add(metrics))
@@ -341,14 +345,17 @@ class Run:
         for warning in self._warnings:
             self._reporter.say(warning)
 
-    def _compile_step(self) -> CompiledStep:
+    def _compile_steps(self) -> dict[int, CompiledStep]:
+        """Compiles the evaluation step, and a train step for each number of loops that is left."""
         start = time.perf_counter()
-        self._reporter.say("Compiling the evaluation step and the train step...")
+        programs = len(set(self.experiment.loops_of_steps[self.step :].tolist()))
+        steps = "the train step" if programs < 2 else f"{programs} train steps"
+        self._reporter.say(f"Compiling the evaluation step and {steps}...")
         with Progress("Compiling", enabled=is_leader()):
             with self._watchdog.during("compiling the evaluation step"):
                 self._evaluator.rehearse(self.state.variables)
-            with self._watchdog.during("compiling the train step"), self._fits_memory():
-                compiled = self.experiment.compile_train_step()
+            with self._watchdog.during(f"compiling {steps}"), self._fits_memory():
+                compiled = self.experiment.compile_train_steps(self.step)
         self._compile_seconds = time.perf_counter() - start
         self._reporter.say(f"Compiled in {duration(self._compile_seconds)}.")
         return compiled

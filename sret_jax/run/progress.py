@@ -10,7 +10,7 @@ import numpy as np
 from sret_jax.terminal import LiveLine
 from sret_jax.text import duration
 
-MEANS = ("loss", "top1", "teacher_top1", "grad_norm")
+MEANS = ("loss", "top1", "teacher_top1", "grad_norm", "loops", "gmacs")
 
 
 class Window:
@@ -111,6 +111,7 @@ class ProgressLine:
             f"epoch {step / self._steps_per_epoch:.1f}",
             f"loss {report['loss']:.3f}",
             f"top-1 {100 * report['top1']:.1f}%",
+            *([f"loops {report['loops']:.1f}"] if "loops" in report else []),
             f"{report['images_per_second']:,.0f} images/s",
             f"{duration(seconds_left)} left",
             f"waiting for data {100 * report['wait_share']:.0f}%",

@@ -26,6 +26,7 @@ from sret_jax.run.progress import ProgressLine, Window
 from sret_jax.settings.saved_config import Start, save_description
 from sret_jax.text import duration, table
 from sret_jax.training.experiment import Experiment
+from sret_jax.training.train_loops import loops_in_words
 
 RESULT_FILE = "result.json"
 PARAMETERS_FILE = "parameters.txt"
@@ -96,6 +97,10 @@ class Reporter:
             f"decay is {1 - float(experiment.hyperparameters.ema_rate):.7g} per step.\n"
             f"Results: {experiment.workdir}"
         )
+        if loops := experiment.loops_figures():
+            self.say(loops_in_words(loops))
+        if experiment.lost_gradients:
+            self.say(experiment.lost_gradients)
         if experiment.teacher and experiment.teacher.class_names is None:
             self.say(not_compared(experiment.config.teacher))
 
@@ -105,8 +110,10 @@ class Reporter:
         report = self.window.close(batch_size)
         report["train_seconds"] = self.window.seconds
         self._write(step, report)
-        left = (self._experiment.last_step - step) * batch_size
-        self._progress.show(step, report, left / report["images_per_second"])
+        left = (self._experiment.last_step - step) * batch_size / report["images_per_second"]
+        if "gmacs" in report and step < self._experiment.last_step:  # later steps may cost more
+            left *= self._experiment.mean_gmacs(step) / report["gmacs"]
+        self._progress.show(step, report, left)
 
     def evaluation(self, step: int, results: Results, confusions: dict[str, Confusion]) -> None:
         """Reports an evaluation of the raw weights and their average, in all and by class."""

@@ -5,8 +5,10 @@ Errors in a config are found here, before anything compiles.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
@@ -29,6 +31,7 @@ from sret_jax.distillation.soft_labels import SoftLabels
 from sret_jax.distillation.stored_labels import check_same_data, stored_labels
 from sret_jax.distillation.teacher import Teacher, open_teacher, with_classes
 from sret_jax.errors import UserError
+from sret_jax.models.flops import model_macs
 from sret_jax.models.kernel_use import Use, kernel_uses
 from sret_jax.models.model import Model
 from sret_jax.models.registry import title
@@ -40,6 +43,7 @@ from sret_jax.parallel.mesh import (
     state_shardings,
 )
 from sret_jax.settings.config_model import build_model, create_from_config
+from sret_jax.training.backprop_loops import check_backprop_loops, lost_gradients
 from sret_jax.training.batches import train_loader
 from sret_jax.training.checks import check_numbers, check_room, check_writable
 from sret_jax.training.hyperparameters import Hyperparameters, make_hyperparameters
@@ -47,10 +51,11 @@ from sret_jax.training.losses import LabelLoss
 from sret_jax.training.mixed_depth import MixedDepth
 from sret_jax.training.optimizer import make_optimizer
 from sret_jax.training.state import TrainState, init_state
-from sret_jax.training.step import Batch, Metrics, abstract_batch, make_train_step
+from sret_jax.training.step import Batch, abstract_batch, make_train_step
+from sret_jax.training.train_loops import TrainLoops, make_train_loops
 from sret_jax.weights.loading import class_names
 
-CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Computation:
     Attributes:
       config: the config of the run.
       model: the model; its number of classes is the config's, or else the data's.
+      train_loops: the loops of each training step; evaluation has those of the model.
       mixing: the augmentation on the device.
       label_loss: the loss that is minimised.
       teacher: the teacher in distillation; None without config.teacher.
@@ -74,6 +80,7 @@ class Computation:
 
     config: ConfigDict
     model: Model
+    train_loops: TrainLoops
     mixing: Mixing
     label_loss: LabelLoss
     teacher: Teacher | None
@@ -90,6 +97,41 @@ class Computation:
     def last_step(self) -> int:
         """The step at which this run ends: total_steps, or config.stop_at_step if it is earlier."""
         return min(self.total_steps, self.config.stop_at_step or self.total_steps)
+
+    @property
+    def loops_of_steps(self) -> np.ndarray:
+        """The number of loops in each step of this run: (last_step,)."""
+        return self.train_loops.of_steps(self.config.seed, self.total_steps)[: self.last_step]
+
+    def gmacs(self, loops: int) -> float:
+        """GMACs of one image's forward pass with that many loops."""
+        return model_macs(self.model.clone(loops=loops)) / 1e9
+
+    def mean_gmacs(self, start: int = 0) -> float:
+        """GMACs of one image's forward pass, on average over this run's steps from `start` on."""
+        counts, steps = np.unique(self.loops_of_steps[start:], return_counts=True)
+        return float(np.average([self.gmacs(count) for count in counts.tolist()], weights=steps))
+
+    def loops_figures(self) -> dict[str, Any]:
+        """The loops of this run's steps and what they cost, in figures; {} if all have the same."""
+        if self.train_loops.are_fixed:
+            return {}
+        loops = self.loops_of_steps
+        return {
+            "setting": self.train_loops.setting,
+            "least": int(loops.min()),
+            "most": int(loops.max()),
+            "mean": float(loops.mean()),
+            "evaluation": self.model.loops,
+            "mean_gmacs_per_image": self.mean_gmacs(),
+            "most_gmacs_per_image": self.gmacs(int(loops.max())),
+        }
+
+    @property
+    def lost_gradients(self) -> str:
+        """Says which parameters have no gradient because of config.recursion.backprop_loops."""
+        k, most = self.config.recursion.backprop_loops, int(self.loops_of_steps.max())
+        return lost_gradients(self.model, self.abstract_state.variables["params"], k, most)
 
     @property
     def model_title(self) -> str:
@@ -110,10 +152,28 @@ class Computation:
             kernel_uses(self.teacher.model, device, name="teacher") if self.teacher else []
         )
 
-    def make_train_step(self) -> jax.stages.Wrapped:
-        """The jitted step: (state, batch, hyperparameters) and, if any, the teacher -> ..."""
+    def only_loops(self) -> int:
+        """The loops of all training steps.
+
+        Raises:
+          UserError: steps differ.
+        """
+        if self.train_loops.are_fixed:
+            return self.model.loops
+        raise UserError(
+            f"with config.recursion.train_loops={self.train_loops.setting} training steps differ, "
+            "and this measures one of them; give --config.recursion.train_loops=fixed and the "
+            "loops to measure, --config.model.loops=N"
+        )
+
+    def make_train_step(self, loops: int | None = None) -> jax.stages.Wrapped:
+        """The jitted step: (state, batch, hyperparameters) and, if any, the teacher -> ...
+
+        Args:
+          loops: loops of the step; default: `only_loops`.
+        """
         return make_train_step(
-            self.model,
+            self.model.clone(backprop_loops=self.config.recursion.backprop_loops),
             self.optimizer,
             self.mesh,
             self.shardings,
@@ -121,24 +181,56 @@ class Computation:
             grad_accum=self.config.grad_accum,
             label_loss=self.label_loss,
             teacher=self.teacher,
+            loops=loops or self.only_loops(),
             mixed_depth=self.mixed_depth,
             head_only=self.config.optim.freeze_backbone,
         )
 
-    def trace_train_step(self) -> jax.stages.Traced:
-        """Traces the step for the shapes of this run, to be counted, or lowered and compiled."""
+    def trace_train_step(self, loops: int | None = None) -> jax.stages.Traced:
+        """Traces the step for the shapes of this run, to be counted, or lowered and compiled.
+
+        Args:
+          loops: loops of the step; default: `only_loops`.
+        """
         labels = self.soft_labels.manifest.row_labels if self.soft_labels else {}
         batch = abstract_batch(self.config.batch_size, self.model.image_size, labels)
         teacher = (self.teacher.abstract_variables,) if self.teacher else ()
         arguments = (self.abstract_state, batch, self.hyperparameters, *teacher)
-        return self.make_train_step().trace(*arguments)
+        return self.make_train_step(loops).trace(*arguments)
 
     def compile_train_step(self) -> CompiledStep:
-        """The compiled step (state, batch) -> (state, metrics); it holds all other arguments."""
-        compiled = self.trace_train_step().lower().compile()
+        """The compiled step (state, batch) -> (state, metrics), if all steps have the same loops.
+
+        Raises:
+          UserError: steps differ.
+        """
+        loops = self.only_loops()
+        return self.compile_train_steps()[loops]
+
+    def compile_train_steps(self, start: int = 0) -> dict[int, CompiledStep]:
+        """The compiled step of each number of loops that this run has from step `start` on.
+
+        It holds all arguments but (state, batch). Where steps differ in their loops, the metrics
+        have "loops" and "gmacs", those of one image's forward pass, too.
+        """
+        compiled = {
+            loops: self.trace_train_step(loops).lower().compile()
+            for loops in np.unique(self.loops_of_steps[start:]).tolist()
+        }
         hyperparameters = jax.device_put(self.hyperparameters, replicated(self.mesh))
         teacher = (self.teacher.place(),) if self.teacher else ()
-        return lambda state, batch: compiled(state, batch, hyperparameters, *teacher)
+
+        def with_constants(loops: int) -> CompiledStep:
+            drawn = not self.train_loops.are_fixed
+            figures = {"loops": loops, "gmacs": self.gmacs(loops)} if drawn else {}
+
+            def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+                state, metrics = compiled[loops](state, batch, hyperparameters, *teacher)
+                return state, {**metrics, **figures}
+
+            return step
+
+        return {loops: with_constants(loops) for loops in compiled}
 
     def init_state(self) -> TrainState:
         """A fresh state, created directly on its devices."""
@@ -281,7 +373,9 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     model = create_from_config(config, num_classes=1)
     if config.teacher or config.data.soft_labels:
         label_loss.check(model)
-    MixedDepth(**config.mixed_depth).check(model)
+    train_loops = make_train_loops(config.recursion, model)
+    check_backprop_loops(config, train_loops)
+    MixedDepth(**config.mixed_depth).check(model.clone(loops=train_loops.counts[0]))
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
 
@@ -317,6 +411,7 @@ def build_computation(
     return Computation(
         config=config,
         model=model,
+        train_loops=make_train_loops(config.recursion, model),
         mixing=mixing,
         label_loss=make_label_loss(config),
         teacher=open_teacher(config, mesh, model),

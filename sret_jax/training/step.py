@@ -14,6 +14,7 @@ from sret_jax.data.views.mixing import Mixing, Targets, row_keys
 from sret_jax.distillation.soft_targets import marginal_smoothing
 from sret_jax.distillation.teacher import Teacher
 from sret_jax.models.apply import normalise
+from sret_jax.models.loops import with_loops
 from sret_jax.models.model import Model
 from sret_jax.models.read_out import mean_of_heads
 from sret_jax.models.variables import Variables, is_head
@@ -62,6 +63,7 @@ def make_train_step(
     grad_accum: int,
     label_loss: LabelLoss,
     teacher: Teacher | None = None,
+    loops: int | None = None,
     mixed_depth: MixedDepth = DEEP_ONLY,
     head_only: bool = False,
 ) -> jax.stages.Wrapped:
@@ -92,6 +94,8 @@ def make_train_step(
       grad_accum: micro-batches per step; must divide the number of rows per device.
       label_loss: loss of the logits of the student's heads and their targets.
       teacher: from `open_teacher`.
+      loops: applications of each block in this step, with the weights of `with_loops`; None: those
+        of the model.
       mixed_depth: adds the losses of exits, or of a path with fewer loops.
       head_only: trains the classification head alone. The backbone is frozen and runs in evaluation
         mode: no drop path, fixed permutations, BatchNorm's running statistics, which are not
@@ -116,13 +120,17 @@ def make_train_step(
             targets["soft"] = teacher.probabilities(teacher_variables, images, model)
         return images, targets
 
+    loops = loops or model.loops
+
     def loss_fn(params: Any, statistics: Any, images: jax.Array, targets: Targets, key: jax.Array):
         if head_only:
             head = {name: part for name, part in params.items() if is_head(name)}
             params = {**jax.lax.stop_gradient(params), **head}
-        variables = {"params": params, **statistics}
+        student, variables = model, {"params": params, **statistics}
+        if loops != model.loops:
+            student, variables = with_loops(model, variables, loops)
         heads, paths, statistics = mixed_depth.forward(
-            model, variables, images, key, train=not head_only
+            student, variables, images, key, train=not head_only
         )
         loss = mixed_depth.loss(heads, paths, targets, label_loss)
         main_class = targets["hard"].argmax(-1)  # (B,)

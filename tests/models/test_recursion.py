@@ -12,6 +12,7 @@ from configs import deep_digits
 from sret_jax.models.flops import count_macs
 from sret_jax.models.layers.attention import Slices, fixed_permutation, slice_cycle
 from sret_jax.models.layers.blocks import AttentionBlock
+from sret_jax.models.layers.linear import LayerSettings
 from sret_jax.models.layers.residual import ResidualMLP
 from sret_jax.models.per_loop import DropPathKeys, GradientProbe, NonLinearLayers, Permutations
 from sret_jax.models.recursion import REMAT, Recursion
@@ -19,22 +20,34 @@ from sret_jax.models.remat import segment_length
 from sret_jax.settings.config_model import create_from_config
 
 TOKENS, CHANNELS = 16, 8
+FLOAT32, FLOAT64 = LayerSettings(), LayerSettings(dtype=jnp.float64)
 
 
 def recursive_block(
-    *, groups, nll_every=1, drop_path_rate=0.0, permutation=None, train=True, **settings
+    *,
+    groups,
+    nll_every=1,
+    drop_path_rate=0.0,
+    permutation=None,
+    train=True,
+    layers=FLOAT32,
+    **settings,
 ):
     """SReT's recursion: sliced attention, NLLs, drop path."""
     per_loop = [
         Permutations(chosen=permutation or ("random" if train else "fixed")),
-        NonLinearLayers(every=nll_every, layer=ResidualMLP(CHANNELS, parent=None)),
+        NonLinearLayers(every=nll_every, layer=ResidualMLP(CHANNELS, layers, parent=None)),
         GradientProbe(),
     ]
     if drop_path_rate:
         per_loop.insert(1, DropPathKeys())
     return Recursion(
         block=AttentionBlock(
-            heads=2, hidden=2 * CHANNELS, drop_path_rate=drop_path_rate, parent=None
+            heads=2,
+            hidden=2 * CHANNELS,
+            drop_path_rate=drop_path_rate,
+            layers=layers,
+            parent=None,
         ),
         turns=slice_cycle(groups),
         per_loop=tuple(per_loop),
@@ -71,6 +84,26 @@ def loss(block, variables, x):
     return (out**2).sum(), out
 
 
+def by_hand(params, x, *, loops, groups, nll_every, backprop_loops=None, layers=FLOAT32):
+    """The states after each application of the block, with an NLL after every n-th: (loops, ...)."""
+    states = []
+    for loop in range(loops):
+        if backprop_loops is not None and loop == loops - backprop_loops:
+            x = jax.lax.stop_gradient(x)
+        i = loop % len(groups)
+        permutation = fixed_permutation(None, TOKENS) if i > 0 and groups[i] > 1 else None
+        block = AttentionBlock(heads=2, hidden=2 * CHANNELS, layers=layers)
+        turn = Slices(groups[i], permuted=i > 0)
+        x = block.apply({"params": params["block"]}, x, turn=turn, permutation=permutation)
+        j, between = divmod(loop + 1, nll_every)
+        if not between:
+            nll = jax.tree.map(lambda p, j=j: p[j - 1], params["nll"])
+            nll_layer = ResidualMLP(x.shape[-1], layers)
+            x = nll_layer.apply({"params": nll}, x, jnp.ones(x.shape[0]))
+        states.append(x)
+    return jnp.stack(states)
+
+
 @pytest.mark.parametrize(
     ("loops", "groups", "nll_every"),
     [
@@ -90,26 +123,11 @@ def test_recursion_is_so_many_applications_of_the_shared_block_with_an_nll_after
     nlls = variables["params"]["nll"]
     assert {len(leaf) for leaf in jax.tree.leaves(nlls)} == {loops // nll_every}
 
-    @jax.jit
-    def one_by_one(params, x):
-        states = []
-        for loop in range(loops):
-            i = loop % len(groups)
-            permutation = fixed_permutation(None, TOKENS) if i > 0 and groups[i] > 1 else None
-            block = AttentionBlock(heads=2, hidden=2 * CHANNELS)
-            turn = Slices(groups[i], permuted=i > 0)
-            x = block.apply({"params": params["block"]}, x, turn=turn, permutation=permutation)
-            j, between = divmod(loop + 1, nll_every)
-            if not between:
-                nll = jax.tree.map(lambda p, j=j: p[j - 1], params["nll"])
-                x = ResidualMLP(x.shape[-1]).apply({"params": nll}, x, jnp.ones(x.shape[0]))
-            states.append(x)
-        return jnp.stack(states)
-
     observe = dict(train=False, observe=lambda before, x: (before, x), method="observed")
     run = jax.jit(functools.partial(recursive.apply, **observe))
     last, (before, after) = run(variables, tokens())
-    expected = one_by_one(variables["params"], tokens())
+    sizes = dict(loops=loops, groups=groups, nll_every=nll_every)
+    expected = jax.jit(functools.partial(by_hand, **sizes))(variables["params"], tokens())
     np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(after[-1], last)
     np.testing.assert_array_equal(before, [tokens(), *after[:-1]])
@@ -136,6 +154,52 @@ def test_a_recursion_that_may_stop_early_does_the_same_until_then(loops, groups,
         np.testing.assert_allclose(
             before, tokens() if count == 1 else states[count - 2], rtol=1e-5, atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("loops", "groups", "nll_every", "k"),
+    [
+        (4, (1,), 1, 1),
+        (7, (4, 2), 1, 4),  # the gradient stops inside a cycle of turns
+        (5, (1,), 2, 2),  # and of NLLs
+    ],
+)
+def test_the_gradient_through_the_last_loops_is_that_of_a_program_that_stops_it_by_hand(
+    loops, groups, nll_every, k
+):
+    sizes = dict(loops=loops, groups=groups, nll_every=nll_every, layers=FLOAT64)
+    recursive = recursive_block(**sizes, train=False, backprop_loops=k)
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda p: p.astype(np.float64), init(recursive))
+        x = tokens().astype(jnp.float64)
+
+        def actual(params, x):
+            return (recursive.apply({"params": params}, x, train=False) ** 2).sum()
+
+        def expected(params, x):
+            return (by_hand(params, x, **sizes, backprop_loops=k)[-1] ** 2).sum()
+
+        values, gradients = zip(
+            *(
+                jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables["params"], x)
+                for loss in (actual, expected)
+            ),
+            strict=True,
+        )
+    np.testing.assert_allclose(*values, rtol=1e-12)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), *gradients)
+
+
+def test_applications_without_gradient_cost_their_forward_pass_alone():
+    def macs(loops, **settings):
+        block = recursive_block(loops=loops, groups=(1,), **settings)
+        variables = abstract_init(block)
+        forward = count_macs(functools.partial(loss, block), variables, tokens())
+        gradient = jax.grad(functools.partial(loss, block), has_aux=True)
+        return forward, count_macs(gradient, variables, tokens())
+
+    (six, _), (two, gradient_of_two) = macs(6), macs(2)
+    assert macs(6, backprop_loops=2) == (six, six - two + gradient_of_two)
 
 
 DOTS, BLOCK, FULL = REMATS = [dict(remat=name) for name in REMAT[1:]]

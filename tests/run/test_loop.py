@@ -61,11 +61,15 @@ def evaluate(workdir, *flags, devices=1):
     return done.stdout
 
 
+# Twenty steps, each of 1 or 2 loops, so that all runs that are compared draw the same.
+TWENTY_STEPS = ("--config.epochs=0.9", "--config.recursion.train_loops=uniform:1-2")
+
+
 @pytest.fixture(scope="module")
 def twenty_steps(tmp_path_factory, digits_dir):
     """Twenty steps on one device without interruption, the reference for other runs."""
     workdir = epath.Path(tmp_path_factory.mktemp("whole"))
-    output = main(workdir, "--config.epochs=0.9", digits_dir=digits_dir)
+    output = main(workdir, *TWENTY_STEPS, digits_dir=digits_dir)
     return workdir, output
 
 
@@ -123,7 +127,7 @@ def test_asked_to_stop_killed_and_started_again_a_run_ends_bitwise_the_same(
     twenty_steps, tmp_path, digits_dir
 ):
     workdir, _ = twenty_steps
-    flags = ("--config.epochs=0.9", "--config.checkpoint.every_epochs=0.25")  # 6 steps
+    flags = (*TWENTY_STEPS, "--config.checkpoint.every_epochs=0.25")  # 6 steps
     process = start_main(tmp_path, *flags, "--config.stop_at_step=19", digits_dir=digits_dir)
     wait_for_step(3, tmp_path, process)
     process.terminate()
@@ -160,6 +164,7 @@ def test_every_mesh_of_eight_devices_gives_the_curve_of_one(
 ):
     workdir, _ = twenty_steps
     tiny_config.epochs = 0.9
+    tiny_config.recursion.train_loops = "uniform:1-2"
     tiny_config.fsdp = fsdp
     result = loop.train(tiny_config, epath.Path(tmp_path))
     ours, one_device = read_metrics(tmp_path), read_metrics(workdir)
@@ -195,7 +200,7 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
     twenty_steps, tmp_path, digits_dir, tiny_config
 ):
     workdir, _ = twenty_steps
-    flags = ("--config.epochs=0.9", "--config.fsdp=2")
+    flags = (*TWENTY_STEPS, "--config.fsdp=2")
     leader, follower = in_processes(2, tmp_path, *flags, digits_dir=digits_dir, stop_after=6)
     step = max(read_metrics(tmp_path))
     assert f"Stopped as asked at step {step}, which is saved" in leader and step < 20
@@ -213,6 +218,7 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
     )
     two = json.loads((tmp_path / "result.json").read_text())["eval"]
     one = evaluate_checkpoint(tiny_config, epath.Path(tmp_path))["eval"]
+    assert read_metrics(tmp_path, "loops") == read_metrics(workdir, "loops")
     assert (two["top1"], two["top5"]) == (one["top1"], one["top5"])
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
@@ -221,7 +227,7 @@ def test_two_processes_stopped_and_resumed_give_the_curve_of_one_and_evaluate_ex
 def stopped_on_two_hosts_of_four(tmp_path_factory, digits_dir):
     """A workdir that two processes of four devices each stopped in before step 20."""
     workdir = tmp_path_factory.mktemp("stopped")
-    flags = ("--config.epochs=0.9", "--config.fsdp=2")
+    flags = (*TWENTY_STEPS, "--config.fsdp=2")
     in_processes(2, workdir, *flags, digits_dir=digits_dir, devices=4, stop_after=6)
     return workdir
 
@@ -238,7 +244,7 @@ def test_a_run_goes_on_with_other_processes_devices_and_fsdp(
     outputs = in_processes(
         processes,
         workdir,
-        "--config.epochs=0.9",
+        *TWENTY_STEPS,
         f"--config.fsdp={fsdp}",
         digits_dir=digits_dir,
         devices=devices,

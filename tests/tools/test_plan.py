@@ -35,7 +35,7 @@ def config():
 def planned(tmp_path_factory):
     """A planner that has compiled, its report, and its compilations."""
     planner = Planner(make_synthetic_config(), open_topology("local"))
-    return planner, planner.plan(), planner._compilations[64]
+    return planner, planner.plan(), planner._compilations[64, 2]
 
 
 def test_the_plan_is_of_the_very_step_that_training_compiles(config, planned, tmp_path):

@@ -163,23 +163,43 @@ def test_only_the_head_moves_where_the_backbone_is_frozen():
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+def stepped(model, **settings):
+    """The change of the weights in a step, the statistics after it and the loss."""
+    state, step, data = start(model, SGD, **settings)
+    weights = with_loops(MODEL, fresh_variables(MODEL), model.loops)[1]
+    variables = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), weights, state.variables)
+    state, metrics = step(state.replace(variables=variables), *data)
+    state = jax.device_get(state)
+    moved = jax.tree.map(np.subtract, state.variables["params"], weights["params"])
+    return moved, state.variables["batch_stats"], float(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("loops", "shared_rows"), [(1, [[0], []]), (3, [[0], [1, 2]])], ids=["fewer", "more"]
+)
+def test_a_step_of_other_loops_is_that_of_the_model_with_these_loops(loops, shared_rows):
+    actual, statistics, loss = stepped(MODEL, loops=loops, grad_accum=2)
+    expected, wanted_statistics, wanted = stepped(MODEL.clone(loops=loops), grad_accum=2)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+
+    def check(path, actual, expected):
+        if "nll" in jax.tree_util.keystr(path):
+            expected = np.stack([expected[rows].sum(0) for rows in shared_rows])
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-5)
+
+    jax.tree_util.tree_map_with_path(check, actual, expected)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4), statistics, wanted_statistics
+    )
+
+
 def test_mixed_depth_adds_the_shallow_paths_loss_and_gradient():
     """With SGD, the step for deep + w shallow is the sum of the two models' own steps."""
-
-    def stepped(model, mixed_depth=DEEP_ONLY):
-        state, step, data = start(model, SGD, mixed_depth=mixed_depth)
-        weights = with_loops(MODEL, fresh_variables(MODEL), model.loops)[1]
-        variables = jax.tree.map(
-            lambda w, x: jax.device_put(w, x.sharding), weights, state.variables
-        )
-        state, metrics = step(state.replace(variables=variables), *data)
-        state = jax.device_get(state)
-        moved = jax.tree.map(np.subtract, state.variables["params"], weights["params"])
-        return moved, state.variables["batch_stats"], float(metrics["loss"])
-
     deep, statistics, deep_loss = stepped(MODEL)
     shallow, _, shallow_loss = stepped(MODEL.clone(loops=1))
-    mixed, mixed_statistics, mixed_loss = stepped(MODEL, MixedDepth(loops=1, weight=0.5))
+    mixed, mixed_statistics, mixed_loss = stepped(
+        MODEL, mixed_depth=MixedDepth(loops=1, weight=0.5)
+    )
     assert mixed_loss == pytest.approx(deep_loss + 0.5 * shallow_loss, rel=1e-4)
     jax.tree.map(np.testing.assert_array_equal, mixed_statistics, statistics)
 
