@@ -74,6 +74,8 @@ def _follows(name: str, experiment: Experiment) -> str:
     """The consequence of a changed setting, or ""."""
     if name == "grad_accum" and "batch_stats" not in experiment.abstract_state.variables:
         return ""
+    if name == "epochs" and len(experiment.train_loops.phases) > 1:
+        return "config.recursion.train_loops changes the loops at fractions of all steps"
     return FOLLOWS.get(name, "")
 
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 from etils import epath
 
@@ -14,7 +15,7 @@ from sret_jax.models.flops import model_macs
 from sret_jax.parallel.host import machine_memory
 from sret_jax.planning import topology
 from sret_jax.planning.chips import CHIPS, GIB
-from sret_jax.planning.compilation import _memory_of_error, available_memory
+from sret_jax.planning.compilation import _memory_of_error, available_memory, compile_step
 from sret_jax.planning.plan import Planner, plan
 from sret_jax.planning.plan_report import print_report
 from sret_jax.planning.roofline import roofline
@@ -78,6 +79,29 @@ def test_a_step_is_as_many_forward_passes_as_its_products_say(planned):
     planner, report, found = planned
     forward = 64 * model_macs(planner._computation(64).model)
     assert found.forward_passes == pytest.approx(report["flops_per_step"] / 2 / forward)
+
+
+def test_a_plan_of_steps_with_different_loops_shows_their_mean_and_the_most(config, capsys):
+    config.recursion.train_loops = "1@0.25,2"
+    planner = Planner(config, open_topology("local"))
+    report = planner.plan()
+    one, two = (planner._compilations[64, loops] for loops in (1, 2))
+    loops, model = report["train_loops"], planner._computation(64).model
+    steps = report["steps"]
+    assert loops["steps"] == {1: round(steps / 4), 2: steps - round(steps / 4)}
+    weights = list(loops["steps"].values())
+    gmacs = [model_macs(model.clone(loops=n)) / 1e9 for n in (1, 2)]
+    assert loops["mean_gmacs_per_image"] == pytest.approx(np.average(gmacs, weights=weights))
+    assert loops["most_gmacs_per_image"] == gmacs[1]
+    flops = np.average([2 * one.macs, 2 * two.macs], weights=weights)
+    assert loops["mean_flops_per_step"] == pytest.approx(flops)
+    assert report["memory"] == dataclasses.asdict(two.memory) | {"total": two.memory.total}
+    assert one.macs < two.macs and one.memory.total < two.memory.total
+    json.dumps(report)
+    print_report(report)
+    assert "Training steps have 1 to 2 loops (1@0.25,2)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="train_loops=1@0.25,2 training steps differ"):
+        compile_step(planner._computation(64))
 
 
 def test_where_nobody_knows_the_memory_neither_does_the_report(planned, capsys):
