@@ -17,8 +17,17 @@ from sret_jax.models.variables import block_names, is_head
 from sret_jax.training.train_loops import TrainLoops
 
 
-def check_backprop_loops(config: ConfigDict, train_loops: TrainLoops) -> None:
-    """Raises UserError if gradients cannot pass through config.recursion.backprop_loops loops."""
+def check_backprop_loops(config: ConfigDict, train_loops: TrainLoops, exits: Iterable[int]) -> None:
+    """Checks config.recursion.backprop_loops.
+
+    Args:
+      config: the config of the run.
+      train_loops: the loops of its steps.
+      exits: numbers of the exits that have a loss.
+
+    Raises:
+      UserError: gradients cannot pass through so many loops, or not from an exit to the block.
+    """
     k, most = config.recursion.backprop_loops, train_loops.counts[-1]
     if k is None:
         return
@@ -32,6 +41,12 @@ def check_backprop_loops(config: ConfigDict, train_loops: TrainLoops) -> None:
             f"config.recursion.backprop_loops={k} has no effect with "
             "config.optim.freeze_backbone=True, which lets gradients reach the head alone; leave "
             "one of them out"
+        )
+    if early := [exit for exit in exits if exit <= most - k]:
+        raise UserError(
+            f"config.mixed_depth gives exit {early[0]} a loss, but only the last {k} of {most} "
+            f"loops have a gradient; give --config.recursion.backprop_loops={most - early[0] + 1}, "
+            "or exits after later loops"
         )
 
 

@@ -374,8 +374,9 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     if config.teacher or config.data.soft_labels:
         label_loss.check(model)
     train_loops = make_train_loops(config.recursion, model)
-    check_backprop_loops(config, train_loops)
-    MixedDepth(**config.mixed_depth).check(model.clone(loops=train_loops.counts[0]))
+    mixed_depth = MixedDepth(**config.mixed_depth)
+    mixed_depth.check(model.clone(loops=train_loops.counts[0]))
+    check_backprop_loops(config, train_loops, mixed_depth.weights(model))
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)
 

@@ -113,4 +113,15 @@ def test_gradients_pass_through_one_to_all_loops(k, frozen, sentence):
     config.recursion.backprop_loops = k
     config.optim.freeze_backbone = frozen
     with pytest.raises(UserError, match=sentence):
-        check_backprop_loops(config, train_loops("fixed"))
+        check_backprop_loops(config, train_loops("fixed"), exits=())
+
+
+def test_an_exit_with_a_loss_must_come_where_there_is_a_gradient():
+    config = common.get_config()
+    config.recursion.backprop_loops = 1
+    with pytest.raises(
+        UserError, match="exit 2 a loss, but only the last 1 of 3 .*backprop_loops=2, or exits"
+    ):
+        check_backprop_loops(config, train_loops("fixed"), exits=[2])
+    config.recursion.backprop_loops = 2
+    check_backprop_loops(config, train_loops("fixed"), exits=[2])
