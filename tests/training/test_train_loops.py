@@ -8,7 +8,6 @@ import pytest
 import sret_jax
 from configs import common
 from sret_jax.errors import UserError
-from sret_jax.training.backprop_loops import check_backprop_loops
 from sret_jax.training.train_loops import make_train_loops, shifted_poisson
 
 MODEL = sret_jax.create_model("deit_tiny", blocks=(1,), loops=3, num_classes=10)
@@ -98,30 +97,3 @@ def test_counts_that_the_model_cannot_have_are_refused():
     with pytest.raises(UserError, match="uniform:1-3: nll_every=2 is more than loops=1"):
         train_loops("uniform:1-3", model)
     assert train_loops("uniform:2-3", model).counts == [2, 3]
-
-
-@pytest.mark.parametrize(
-    ("k", "frozen", "sentence"),
-    [
-        (0, False, "backprop_loops=0 must be from 1 to 3, the most loops of a training step"),
-        (4, False, "backprop_loops=4 must be from 1 to 3"),
-        (1, True, "backprop_loops=1 has no effect with config.optim.freeze_backbone=True"),
-    ],
-)
-def test_gradients_pass_through_one_to_all_loops(k, frozen, sentence):
-    config = common.get_config()
-    config.recursion.backprop_loops = k
-    config.optim.freeze_backbone = frozen
-    with pytest.raises(UserError, match=sentence):
-        check_backprop_loops(config, train_loops("fixed"), exits=())
-
-
-def test_an_exit_with_a_loss_must_come_where_there_is_a_gradient():
-    config = common.get_config()
-    config.recursion.backprop_loops = 1
-    with pytest.raises(
-        UserError, match="exit 2 a loss, but only the last 1 of 3 .*backprop_loops=2, or exits"
-    ):
-        check_backprop_loops(config, train_loops("fixed"), exits=[2])
-    config.recursion.backprop_loops = 2
-    check_backprop_loops(config, train_loops("fixed"), exits=[2])
