@@ -184,6 +184,7 @@ def get_config(recipe: str = "deit") -> ml_collections.ConfigDict:
     config.model.nll_ratio = config_dict.placeholder(float)
     config.model.nll_every = config_dict.placeholder(int)
     config.model.nll_activation = config_dict.placeholder(str)
+    config.model.adapters = config_dict.placeholder(tuple)
     config.model.residual = config_dict.placeholder(str)
     config.model.branch_init = config_dict.placeholder(float)
     config.model.drop_path_rate = config_dict.placeholder(float)

@@ -8,6 +8,7 @@ with epy.lazy_api_imports(globals()):
     from sret_jax.config_files import get_config
     from sret_jax.errors import UserError
     from sret_jax.evaluation.predict import predict
+    from sret_jax.models.adapters import list_adapters
     from sret_jax.models.attention_maps import attention_maps
     from sret_jax.models.inspection import attention_groups, residual_coefficients
     from sret_jax.models.loops import with_loops
@@ -29,6 +30,7 @@ __all__ = [
     "fit",
     "from_torch",
     "get_config",
+    "list_adapters",
     "list_models",
     "load",
     "predict",

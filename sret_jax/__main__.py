@@ -22,6 +22,8 @@ COMMANDS = (
     "models",
     "prepare",
     "convert",
+    "recur",
+    "unroll",
     "show_batch",
     "soft_labels",
     "plan",

@@ -1,5 +1,6 @@
 """Recursions compared with explicit applications of the same block, for any family."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from sret_jax.models.adapters import Adapter
 from sret_jax.models.layers.attention import Slices, fixed_permutation
 from sret_jax.models.model import Model
 from sret_jax.models.per_loop import NonLinearLayers
@@ -17,15 +20,16 @@ from tests.timm_models import images
 
 
 def one_by_one(next_method: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-    """Applies blocks and NLLs one by one in place of `Recursion`, for `nn.intercept_methods`.
+    """Applies blocks, NLLs and adapters one by one in place of `Recursion`.
 
-    Tokens are permuted as in evaluation.
+    It is for `nn.intercept_methods`. Tokens are permuted as in evaluation.
     """
     recursion = context.module
     of_recursion = isinstance(recursion, Recursion) and context.method_name == "observed"
     if not of_recursion or recursion.is_initializing():
         return next_method(*args, **kwargs)
     (x,), params, seen = args, recursion.variables["params"], []
+    first, adapters = x, [own for own in recursion.per_loop if isinstance(own, Adapter)]
     nlls = [own for own in recursion.per_loop if isinstance(own, NonLinearLayers)]
     block: Any = recursion.block.clone(parent=None, name=None)
     for loop in range(recursion.loops):
@@ -34,7 +38,12 @@ def one_by_one(next_method: Callable, args: Any, kwargs: Any, context: Any) -> A
         if isinstance(turn, Slices) and turn.permuted:
             given["permutation"] = fixed_permutation(None, x.shape[1] - block.prefix)
         before = x
-        x = block.apply({"params": params["block"]}, x, **given)
+        shared = flatten_dict(params["block"], sep="/")
+        for own in adapters:
+            adapted = flatten_dict(params[own.name], sep="/")
+            row = {path: leaf[loop // own.share] for path, leaf in adapted.items()}
+            shared, x = apply_adapter(own.name, row, shared, x, first)
+        x = block.apply({"params": unflatten_dict(shared, sep="/")}, x, **given)
         for own in nlls:
             row, left = divmod(loop + 1, own.every)
             if not left:
@@ -45,12 +54,30 @@ def one_by_one(next_method: Callable, args: Any, kwargs: Any, context: Any) -> A
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *seen) if seen else None
 
 
+def apply_adapter(
+    name: str, row: dict[str, Any], shared: dict[str, Any], x: Any, first: Any
+) -> tuple[dict[str, Any], Any]:
+    """The block's parameters and input as an application with this row of an adapter sees them."""
+    if name == "lora":
+        maps = {path.removesuffix("/up/kernel") for path in row if path.endswith("/up/kernel")}
+        added = {f"{m}/kernel": row[f"{m}/down/kernel"] @ row[f"{m}/up/kernel"] for m in maps}
+        return shared | {path: shared[path] + new for path, new in added.items()}, x
+    if name in ("norms", "biases"):
+        return shared | {path: shared[path] + new for path, new in row.items()}, x
+    if name == "embedding":
+        return shared, x + row["bias"].reshape(1, 1, -1)
+    if "gain" in row:
+        return shared, x + row["gain"].reshape(1, 1, -1) * first
+    return shared, x + jnp.einsum("bnc,cd->bnd", first, row["kernel"])
+
+
 def distinct_weights(model: Model) -> Any:
     """Variables that all differ: scales and coefficients near 1, the others near 0."""
 
     def draw(path: Any, leaf: Any) -> np.ndarray:
         near = 1 if path[-1].key in ("scale", "skip", "branch") else 0
-        return near + 0.3 * np.random.default_rng([0, leaf.size]).standard_normal(leaf.shape)
+        name = zlib.crc32("/".join(part.key for part in path).encode())
+        return near + 0.3 * np.random.default_rng([0, name]).standard_normal(leaf.shape)
 
     return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
 
@@ -80,6 +107,7 @@ def check_recursion(model: Model) -> None:
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == np.float64
+        assert np.any(b), "a parameter has no gradient"
         scale = max(float(jnp.abs(b).max()), 1e-3 * largest)  # some gradients are 0, but rounded
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * scale)
     heads: Any = model.apply({"params": params}, x, method="head_logits")

@@ -23,7 +23,9 @@ from tests.tools import test_soft_labels
 
 # Settings of a small form of each model. At 16 pixels it has 4x4 tokens or fewer.
 TINY = {
-    "deit_tiny_distilled": dict(blocks=(2,), heads=(2,), dim=8, patch_size=4),
+    "deit_tiny_distilled": dict(
+        blocks=(2,), heads=(2,), dim=8, patch_size=4, adapters=("lora:2", "norms", "embedding@2")
+    ),
     "sret_t": dict(blocks=(1, 1), heads=(2, 4), dim=8, mlp_ratio=2.0, groups=((2, 1), (1, 1))),
     "mixer_s16": dict(blocks=(2,), width=16, patch_size=4),
     "pit_ti_distilled": dict(blocks=(1, 1), heads=(2, 4), dim=8, patch_size=8),

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sret_jax.models.apply import evaluation_logits, normalise
 from sret_jax.models.model import Model
 from sret_jax.models.variables import Variables
-from sret_jax.parallel.mesh import SCANNED
+from sret_jax.parallel.mesh import is_stacked
 
 POSITIONS = 16  # of the plane in one call of the compiled program
 
@@ -60,7 +60,7 @@ def filter_axes(path: Path, weights: Mapping[Path, Any]) -> tuple[int, ...]:
     shape = weights[path].shape
     bias = weights.get((*path[:-1], "bias"))
     depthwise = bias is not None and bias.shape[-1] != shape[-1]
-    stacked = any(part in SCANNED for part in path)
+    stacked = is_stacked(path)
     return tuple(range(stacked, len(shape) - 1 - depthwise))
 
 

@@ -67,6 +67,21 @@ def predict(
     return np.concatenate(rows)
 
 
+def views(images: Iterable[Picture], image_size: int, test_crop: float) -> np.ndarray:
+    """What a model sees of images in evaluation: (images, image_size, image_size, 3) uint8.
+
+    Raises:
+      UserError: an image cannot be read, or test_crop is out of range.
+    """
+    see = functools.partial(_seen, EvalTransform(image_size, test_crop))
+    found: list[np.ndarray] = []
+    for view in map(see, enumerate(images)):
+        if isinstance(view, UnreadableImage):
+            raise view
+        found.append(view)
+    return np.stack(found)
+
+
 def predict_each(
     model: Model,
     variables: dict[str, Any],

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from sret_jax.models.halting import ExitRule, Signals
 from sret_jax.models.model import Model
+from sret_jax.models.read_out import mean_of_heads
 from sret_jax.models.variables import Variables
 
 
@@ -62,6 +63,22 @@ def exit_signals(model: Model, variables: Variables, images: jax.Array) -> Signa
     rngs = {"permutation": jax.random.key(0)}
     found: Any = model.apply(variables, images, rngs=rngs, method="exit_signals")
     return found
+
+
+def application_outputs(
+    model: Model, variables: Variables, images: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """The tokens after each application in evaluation, from first to last, and the logits.
+
+    Shapes: normalised images (B, S, S, 3) -> per application (B, N, C), (B, classes).
+    """
+    rngs = {"permutation": jax.random.key(0)}
+    of_blocks: Any = model.apply(
+        variables, images, lambda _, x: x, rngs=rngs, method="observed"
+    )  # (loops, B, N, C) per unique block
+    states = [x for block in of_blocks for x in block]
+    heads: Any = model.read_out().apply({"params": variables["params"]}, states[-1])
+    return states, mean_of_heads(heads)
 
 
 def training_logits(

@@ -2,13 +2,17 @@
 
 import math
 
+from flax.traverse_util import flatten_dict
+
 from sret_jax.errors import UserError, did_you_mean
+from sret_jax.models.adapters import adapters_of
 from sret_jax.models.halting import ExitRule
 from sret_jax.models.kernels.choice import IMPLEMENTATIONS
 from sret_jax.models.layers.linear import ACTIVATIONS
 from sret_jax.models.layers.residual import RESIDUALS
 from sret_jax.models.model import Model
 from sret_jax.models.recursion import REMAT
+from sret_jax.models.variables import abstract_variables, block_names
 
 MOST_UNROLLED = 16  # the most applications that the program may contain one by one
 
@@ -29,6 +33,7 @@ def check(model: Model) -> None:
     _check_groups(model)
     _check_nlls(model)
     _check_cycles(model)
+    _check_adapters(model)
 
 
 def _check_choices(model: Model) -> None:
@@ -71,6 +76,20 @@ def _check_nlls(model: Model) -> None:
             f"nll_every={model.nll_every} is more than loops={model.loops}, which leaves blocks "
             f"without an NLL; use at most {model.loops}"
         )
+
+
+def _check_adapters(model: Model) -> None:
+    adapters = adapters_of(model.adapters)
+    if not adapters:
+        return  # tracing the blocks takes a second
+    params = abstract_variables(model.clone(adapters=()))["params"]
+    for block in block_names(model):
+        shapes = flatten_dict(params[block]["block"])
+        for own, specification in zip(adapters, model.adapters, strict=True):
+            try:
+                own.check(shapes)
+            except ValueError as e:
+                raise ValueError(f"the adapter {specification!r} {e}") from e
 
 
 def _check_cycles(model: Model) -> None:

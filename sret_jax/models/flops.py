@@ -32,8 +32,22 @@ def count_macs(fn: Callable, *args: Any) -> int:
 
 @functools.lru_cache(maxsize=64)  # tracing a model takes a second
 def model_macs(model: Model) -> int:
-    """Multiply-accumulates of one image's forward pass, including Q K^T and A V."""
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), "float32")
+    """Multiply-accumulates of one image's forward pass, including Q K^T and A V.
+
+    Adding LoRA to the weights takes more, but once for a whole batch: see `merging_macs`.
+    """
+    return _forward_macs(model, 1) - merging_macs(model)
+
+
+def merging_macs(model: Model) -> int:
+    """Multiply-accumulates that a forward pass takes once, whatever the number of images."""
+    if not model.adapters:
+        return 0
+    return 2 * _forward_macs(model, 1) - _forward_macs(model, 2)
+
+
+def _forward_macs(model: Model, images: int) -> int:
+    image = jax.ShapeDtypeStruct((images, model.image_size, model.image_size, 3), "float32")
     plain = model.clone(attention="xla", mlp="xla")  # kernels also multiply padding
     return count_macs(functools.partial(evaluation_logits, plain), abstract_variables(model), image)
 
@@ -60,9 +74,11 @@ def exit_macs(model: Model) -> list[int]:
 
 
 def _applications_macs(recursion: Recursion, x: jax.ShapeDtypeStruct) -> int:
+    """Multiply-accumulates of an image in a recursion, without what a batch takes once."""
     apply = functools.partial(recursion.apply, train=False)
     variables = jax.eval_shape(functools.partial(recursion.init, train=False), jax.random.key(0), x)
-    return count_macs(apply, variables, x)
+    two = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
+    return count_macs(apply, variables, two) - count_macs(apply, variables, x)
 
 
 def jaxpr_macs(jaxpr: core.Jaxpr) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sret_jax.models.adapters import adapters_of
 from sret_jax.models.checks import check
 from sret_jax.models.model import Model
 from sret_jax.models.variables import block_names
@@ -17,10 +18,10 @@ def with_loops(
     """Changes a trained model's number of loops, without training.
 
     Each shared block is applied `loops` times; its group counts continue their cycle. With fewer
-    loops only the first NLLs remain. With more loops the last of the J NLLs is repeated: NLL j of
-    the new model is NLL min(j, J - 1) of the trained one, so the first loops compute what they
-    did in training. (In a model trained with 2 loops on the digits, this rule lost less accuracy
-    at 3, 4 and 6 loops than repeating all NLLs, j mod J.)
+    loops only the first NLLs and rows of adapters remain. With more loops the last of J rows is
+    repeated: row j of the new model is row min(j, J - 1) of the trained one, so the first loops
+    compute what they did in training. (In a model trained with 2 loops on the digits, this rule
+    lost less accuracy at 3, 4 and 6 loops than repeating all NLLs, j mod J.)
 
     Args:
       model: the trained model.
@@ -35,15 +36,18 @@ def with_loops(
     """
     new = model.clone(loops=loops)
     check(new)
-    if not model.nll_ratio:
-        return new, dict(variables)
-    trained, wanted = (m.loops // m.nll_every for m in (model, new))
-    chosen = jnp.minimum(jnp.arange(wanted), trained - 1)
-    blocks = block_names(model)
-    params = {
-        name: {**part, "nll": jax.tree.map(lambda p: p[chosen], part["nll"])}
-        if name in blocks
-        else part
-        for name, part in variables["params"].items()
-    }
+    trained, wanted = row_counts(model), row_counts(new)
+    params = dict(variables["params"])
+    for block in block_names(model) if trained else ():
+        params[block] = dict(params[block])
+        for name in trained:
+            chosen = jnp.minimum(jnp.arange(wanted[name]), trained[name] - 1)
+            rows = params[block][name]
+            params[block][name] = jax.tree.map(lambda row, chosen=chosen: row[chosen], rows)
     return new, {**variables, "params": params}
+
+
+def row_counts(model: Model) -> dict[str, int]:
+    """How many rows each part has that applications own: {"nll": 2, "lora": 2}."""
+    counts = {own.name: own.count(model.loops) for own in adapters_of(model.adapters)}
+    return counts | ({"nll": model.loops // model.nll_every} if model.nll_ratio else {})

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
+from sret_jax.models.adapters import adapters_of
 from sret_jax.models.halting import Exited, ExitRule, Signals, signals
 from sret_jax.models.kernels.choice import Kernels
 from sret_jax.models.layers.linear import FAN_IN, Initialisation, LayerSettings
@@ -119,6 +120,8 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
       nll_ratio: hidden width of the NLLs divided by the stage's width; 0: no NLLs.
       nll_every: an NLL follows every n-th application of a block.
       nll_activation: "gelu" as published; "none" leaves a linear layer of as many parameters.
+      adapters: what else each application has of its own, such as ("lora:8", "norms"); see
+        `sret_jax.models.adapters`.
       residual: "learned" residual coefficients, or "plain" sums.
       branch_init: initial residual coefficient of every branch, if they are learned.
       drop_path_rate: rate at the last block.
@@ -153,6 +156,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
     nll_ratio: float = 0.0
     nll_every: int = 1
     nll_activation: str = "gelu"
+    adapters: tuple[str, ...] = ()
     residual: str = "plain"
     branch_init: float = 1.0
     drop_path_rate: float = 0.0
@@ -368,10 +372,11 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
 
     def check_published(self) -> None:
         """Raises ValueError if the model has parts for which no published model has names."""
-        if self.nll_ratio or self.residual != "plain":
+        if self.nll_ratio or self.residual != "plain" or self.adapters:
             raise ValueError(
-                f"a {type(self).__name__} with nll_ratio={self.nll_ratio:g} and {self.residual} "
-                "residual sums has no published names, which know neither NLLs nor coefficients"
+                f"a {type(self).__name__} with nll_ratio={self.nll_ratio:g}, "
+                f"adapters={self.adapters} and {self.residual} residual sums has no published "
+                "names, which know neither NLLs nor adapters nor coefficients"
             )
 
     def drop_path_of(self, stage: int, block: int) -> float:
@@ -428,7 +433,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
 
     @nn.nowrap
     def recursion(self, unit: Unit, *, at: tuple[int, int]) -> Recursion:
-        """The recursion of a unique block, with NLLs and drop path as the model asks.
+        """The recursion of a unique block, with NLLs, adapters and drop path as the model asks.
 
         Args:
           unit: the block.
@@ -445,7 +450,7 @@ class Model(nn.Module, kw_only=True):  # type: ignore[call-arg]
             block=unit.block.clone(parent=None, name=None),  # its parameters are the recursion's
             loops=self.loops,
             turns=unit.turns,
-            per_loop=(*own, GradientProbe()),
+            per_loop=(*own, *adapters_of(self.adapters), GradientProbe()),
             unroll=self.unroll,
             remat=self.remat,
             backprop_loops=self.backprop_loops,

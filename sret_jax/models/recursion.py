@@ -2,11 +2,12 @@
 
 With F the shared block and L loops, for l = 0 .. L-1,
 
-    x <- F(x; turn_l, given_l);  x <- leave_l(x),
+    x <- enter_l(x, x_0);  x <- F(x; weights_l, turn_l, given_l);  x <- leave_l(x),
 
-where turn_l = turns[l mod len(turns)] is what differs statically from one application to the next,
-such as the number of attention slices, and what each application has of its own, such as random
-keys and a non-linear layer (NLL), is given by the `PerLoop`s.
+where x_0 is the input of the first application, weights_l are the shared parameters as application
+l sees them, and turn_l = turns[l mod len(turns)] is what differs statically from one application to
+the next, such as the number of attention slices. What each application has of its own, such as
+random keys, adapters and a non-linear layer (NLL), is given by the `PerLoop`s.
 
 The parameters of F are broadcast to every step of an `nn.scan`. The rows of the `PerLoop`s are
 stacked along a leading axis, which the scan runs over. So the traced program contains one cycle of
@@ -17,7 +18,7 @@ cycle. (Running time grows with L, of course.)
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -55,8 +56,18 @@ class PerLoop:
         """
         raise NotImplementedError
 
+    def enter(self, x: jax.Array, row: Row, first: jax.Array) -> jax.Array:
+        """Changes the input of F, given that of the first application; only with every=1."""
+        del row, first
+        return x
+
+    def weights(self, params: Any, row: Row) -> Any:
+        """Changes the parameters of F for this application; only with every=1."""
+        del row
+        return params
+
     def given(self, row: Row, x: jax.Array, turn: Any) -> dict[str, Any]:
-        """Keyword arguments of F; only called with every=1."""
+        """Keyword arguments of F; only with every=1."""
         del row, x, turn
         return {}
 
@@ -71,7 +82,8 @@ class Recursion(nn.Module):
 
     Parameters: "block" (shared), and those of each `PerLoop` (with a leading axis of its rows).
 
-    With backprop_loops = k, the gradient stops at the input of the last k applications. The output
+    With backprop_loops = k, the gradient stops at the input of the last k applications, except
+    where an adapter injects the input of the first, which keeps its gradient. The output
     is the same, and the memory of the backward pass is that of k applications.
 
     `unroll` (cycles per step of the scan) and `remat` change speed and memory only. `remat` names
@@ -124,14 +136,16 @@ class Recursion(nn.Module):
         rows = self._rows(x, train)
         cut = max(0, self.loops - (self.backprop_loops or self.loops))
         if not cut or self.is_initializing():
-            return self._apply(x, rows, 0, self.loops, observe)
-        x, early = jax.lax.stop_gradient(self._apply(x, rows, 0, cut, observe))
-        x, late = self._apply(x, rows, cut, self.loops, observe)
+            return self._apply(x, x, rows, 0, self.loops, observe)
+        first = x
+        x, early = jax.lax.stop_gradient(self._apply(x, first, rows, 0, cut, observe))
+        x, late = self._apply(x, first, rows, cut, self.loops, observe)
         return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), early, late)
 
     def _apply(
         self,
         x: jax.Array,
+        first: jax.Array,
         rows: tuple[Rows, ...],
         start: int,
         stop: int,
@@ -142,7 +156,7 @@ class Recursion(nn.Module):
         cycles, leftover = divmod(stop - start, length)
         segment = segment_length(cycles) if self.remat == "full" and cycles else None
         remat_part = self._remat_part((segment or 0) * length)
-        cycle = Cycle(self.turns, self.per_loop, remat_part, start % length)
+        cycle = Cycle(self.turns, self.per_loop, remat_part, first, start % length)
         if start:
             rows = tuple(
                 _at(tree, slice(start // own.every, None))
@@ -193,7 +207,8 @@ class Recursion(nn.Module):
           The carry after the last application.
         """
         rows = jax.tree.map(jnp.asarray, self._rows(x, train=False))  # the loop indexes them
-        length, cycle = self.period, Cycle(self.turns, self.per_loop, lambda part: part)
+        length = self.period
+        cycle = Cycle(self.turns, self.per_loop, lambda part: part, first=x)
 
         def apply(i: int) -> Callable:
             """Application `loop` of the recursion, which is application i of its cycle."""
@@ -242,7 +257,7 @@ def period(turns: tuple[Hashable, ...], *every: int) -> int:
     return math.lcm(len(turns), *every)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cycle:
     """The body of the scan: the applications after which turns and `PerLoop`s repeat.
 
@@ -250,12 +265,14 @@ class Cycle:
       turns, per_loop: those of the `Recursion`.
       remat: wraps F and `PerLoop.leave` so that the backward pass recomputes them, or returns them
         as they are.
+      first: the input of the recursion.
       start: number of the cycle's first application, modulo the length of a cycle.
     """
 
     turns: tuple[Hashable, ...]
     per_loop: tuple[PerLoop, ...]
     remat: Callable[[Callable], Callable]
+    first: jax.Array
     start: int = 0
 
     def apply(
@@ -312,11 +329,25 @@ class Cycle:
     def _apply_block(self, block: Any, x: jax.Array, rows: tuple[Row, ...], *, i: int) -> jax.Array:
         turn = self.turns[i % len(self.turns)]
         given: dict[str, Any] = {} if turn is None else {"turn": turn}
+        changes = []
         for own, row in zip(self.per_loop, rows, strict=True):
             if row is not None:
+                x = own.enter(x, row, self.first)
                 given |= own.given(row, x, turn)
-        out: jax.Array = block(x, **given)
+                if type(own).weights is not PerLoop.weights:
+                    changes.append(functools.partial(own.weights, row=row))
+        run = functools.partial(type(block).__call__, **given)
+        if changes and not block.is_initializing():
+            run = nn.map_variables(run, "params", trans_in_fn=functools.partial(_changed, changes))
+        out: jax.Array = run(block, x)
         return out
+
+
+def _changed(changes: Sequence[Callable[[Any], Any]], variables: Any) -> Any:
+    params = variables["params"]
+    for change in changes:
+        params = change(params)
+    return {**variables, "params": params}
 
 
 def _leave(own: PerLoop, block: Any, x: jax.Array, row: Row) -> jax.Array:

@@ -1,7 +1,9 @@
 """The device mesh, (data, fsdp), and the shardings of batches and training state."""
 
+import itertools
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ from sret_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
 MIN_SHARDED_SIZE = 1024
-SCANNED = ("nll",)  # parts of the parameters that stack one array per loop
+BLOCK = re.compile(r"stage\d+_block\d+")  # names of unique blocks
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -57,8 +59,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     device would need all of it.
 
     Args:
-      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`. An array below one of `SCANNED`
-        has a leading axis that a scan runs over.
+      abstract_state: a tree of arrays or `jax.ShapeDtypeStruct`.
       mesh: from `make_mesh`.
 
     Returns:
@@ -67,7 +68,7 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     fsdp = mesh.shape["fsdp"]
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        first = any(getattr(part, "key", None) in SCANNED for part in path)  # 1: axis 0 is scanned
+        first = is_stacked(getattr(part, "key", None) for part in path)  # True: axis 0 is scanned
         axes = [i for i, n in enumerate(leaf.shape) if i >= first and n % fsdp == 0]
         if fsdp == 1 or math.prod(leaf.shape) < MIN_SHARDED_SIZE or not axes:
             return replicated(mesh)
@@ -75,6 +76,17 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def is_stacked(path: Iterable[Any]) -> bool:
+    """Whether an array stacks rows of loops, over which a scan runs: those of NLLs and adapters.
+
+    They are what a unique block has beside its shared part, "block".
+    """
+    return any(
+        isinstance(name, str) and BLOCK.fullmatch(name) and inside != "block"
+        for name, inside in itertools.pairwise(path)
+    )
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:

@@ -19,6 +19,7 @@ from sret_jax.data.loader import batch_unit
 from sret_jax.data.sources.splits import IMAGENET_CLASSES, IMAGENET_IMAGES, open_split
 from sret_jax.errors import UserError
 from sret_jax.files import write_json
+from sret_jax.models.adapter_costs import adapter_costs
 from sret_jax.models.flops import model_macs
 from sret_jax.parallel.mesh import make_mesh
 from sret_jax.planning.chips import Chip
@@ -161,6 +162,7 @@ class Planner:
             "parameters": sum(x.size for x in params),
             "gmacs_per_image": model_macs(computation.model) / 1e9,
             "lost_gradients": computation.lost_gradients,
+            **({"adapters": adapters} if (adapters := adapter_costs(computation.model)) else {}),
             "kernels": [dataclasses.asdict(use) for use in computation.kernel_uses],
             "batch_size": batch,
             "images_per_device": batch // self._mesh.size,

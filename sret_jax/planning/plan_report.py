@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sret_jax.models import adapter_costs
 from sret_jax.models.kernel_use import Use, in_words
 from sret_jax.planning.compilation import gib, shortage
 from sret_jax.training.train_loops import loops_in_words
@@ -39,6 +40,8 @@ def _sizes(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{report['model']}: {report['parameters']:,} parameters, "
         f"{report['gmacs_per_image']:.3f} GMACs per {report['image_size']}-pixel image",
     )
+    if adapters := adapter_costs.in_words(report.get("adapters", {})):
+        yield "adapters", adapters
     if loops := report.get("train_loops"):
         yield (
             "loops",

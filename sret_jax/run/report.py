@@ -14,6 +14,7 @@ from sret_jax.distillation.teacher import not_compared
 from sret_jax.evaluation.confusion import Confusion, write_confusions
 from sret_jax.evaluation.evaluation import Results, percent
 from sret_jax.files import write_json, written_whole
+from sret_jax.models import adapter_costs
 from sret_jax.models.flops import model_macs
 from sret_jax.models.kernel_use import in_words
 from sret_jax.models.registry import title
@@ -97,6 +98,8 @@ class Reporter:
             f"decay is {1 - float(experiment.hyperparameters.ema_rate):.7g} per step.\n"
             f"Results: {experiment.workdir}"
         )
+        if adapters := adapter_costs.in_words(adapter_costs.adapter_costs(experiment.model)):
+            self.say(f"Adapters: {adapters}.")
         if loops := experiment.loops_figures():
             self.say(loops_in_words(loops))
         if experiment.lost_gradients:

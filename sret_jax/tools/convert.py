@@ -12,25 +12,20 @@ its classes and its evaluation view. With --hf it is a folder for the hub: model
 config.json, and README.md with the run's results.
 """
 
-import contextlib
 import re
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 
-from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.cli import Parser, clear_errors, path_argument, quiet_libraries, weights_argument
 from sret_jax.errors import UserError
 from sret_jax.models.registry import list_models, title
-from sret_jax.parallel.distributed import say
 from sret_jax.tools.hub_folder import write_hub_folder
-from sret_jax.weights.array_names import to_arrays, why_in_flax
 from sret_jax.weights.description import Description
 from sret_jax.weights.loading import StoredFolder, find
 from sret_jax.weights.packaged import packaged_names
-from sret_jax.weights.weight_files import SUFFIXES, write_weight_file
+from sret_jax.weights.weight_files import SUFFIXES
+from sret_jax.weights.writing import check_free, is_weight_file, write_weights
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,8 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     quiet_libraries()
     with clear_errors():
-        if args.target.exists():
-            raise UserError(f"{args.target} exists already; give another OUT or remove it")
+        check_free(args.target)
         settings = _groups(args.groups, args.unsliced)
         if args.hf:
             stored = find(args.source, ema=args.ema)
@@ -103,8 +97,7 @@ def convert(
       UserError: `sret_jax.load` raises it, or the storage is full.
     """
     stored = find(source, ema=ema)
-    to_file = target.suffix in SUFFIXES
-    if not to_file and isinstance(stored, StoredFolder):
+    if not is_weight_file(target) and isinstance(stored, StoredFolder):
         raise UserError(
             f"cannot convert {source} to {target}: one must be a weight file, and a file's name is "
             f"to end in {', '.join(SUFFIXES)}"
@@ -112,17 +105,7 @@ def convert(
     model, variables = stored.load(name, **settings)
     variant = name or stored.variant(model)
     description = Description.of(model, variant, stored.class_names, stored.test_crop)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if to_file:
-        if reason := why_in_flax(model):
-            say(f"{target} has the arrays under their names in Flax, because {reason}.")
-        write_weight_file(target, to_arrays(variables, model), description.to_json())
-        return title(model, variant)
-    with contextlib.closing(Checkpoints(target)) as checkpoints:
-        checkpoints.save(0, {"model": jax.tree.map(jnp.asarray, variables)})
-        if not checkpoints.settle():
-            raise UserError(f"{target} takes no checkpoint; fix the storage or convert elsewhere")
-    description.write(target, stored.origin)
+    write_weights(target, model, variables, description, stored.origin)
     return title(model, variant)
 
 

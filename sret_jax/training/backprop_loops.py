@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, few
+from sret_jax.models.adapters import Injection, adapters_of
 from sret_jax.models.model import Model
 from sret_jax.models.variables import block_names, is_head
 from sret_jax.training.train_loops import TrainLoops
@@ -51,7 +52,12 @@ def check_backprop_loops(config: ConfigDict, train_loops: TrainLoops, exits: Ite
 
 
 def parts_without_gradient(model: Model, parts: Iterable[str]) -> list[str]:
-    """The parts of a model that have no gradient in steps of more than k loops."""
+    """The parts of a model that have no gradient in steps of more than k loops.
+
+    Input injection passes the gradient from the last applications to the input of the first.
+    """
+    if any(isinstance(own, Injection) for own in adapters_of(model.adapters)):
+        return []
     return [
         part for part in parts if part not in (block_names(model)[-1], "norm") and not is_head(part)
     ]

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from sret_jax.data.sources.classes import are_labels, difference, order_of_classes
 from sret_jax.data.sources.imagenet import assumed_ids, imagenet_ids
 from sret_jax.errors import UserError
-from sret_jax.models.variables import Variables, is_head
+from sret_jax.models.adapters import adapters_of
+from sret_jax.models.variables import Variables, block_names, is_head
 from sret_jax.parallel.distributed import agreed
 from sret_jax.training.experiment import Experiment
 from sret_jax.training.state import TrainState
@@ -25,8 +26,9 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
     What depends on the image size is resized, and `with_loops` adapts the loops. If the classes
     differ, the head is new; if only their order differs, the head is reordered. If the
     weights have no class names, or the data have numbers for ImageNet's classes, then equal
-    numbers of classes are assumed to be the same classes. BatchNorm's statistics, if any, are
-    kept. The moving average starts from the same weights.
+    numbers of classes are assumed to be the same classes. Adapters that the weights lack are new,
+    which leaves the model's function unchanged. BatchNorm's statistics, if any, are kept. The
+    moving average starts from the same weights.
 
     Args:
       experiment: the run.
@@ -41,25 +43,33 @@ def initial_state(experiment: Experiment, say: Callable[[str], None]) -> TrainSt
     with _naming_init_from(config.init_from):
         with agreed():
             stored = find(config.init_from, ema=config.init_ema)
-            there, changed = stored.beside(model)
+            kept = stored.adapters(model)
+            there, changed = stored.beside(model.clone(adapters=kept))
         read = stored.read(there, experiment.mesh)
     fresh = experiment.init_state()
     order, of_head = _order_of_classes(stored, there.num_classes, experiment)
 
-    def fitted(weights: Variables, heads: Any) -> tuple[Variables, Variables]:
-        weights = fit(there, weights, model)
+    def fitted(weights: Variables, heads: Any, rows: Any) -> tuple[Variables, Variables]:
+        params = fit(there, weights, model)["params"]
+        params = params | {block: params[block] | own for block, own in rows.items()}
+        weights = {**weights, "params": params}
         if order is None:
             weights = {**weights, "params": {**weights["params"], **heads}}
         else:
             weights = reorder_classes(weights, order)
         return weights, jax.tree.map(jnp.copy, weights)  # one buffer cannot be donated twice
 
-    heads = {name: part for name, part in fresh.variables["params"].items() if is_head(name)}
-    shardings = experiment.shardings
-    heads = {name: part for name, part in fresh.variables["params"].items() if is_head(name)}
+    params, shardings = fresh.variables["params"], experiment.shardings
+    heads = {name: part for name, part in params.items() if is_head(name)}
+    new = [name for name in model.adapters if name not in kept]
+    rows = {
+        block: {own.name: params[block][own.name] for own in adapters_of(tuple(new))}
+        for block in block_names(model)
+    }
     variables, ema = jax.jit(fitted, out_shardings=(shardings.variables, shardings.ema))(
-        read, heads
+        read, heads, rows
     )
+    changed += [f"new adapters {', '.join(new)}"] if new else []
     changed += [of_head] if of_head else []
     if stored.taken:
         say(stored.taken)

@@ -43,8 +43,8 @@ def make_optimizer(optim: Any) -> optax.GradientTransformationExtraArgs:
 def decay_mask(params: Any) -> Any:
     """True for kernels; norms, biases, positions, tokens and residual coefficients do not decay.
 
-    Kernels are recognised by name, because the NLLs' biases and scales are 2-D: they are stacked
-    over loops.
+    Kernels are recognised by name, because the rows of NLLs and adapters are stacked over loops,
+    which makes even biases 2-D. Of adapters, LoRA and linear input injection are kernels.
     """
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
@@ -64,9 +64,10 @@ def layer_factor(
     """The factor f on the learning rate of one part of the model.
 
     f = layer_decay^k, where k is the number of layers between the part and the head, as in BEiT
-    (Bao et al., 2022), times backbone_lr for everything but the head. A unique block and its NLLs
-    form a layer. A pooling belongs to the layer of the block after it, and the last norm to that of
-    the head. All other parts, such as the stem and the positions, form the lowest layer.
+    (Bao et al., 2022), times backbone_lr for everything but the head. A unique block, its NLLs and
+    its adapters form a layer. A pooling belongs to the layer of the block after it, and the last
+    norm to that of the head. All other parts, such as the stem and the positions, form the lowest
+    layer.
 
     Args:
       part: name of the part, e.g. "stage0_block1".

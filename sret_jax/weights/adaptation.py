@@ -96,11 +96,12 @@ def changes(saved: Model, model: Model) -> list[str]:
     if words and (arrays := resized_arrays(saved, model)):
         words[-1] += f" ({few(arrays)})"
     if saved.loops != model.loops:
-        rule = " (later loops repeat the last NLL)"
-        if model.loops < saved.loops:
-            rule = " (the first NLLs stay)"
+        own = [n for n, has in (("NLL", model.nll_ratio), ("adapter row", model.adapters)) if has]
+        last, first = (" and ".join(name + end for name in own) for end in ("", "s"))
+        fewer = model.loops < saved.loops
+        rule = f" (the first {first} stay)" if fewer else f" (later loops repeat the last {last})"
         loops = f"{model.loops} loop{'s' if model.loops > 1 else ''}"
-        words.append(f"{loops} instead of {saved.loops}{rule if model.nll_ratio else ''}")
+        words.append(f"{loops} instead of {saved.loops}{rule if own else ''}")
     return words
 
 

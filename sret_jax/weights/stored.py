@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from sret_jax.errors import UserError, few
+from sret_jax.models.adapters import adapters_of
 from sret_jax.models.checks import check
 from sret_jax.models.model import Model, Shapes
 from sret_jax.models.model_settings import SPEED_ONLY, model_settings
@@ -23,7 +24,7 @@ from sret_jax.models.registry import (
     nearest_variant,
     variant,
 )
-from sret_jax.models.variables import Variables
+from sret_jax.models.variables import Variables, block_names
 from sret_jax.parallel.distributed import say
 from sret_jax.settings.config_model import create_from_config
 from sret_jax.weights.adaptation import ADAPTED, changes, compare, fit, other_architecture
@@ -157,6 +158,15 @@ class Stored(abc.ABC):
             return there, changes(there, here) + otherwise
         except ValueError as e:
             raise UserError(str(e)) from e
+
+    def adapters(self, here: Model) -> tuple[str, ...]:
+        """Those of a model's adapters that the weights have rows of."""
+        first = f"params/{block_names(here)[0]}"
+        return tuple(
+            specification
+            for specification, own in zip(here.adapters, adapters_of(here.adapters), strict=True)
+            if any(path.startswith(f"{first}/{own.name}/") for path in self.shapes)
+        )
 
     @property
     def test_crop(self) -> float:

@@ -38,7 +38,8 @@ def exits_by_hand(rule, logits, states):
     ("name", "own"),
     [
         ("deit_tiny_distilled", dict(blocks=(2,), patch_size=8, nll_ratio=1.0)),
-        ("swin_tiny", dict(blocks=(1,), window=4)),  # a cycle of two: windows are shifted in turn
+        # A cycle of two: windows are shifted in turn.
+        ("swin_tiny", dict(blocks=(1,), window=4, adapters=("lora:2", "inject:add"))),
     ],
 )
 def test_each_image_leaves_at_the_exit_that_the_rule_names(name, own, float64):

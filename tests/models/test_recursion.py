@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -258,6 +259,45 @@ def test_the_program_does_not_grow_with_loops(remat, groups):
 
     # Of 8 loops, "full" has segments of 2 cycles or applications, and no rest.
     assert length(1000) <= 1.3 * length(8)
+
+
+def plain_scan(next_method, args, kwargs, context):
+    """A recursion of keys, permutations and NLLs alone in one scan, for `nn.intercept_methods`."""
+    recursion = context.module
+    if not isinstance(recursion, Recursion) or context.method_name != "observed":
+        return next_method(*args, **kwargs)
+    (x,), turns = args, recursion.turns
+    rows = recursion._rows(x, kwargs["train"])
+    cycles = recursion.loops // len(turns)
+
+    def cycle(block, x, rows):
+        for i, turn in enumerate(turns):
+            row = [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in rows]
+            given = {"turn": turn}
+            for own, own_row in zip(recursion.per_loop, row, strict=True):
+                given |= {} if own_row is None else own.given(own_row, x, turn)
+            x = block(x, **given)
+            for own, tree in zip(recursion.per_loop, rows, strict=True):
+                if tree is not None:
+                    x = own.leave(x, jax.tree.map(lambda leaf, i=i: leaf[i], tree))
+        return x, None
+
+    folded = jax.tree.map(lambda leaf: leaf.reshape(cycles, -1, *leaf.shape[1:]), rows)
+    scan = nn.scan(cycle, variable_broadcast="params", split_rngs={"params": False}, length=cycles)
+    return scan(recursion.block, x, folded)
+
+
+def test_a_recursion_without_adapters_and_the_like_is_the_program_of_a_plain_scan():
+    block = recursive_block(loops=4, groups=(4, 2), drop_path_rate=0.1)
+    variables = abstract_init(block)
+
+    def lowered():
+        grad = jax.grad(functools.partial(loss, block), has_aux=True)
+        return jax.jit(grad).lower(variables, tokens()).as_text()
+
+    found = lowered()
+    with nn.intercept_methods(plain_scan):
+        assert lowered() == found
 
 
 def test_segments_are_about_the_square_root_and_leave_a_rest_only_where_they_must():

@@ -22,12 +22,18 @@ def test_large_arrays_split_along_their_largest_divisible_axis_but_never_the_loo
         "kernel": jax.ShapeDtypeStruct((30, 64), jnp.float32),
         "odd": jax.ShapeDtypeStruct((45, 45), jnp.float32),
         "bias": jax.ShapeDtypeStruct((64,), jnp.float32),
-        "nll": {"kernel": jax.ShapeDtypeStruct((128, 32, 24), jnp.float32)},
+        "stage0_block0": {
+            "nll": {"kernel": jax.ShapeDtypeStruct((128, 32, 24), jnp.float32)},
+            "block": {"kernel": jax.ShapeDtypeStruct((128, 32), jnp.float32)},
+        },
     }
     specs = jax.tree.map(lambda s: s.spec, state_shardings(state, make_mesh(4)))
     assert specs == {
         "kernel": PartitionSpec(None, "fsdp"),
         "odd": PartitionSpec(),
         "bias": PartitionSpec(),
-        "nll": {"kernel": PartitionSpec(None, "fsdp")},
+        "stage0_block0": {
+            "nll": {"kernel": PartitionSpec(None, "fsdp")},
+            "block": {"kernel": PartitionSpec("fsdp")},
+        },
     }

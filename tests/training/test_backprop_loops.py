@@ -47,10 +47,18 @@ def test_an_exit_with_a_loss_must_come_where_there_is_a_gradient(train_loops):
     check_backprop_loops(config, train_loops, exits=[2])
 
 
-def test_the_parameters_that_are_said_to_have_no_gradient_have_none():
-    model = MODEL.clone(backprop_loops=1)
+@pytest.mark.parametrize(
+    ("adapters", "expected"),
+    [
+        ((), ["cls_token", "patch_embed", "pos_embed", "stage0_block0"]),
+        (("inject:add",), []),  # carries the gradient to the input of a block
+    ],
+)
+def test_the_parameters_that_are_said_to_have_no_gradient_have_none(adapters, expected):
+    model = MODEL.clone(backprop_loops=1, adapters=adapters)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     params = jax.jit(model.init)(jax.random.key(1), images)["params"]
+    params = jax.tree.map(lambda p: p + 0.1, params)  # new adapters are 0 and pass no gradient
 
     @jax.jit
     @jax.grad
@@ -60,9 +68,9 @@ def test_the_parameters_that_are_said_to_have_no_gradient_have_none():
 
     found = gradients(params)
     without = [name for name in params if not any(jnp.any(g) for g in jax.tree.leaves(found[name]))]
-    assert sorted(without) == ["cls_token", "patch_embed", "pos_embed", "stage0_block0"]
+    assert sorted(without) == expected
     sentence = lost_gradients(model, params, 1, most=3)
     lost = sum(x.size for name in without for x in jax.tree.leaves(params[name]))
-    assert f"ends in stage0_block1: {lost:,} of " in sentence
+    assert (f"ends in stage0_block1: {lost:,} of " in sentence) == bool(expected)
     assert all(name in sentence for name in without)
     assert lost_gradients(model, params, 1, most=1) == lost_gradients(model, params, None, 3) == ""

@@ -16,7 +16,8 @@ from sret_jax.checkpoints.manager import Checkpoints
 from sret_jax.errors import UserError
 from sret_jax.models.loops import with_loops
 from sret_jax.models.position import resize_position
-from sret_jax.models.variables import abstract_variables
+from sret_jax.models.variables import abstract_variables, block_names
+from sret_jax.settings.saved_config import save_description
 from sret_jax.tools.convert import convert
 from sret_jax.tools.hub_folder import write_hub_folder
 from sret_jax.training.experiment import open_experiment
@@ -109,6 +110,26 @@ def test_another_size_and_other_loops_keep_the_rest_and_lie_split_over_devices(r
         ]
     )
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
+
+
+def test_adapters_that_the_weights_lack_are_new_and_others_are_refused(run, start, tmp_path):
+    workdir, raw, _ = run
+    experiment, state, said = start(workdir, adapters=("lora:2", "embedding"))
+    assert said == f"Starting from {workdir}, with new adapters lora:2, embedding."
+    params = dict(state.variables["params"])
+    fresh = experiment.init_state().variables["params"]
+    for block in block_names(experiment.model):
+        own = dict(params[block])
+        assert_equal(own.pop("lora"), fresh[block]["lora"])
+        assert not np.any(own.pop("embedding")["bias"])
+        params[block] = own
+    assert_equal(params, raw["params"])
+
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path / "run"))) as checkpoints:
+        checkpoints.save(0, {"model": jax.device_get(state.variables)})
+    save_description(experiment.config, experiment.eval_source.class_names, None, tmp_path / "run")
+    with pytest.raises(UserError, match=r"adapters is \('lora:2', 'embedding'\) there, \(\) here"):
+        start(tmp_path / "run")
 
 
 def test_other_classes_get_a_fresh_head(run, start, tmp_path):

@@ -149,11 +149,13 @@ class SReT(SlicedModel, kw_only=True):  # type: ignore[call-arg]
                 f"{self.nll_activation!r} has no published names, which belong to stem_stride="
                 f"{STEM_STRIDE} and nll_activation='gelu'"
             )
-        if self.nll_every > 1 or self.nll_ratio == 0 or self.residual == "plain":
+        plain = self.residual == "plain"
+        if self.nll_every > 1 or self.nll_ratio == 0 or plain or self.adapters:
             raise ValueError(
-                f"a model with nll_every={self.nll_every}, nll_ratio={self.nll_ratio:g} and "
-                f"{self.residual} residual sums has no published names, in which an NLL follows "
-                "every application and every residual sum has coefficients"
+                f"a model with nll_every={self.nll_every}, nll_ratio={self.nll_ratio:g}, "
+                f"adapters={self.adapters} and {self.residual} residual sums has no published "
+                "names, in which an NLL follows every application, every residual sum has "
+                "coefficients, and there are no adapters"
             )
         yield Entry("pos_embed", ("params", "pos_embed"), torch.GRID)
         for i in (1, 2, 3):

@@ -72,14 +72,15 @@ def test_published_sizes_are_those_of_timm(name, size):
     check_parity(theirs, sret_jax.create_model(name, image_size=size, drop_path_rate=0.0))
 
 
-def test_the_recursive_form_applies_the_same_block_twice_in_values_and_gradients():
+def test_the_recursive_form_applies_one_block_and_its_adapters_in_values_and_gradients():
     with jax.enable_x64(True):
         check_recursion(
             tiny(
                 "deit_tiny_distilled",
                 blocks=(1,),
-                loops=2,
+                loops=3,
                 nll_ratio=1.0,
+                adapters=("lora:2@2", "norms", "biases@3", "embedding@2", "inject:linear"),
                 residual="learned",
                 groups=((2, 4),),
                 dtype=np.float64,

@@ -85,7 +85,8 @@ def test_published_sizes_are_those_of_timm(name, size):
 @pytest.mark.slow  # compiles three applications of each of two blocks one by one
 def test_a_recursive_block_shifts_in_every_second_application_in_values_and_gradients():
     with jax.enable_x64(True):
-        check_recursion(tiny(loops=3, nll_ratio=1.0, residual="learned", dtype=np.float64))
+        changes = dict(nll_ratio=1.0, adapters=("biases", "inject:add"), residual="learned")
+        check_recursion(tiny(loops=3, **changes, dtype=np.float64))
 
 
 @needs_timm
