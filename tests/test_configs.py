@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import common, deep_digits, distill_digits, finetune, sret_deep, study_cifar10
+from configs import (
+    common,
+    deep_digits,
+    distill_digits,
+    finetune,
+    laboratory_cifar10,
+    sret_deep,
+    study_cifar10,
+)
 from sret_jax.distillation.stored_labels import UNCHANGED
 from sret_jax.errors import UserError
 from sret_jax.models.flops import model_macs
@@ -172,6 +180,26 @@ def test_arms_of_the_study_differ_in_their_own_settings_alone():
         study_cifar10.get_config("loops7")
 
 
+def test_arms_of_the_laboratory_that_are_compared_are_of_equal_size():
+    claims, arms = laboratory_cifar10.CLAIMS, laboratory_cifar10.ARMS
+    assert {arm for claim in claims.values() for arm in claim.arms} == {*arms}
+    models = {
+        arm: create_from_config(laboratory_cifar10.get_config(arm), num_classes=10) for arm in arms
+    }
+    sizes = {
+        arm: sum(p.size for p in jax.tree.leaves(abstract_variables(model)["params"]))
+        for arm, model in models.items()
+    }
+    for arm in claims["adapters"].arms:
+        assert sizes[arm] == pytest.approx(sizes["nll"], rel=0.005)
+    for claim in ("loops", "exits", "backprop"):
+        assert len({sizes[arm] for arm in claims[claim].arms}) == 1
+    assert sizes["tied_lora"] < 0.8 * sizes["untied"]
+    assert model_macs(models["tied_lora"]) == model_macs(models["untied"])
+    with pytest.raises(ValueError, match="unknown arm 'fixd'; did you mean"):
+        laboratory_cifar10.get_config("fixd")
+
+
 def usual_value(config, name):
     for part in name.split("."):
         config = config[part]
@@ -190,7 +218,7 @@ def test_another_depth_is_refused_with_those_there_are(arg):
     [
         *("quickstart", "sret_t", "sret_lt", "sret_s", "sret_deep", "deep_digits"),
         *FAMILIES,
-        *("distill_digits", "finetune", "finetune_digits", "study_cifar10"),
+        *("distill_digits", "finetune", "finetune_digits", "study_cifar10", "laboratory_cifar10"),
     ],
 )
 def test_a_config_opens_with_what_it_trains_costs_and_reaches_and_the_command(name):
