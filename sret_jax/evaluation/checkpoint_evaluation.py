@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from sret_jax.evaluation.labelled import open_labelled
 from sret_jax.files import write_json
 from sret_jax.models.model import Model
 from sret_jax.models.registry import title
-from sret_jax.models.variables import abstract_variables
+from sret_jax.models.variables import Variables, abstract_variables
 from sret_jax.parallel.distributed import agreed, is_leader, say
 from sret_jax.parallel.mesh import make_mesh, state_shardings
 from sret_jax.parallel.preemption import Preemption
@@ -56,6 +56,28 @@ class Evaluation:
     confusions: dict[str, Confusion]
     present: int
     remarks: tuple[str, ...]
+
+
+class OpenedWeights(NamedTuple):
+    """Saved weights, and the images to evaluate them on.
+
+    Attributes:
+      model: the model.
+      source: the images, whose label k means logit k.
+      mesh: the devices.
+      shardings: shardings of the weights.
+      step: step of the weights.
+      weights: variables by name, "eval" and, if there are any, "eval_ema".
+      remark: a sentence on how labels were numbered, or "".
+    """
+
+    model: Model
+    source: Source
+    mesh: Mesh
+    shardings: Variables
+    step: int
+    weights: dict[str, Variables]
+    remark: str
 
 
 def evaluate_checkpoint(
@@ -119,19 +141,11 @@ def evaluate_weights(
     `with_loops` and `with_image_size`, and `say` is called with a sentence on it. Raises the same
     errors as `evaluate_checkpoint`.
     """
-    with agreed():
-        stored = StoredFolder(workdir, step)
-        model, source, mesh, remark = _open(config, workdir, stored)
-        there, changed = stored.beside(model)
-    step, weights = stored.read_all(there, mesh)
-    shardings = state_shardings(abstract_variables(model), mesh)
-    if changed:
-        say(f"Evaluating with {' and '.join(changed)}.")
-        fitted = jax.jit(lambda variables: fit(there, variables, model), out_shardings=shardings)
-        weights = {name: fitted(variables) for name, variables in weights.items()}
-    evaluator = Evaluator(model, config, source, mesh, shardings)
+    opened = open_weights(config, workdir, step, say)
+    model, source, remark = opened.model, opened.source, opened.remark
+    evaluator = Evaluator(model, config, source, opened.mesh, opened.shardings)
     with contextlib.closing(evaluator.loader), Preemption() as preemption:
-        results = evaluator.evaluate(weights, preemption.check)
+        results = evaluator.evaluate(opened.weights, preemption.check)
     BadImages(source, config.data.max_bad_fraction, say).check(evaluator.loader)
     present = _present(source, model, evaluator.confusions)
     remarks = [*source.remarks, remark] if remark else [*source.remarks]
@@ -148,8 +162,37 @@ def evaluate_weights(
             "top-1, top-5 and loss are over the logits of all classes."
         )
     return Evaluation(
-        model, source, step, results, evaluator.confusions, int(present.sum()), tuple(remarks)
+        model,
+        source,
+        opened.step,
+        results,
+        evaluator.confusions,
+        int(present.sum()),
+        tuple(remarks),
     )
+
+
+def open_weights(
+    config: ConfigDict,
+    workdir: epath.Path,
+    step: int | None = None,
+    say: Callable[[str], None] = say,
+) -> OpenedWeights:
+    """Opens config.data.eval_split and reads the weights, adapted to the config.
+
+    Raises the same errors as `evaluate_checkpoint`; see `evaluate_weights` for the arguments.
+    """
+    with agreed():
+        stored = StoredFolder(workdir, step)
+        model, source, mesh, remark = _open(config, workdir, stored)
+        there, changed = stored.beside(model)
+    step, weights = stored.read_all(there, mesh)
+    shardings = state_shardings(abstract_variables(model), mesh)
+    if changed:
+        say(f"Evaluating with {' and '.join(changed)}.")
+        fitted = jax.jit(lambda variables: fit(there, variables, model), out_shardings=shardings)
+        weights = {name: fitted(variables) for name, variables in weights.items()}
+    return OpenedWeights(model, source, mesh, shardings, step, weights, remark)
 
 
 def _present(source: Source, model: Model, confusions: dict[str, Confusion]) -> np.ndarray:

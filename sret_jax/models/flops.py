@@ -75,7 +75,8 @@ def exit_macs(model: Model) -> list[int]:
 
 def _applications_macs(recursion: Recursion, x: jax.ShapeDtypeStruct) -> int:
     """Multiply-accumulates of an image in a recursion, without what a batch takes once."""
-    apply = functools.partial(recursion.apply, train=False)
+    rngs = {"permutation": jax.random.key(0)}  # for permutation="random"
+    apply = functools.partial(recursion.apply, train=False, rngs=rngs)
     variables = jax.eval_shape(functools.partial(recursion.init, train=False), jax.random.key(0), x)
     two = jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype)
     return count_macs(apply, variables, two) - count_macs(apply, variables, x)

@@ -4,6 +4,8 @@ pip install -r requirements.txt
 python run.py IMAGE...
 
 logits = load()(images)  # (B, S, S, 3) uint8 RGB -> (B, classes) float32, any B
+
+If the model was exported with a rule by which images leave early, it returns (logits, loops).
 """
 
 import argparse
@@ -32,8 +34,10 @@ UPRIGHT = {  # what undoes each EXIF orientation
 LONGEST = 16  # sides, beyond which only the central square is resized
 
 
-def load() -> Callable[[Any], jax.Array]:
+def load() -> Callable[[Any], Any]:
     """The model: (B, S, S, 3) uint8 RGB images, prepared by `preprocess` -> logits (B, classes).
+
+    Or -> (logits, loops), where loops is the number of loops of each image, (B,) int32.
 
     Raises:
       RuntimeError: this jax cannot read the model; the message names both versions.
@@ -107,11 +111,16 @@ def main() -> None:
                 pixels = preprocess(image)
         except Exception as e:  # Pillow raises almost anything on damaged bytes
             sys.exit(f"Error: {path} cannot be read ({e})")
-        logits = np.asarray(model(pixels[None]))[0]
+        found = model(pixels[None])
+        logits, loops = found if isinstance(found, tuple | list) else (found, None)
+        logits = np.asarray(logits)[0]
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
         best = np.argsort(-probabilities)[:5]
-        print(f"{path}: " + ", ".join(f"{100 * probabilities[i]:.1f}% {labels[i]}" for i in best))
+        shown = ", ".join(f"{100 * probabilities[i]:.1f}% {labels[i]}" for i in best)
+        count = 0 if loops is None else int(loops[0])
+        after = f" (after {count} loop{'s' * (count > 1)})" if count else ""
+        print(f"{path}: {shown}{after}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from sret_jax.data.sources.classes import difference
 from sret_jax.data.sources.imagenet import CLASSES as IMAGENET_CLASSES
 from sret_jax.data.sources.imagenet import display_names, imagenet_ids
 from sret_jax.errors import UserError
+from sret_jax.models.checks import check_exit
+from sret_jax.models.halting import ExitRule
 from sret_jax.models.model import Model
 from sret_jax.parallel.distributed import say
 from sret_jax.weights.loading import find
@@ -57,6 +59,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="class names, one per line, in the order of the logits; default: the run's own",
     )
+
+
+def add_exit_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that `exit_rule` reads."""
+    parser.add_argument(
+        "--exit",
+        metavar="RULE",
+        help="when an image leaves the last block: entropy:T (nats), confidence:P, stable, "
+        "residual:R; default: after all loops",
+    )
+
+
+def exit_rule(args: argparse.Namespace, model: Model) -> ExitRule | None:
+    """The rule by which images leave the model early, if --exit names one.
+
+    Raises:
+      UserError: there is no such rule, or no image of this model can leave by it.
+    """
+    if not args.exit:
+        return None
+    rule = ExitRule.parse(args.exit)
+    check_exit(model, rule)
+    return rule
 
 
 def open_trained(args: argparse.Namespace) -> Trained:

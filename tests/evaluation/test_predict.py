@@ -12,7 +12,8 @@ import sret_jax
 from sret_jax.data.views.images import EvalTransform
 from sret_jax.errors import UserError
 from sret_jax.evaluation.predict import BATCH, UnreadableImage, predict_each
-from sret_jax.models.apply import normalise
+from sret_jax.models.apply import evaluation_logits, exit_signals, normalise
+from sret_jax.models.loops import with_loops
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +97,32 @@ def test_images_are_read_as_they_are_asked_for_and_unreadable_ones_keep_their_pl
 
     rows = predict_each(*model_and_variables, images(), test_crop=1.0)
     first, second = next(rows), next(rows)
-    assert first.shape == (5,) and isinstance(second, UnreadableImage)
+    assert first.probabilities.shape == (5,) and isinstance(second, UnreadableImage)
     assert "number 1" in str(second) and asked == BATCH
     third = sret_jax.predict(*model_and_variables, [np.full((32, 32, 3), 2, np.uint8)])
-    np.testing.assert_allclose(next(rows), third[0], atol=1e-5)
+    np.testing.assert_allclose(next(rows).probabilities, third[0], atol=1e-5)
     assert len(list(rows)) == 3 * BATCH - 3
+
+
+def test_with_a_rule_each_picture_leaves_after_its_own_number_of_loops():
+    model = sret_jax.create_model(
+        "deit_tiny", image_size=16, patch_size=8, num_classes=5, blocks=(1,), loops=2, heads=(2,)
+    )
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    images = normalise(model, pixels)
+    entropy = np.sort(jax.jit(exit_signals, static_argnums=0)(model, variables, images).entropy[0])
+    between = float(entropy[2] + entropy[3]) / 2  # half of the images leave after the first loop
+    rule = f"entropy:{between!r}"
+    found = list(predict_each(model, variables, pixels, test_crop=1.0, exit=rule))
+    assert sorted(row.loops for row in found) == [1, 1, 1, 2, 2, 2]
+    exits = [evaluation_logits(*with_loops(model, variables, n), images) for n in (1, 2)]
+    for i, row in enumerate(found):
+        expected = jax.nn.softmax(exits[row.loops - 1][i])
+        np.testing.assert_allclose(row.probabilities, expected, atol=1e-5)
+    np.testing.assert_array_equal(
+        sret_jax.predict(model, variables, pixels, test_crop=1.0, exit=rule),
+        [row.probabilities for row in found],
+    )
+    with pytest.raises(UserError, match="unknown exit rule 'entropi'"):
+        sret_jax.predict(model, variables, pixels, exit="entropi:1")

@@ -37,7 +37,10 @@ def exits_by_hand(rule, logits, states):
 @pytest.mark.parametrize(
     ("name", "own"),
     [
-        ("deit_tiny_distilled", dict(blocks=(2,), patch_size=8, nll_ratio=1.0)),
+        (
+            "deit_tiny_distilled",
+            dict(blocks=(2,), patch_size=8, nll_ratio=1.0, adapters=("lora:2", "inject:add")),
+        ),
         # A cycle of two: windows are shifted in turn.
         ("swin_tiny", dict(blocks=(1,), window=4, adapters=("lora:2", "inject:add"))),
     ],

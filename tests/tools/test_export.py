@@ -16,7 +16,8 @@ from sklearn.datasets import load_sample_image
 
 import sret_jax
 from sret_jax.data.views.images import EvalTransform
-from sret_jax.models.apply import evaluation_logits, normalise
+from sret_jax.models.apply import evaluation_logits, exit_signals, exited_logits, normalise
+from sret_jax.models.halting import ExitRule
 from sret_jax.tools import export
 from sret_jax.tools.trained import Trained
 from tests.conftest import refusal
@@ -201,11 +202,46 @@ def test_an_exported_model_of_another_size_sees_the_evaluation_view_of_that_size
     assert (spec["resize_shorter_side"], spec["center_crop"]) == (438, 384)
 
 
+def test_an_exported_model_of_exits_says_the_loops_of_each_image(
+    saved_run, tmp_path, monkeypatch, capsys
+):
+    model, variables = sret_jax.load(saved_run)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    pixels = normalise(model, images)
+    first = jax.jit(exit_signals, static_argnums=0)(model, variables, pixels).entropy[0]
+    rule = ExitRule("entropy", float(np.sort(first)[1:3].mean()))  # two of four leave at once
+    export.main(
+        [
+            f"--checkpoint={saved_run}",
+            f"--exit={rule.kind}:{rule.threshold!r}",
+            str(tmp_path / "out"),
+        ]
+    )
+    run = run_script(tmp_path / "out")
+    logits, loops = run.load()(images)
+    expected, of_rule = exited_logits(model, variables, pixels, rule)
+    assert sorted(loops.tolist()) == [1, 1, 2, 2] and loops.tolist() == of_rule.tolist()
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    scan = tmp_path / "scan.png"
+    Image.fromarray(images[0]).save(scan)
+    monkeypatch.setattr(sys, "argv", ["run.py", str(scan)])
+    run.main()
+    count = run.load()(run.preprocess(Image.open(scan))[None])[1][0]
+    after = {1: "(after 1 loop)", 2: "(after 2 loops)"}[int(count)]
+    assert capsys.readouterr().out.strip().endswith(after)
+    assert (
+        json.loads((tmp_path / "out" / "preprocess.json").read_text())["output"]
+        == "(logits, loops)"
+    )
+    assert "by the rule entropy:" in " ".join((tmp_path / "out" / "README.md").read_text().split())
+
+
 def test_what_cannot_be_exported_is_a_sentence(exported, saved_run, tmp_path, capsys):
     for args, sentence in (
         ((f"--checkpoint={saved_run}", exported), "exists already; give another OUT or remove it"),
         ((f"--checkpoint={tmp_path / 'none'}", tmp_path / "out"), "there is no"),
         ((f"--checkpoint={saved_run}", "--classes=none", tmp_path / "out"), "cannot be read"),
+        ((f"--checkpoint={saved_run}", "--exit=entropy:9", tmp_path / "out"), "at most log 10"),
     ):
         assert sentence in refusal(capsys, export.main, *args)
     assert not (tmp_path / "out").exists()

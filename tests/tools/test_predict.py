@@ -105,6 +105,20 @@ def test_the_average_and_names_from_a_file_are_taken_when_asked_for(saved_run, f
     assert row["top"][0]["probability"] == pytest.approx(average.max())
 
 
+def test_with_a_rule_the_loops_of_each_image_and_their_cost_are_said(
+    saved_run, folder, tmp_path, capsys
+):
+    files = [tmp_path / name for name in ("out.json", "out.csv")]
+    flags = [f"--{kind}={file}" for kind, file in zip(("json", "csv"), files, strict=True)]
+    run(f"--checkpoint={saved_run}", folder, "--exit=stable", *flags)
+    assert [row["loops"] for row in json.loads(files[0].read_text())] == [2, 2, 2]
+    with files[1].open(newline="") as f:
+        assert [line["loops"] for line in csv.DictReader(f)] == ["2", "2", "2"]
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(" (after 2 loops)") for line in said) == 3
+    assert any("Images left after 2.00 of 2 loops on average, at " in line for line in said)
+
+
 def test_what_cannot_be_predicted_is_a_sentence(saved_run, folder, tmp_path, capsys):
     scan, checkpoint = folder / "scan0.png", f"--checkpoint={saved_run}"
     (tmp_path / "empty").mkdir()
@@ -119,6 +133,8 @@ def test_what_cannot_be_predicted_is_a_sentence(saved_run, folder, tmp_path, cap
     assert f"there is no image or folder {none}" in fails(capsys, checkpoint, scan, none)
     assert "empty holds no images" in fails(capsys, checkpoint, tmp_path / "empty")
     classes = f"--classes={tmp_path / 'two.txt'}"
+    rule = "--exit=confidence:2"
+    assert "a confidence is a probability" in fails(capsys, checkpoint, scan, rule)
     assert "two.txt has 2 names, but" in fails(capsys, checkpoint, scan, classes)
     assert "none cannot be read" in fails(capsys, checkpoint, scan, f"--classes={none}")
     assert "cannot be written" in fails(capsys, checkpoint, scan, f"--json={none}/out.json")
