@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import FAST_COMPILE, ROOT
 
 NOTEBOOK = ROOT / "notebooks" / "finetune.ipynb"
-FIGURES = 5  # samples, curves, predictions, confusion, groups
+FIGURES = 6  # samples, curves, predictions, confusion, groups, attention maps
 # The model, its settings in place of those of the notebook, and the least accuracy.
 MODELS = {
     "sret_t": ("", 0.9),
