@@ -295,7 +295,8 @@ def draw(rows: Sequence[Row], path: epath.Path, exits: Sequence[Row] = ()) -> No
     loops = ", ".join(str(number) for number in dict.fromkeys(row["loops"] for row in rows))
     with picture(path, 6, 4) as figure:
         axes = figure.subplots()
-        for colour, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+        runs = list(dict.fromkeys(row["run"] for row in rows))
+        for colour, run in enumerate(runs):
             own = [row for row in rows if row["run"] == run]
             costs = [row["gmacs"] * per_giga for row in own]
             means = [100 * statistics.mean(row["top1"]) for row in own]
@@ -309,7 +310,7 @@ def draw(rows: Sequence[Row], path: epath.Path, exits: Sequence[Row] = ()) -> No
                 [statistics.mean(entry[key] for entry in at) for at in zip(*curves, strict=True)]
                 for key in ("gmacs", "top1")
             )
-            drawn = f"C{len(rows) + line}"
+            drawn = f"C{len(runs) + line}"
             axes.plot(
                 [cost * per_giga for cost in costs],
                 [100 * mean for mean in means],
@@ -319,7 +320,7 @@ def draw(rows: Sequence[Row], path: epath.Path, exits: Sequence[Row] = ()) -> No
             )
             for chosen in (run["chosen"] for run in row["runs"] if run["chosen"]):
                 axes.plot(chosen["gmacs"] * per_giga, 100 * chosen["top1"], "x", color=drawn)
-        axes.set_xlabel(f"{unit} per image; each line from left to right: {loops} loops")
+        axes.set_xlabel(f"{unit} per image; each solid line from left to right: {loops} loops")
         axes.set_ylabel("top-1 (%)")
         several = any(len(row["top1"]) > 1 for row in rows)
         axes.legend(frameon=False, title="mean of the runs (dots)" if several else None)

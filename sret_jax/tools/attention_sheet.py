@@ -43,7 +43,8 @@ def draw_attention_sheet(
                     axes.set_title(place(model, int(application)), fontsize=7)
         rows[0][0].set_title("image", fontsize=7)
         whose = "of the class token" if model.stages[0].prefix else "that each token receives"
-        figure.suptitle(f"Attention {whose}, mean over heads", fontsize=9)
+        colours = "dark: its least, bright: its most in a picture"
+        figure.suptitle(f"Attention {whose}, mean over heads ({colours})", fontsize=9)
 
 
 def place(model: Model, application: int) -> str:

@@ -145,7 +145,7 @@ def _draw_coefficients(of_role: dict[str, Any], figures: Figures) -> None:
     for name, values in figures["coefficients"].items():
         kind, role = name.split(", ")
         given = [(a, v) for a, v in enumerate(values, 1) if v is not None]
-        style = {"marker": ".", "markersize": 2, "linestyle": ""} if kind == "NLL" else {}
+        style = {"marker": ".", "markersize": 4, "linestyle": ""} if kind == "NLL" else {}
         of_role[role].plot(*zip(*given, strict=True), label=kind, **style)
     for role, axes in of_role.items() if figures["coefficients"] else ():
         axes.set_title(f"Learned coefficient of the {role}")
@@ -182,6 +182,7 @@ def _draw_exits(axes: Any, figures: Figures) -> None:
     axes.set_xlabel(f"applications of the last block (grey line: {figures['loops']}, trained)")
     axes.set_ylabel("top-1 (%)")
     right.set_ylabel("entropy (nats, dotted)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Read out after each application")
     axes.legend(frameon=False)
 
@@ -190,7 +191,8 @@ def _mark_blocks(axes: Any, figures: Figures, loops: int) -> None:
     for block in range(figures["blocks"]):
         axes.axvline(1 + block * loops, color="0.85", linewidth=0.6, zorder=0)
     axes.set_xlabel("application (grey lines: a new block begins)")
-    axes.legend(frameon=False, markerscale=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
 
 
 if __name__ == "__main__":
