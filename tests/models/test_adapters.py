@@ -13,6 +13,7 @@ from sret_jax.models.flops import exit_macs, model_macs
 from sret_jax.models.recursion import REMAT
 from sret_jax.models.variables import abstract_variables
 from sret_jax.training.optimizer import decay_mask
+from tests.explicit import distinct_weights
 from tests.timm_models import images
 
 ALL = ("lora:2", "norms@2", "biases", "embedding", "inject:linear")
@@ -56,6 +57,15 @@ def test_new_adapters_change_neither_the_initial_weights_nor_the_function(name):
     assert {path[2] for path in after} == {"lora", "norms", "biases", "embedding", "inject"}
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     assert np.ptp(expected) > 0 or name == "mixer_s16"  # its head starts at 0
+
+
+def test_kernels_compute_the_block_with_the_weights_that_each_application_sees():
+    model = tiny(adapters=("lora:2", "norms", "biases"))
+    variables = jax.tree.map(np.float32, distinct_weights(model))
+    fused = model.clone(attention="pallas", mlp="pallas")  # interpreted where there is no TPU
+    x = images(16).astype(np.float32)
+    expected, found = jax.jit(lambda v, x: [m.apply(v, x) for m in (model, fused)])(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("loops", "chosen"), [(1, [0]), (3, [0, 0, 1]), (6, [0, 0, 1, 1, 1, 1])])
