@@ -64,7 +64,7 @@ def parts_without_gradient(model: Model, parts: Iterable[str]) -> list[str]:
 
 
 def lost_gradients(model: Model, params: Any, k: int | None, most: int) -> str:
-    """Says which parameters have no gradient; "" if all have one.
+    """Says which parts of the model have no gradient; "" if all have one.
 
     Args:
       model: the model.
@@ -78,7 +78,7 @@ def lost_gradients(model: Model, params: Any, k: int | None, most: int) -> str:
     size = sum(x.size for x in jax.tree.leaves([params[part] for part in parts]))
     total = sum(x.size for x in jax.tree.leaves(params))
     return (
-        f"With config.recursion.backprop_loops={k}, the gradient of steps of more loops ends in "
-        f"{block_names(model)[-1]}: {size:,} of {total:,} parameters have none, and only weight "
-        f"decay changes them ({few(parts)})."
+        f"With config.recursion.backprop_loops={k}, the gradient of steps of more loops stops in "
+        f"{block_names(model)[-1]}: in them, the parts before it have no gradient, {size:,} of "
+        f"{total:,} parameters ({few(parts)}), nor have NLLs and adapters of earlier loops."
     )

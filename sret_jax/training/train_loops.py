@@ -134,8 +134,8 @@ def loops_in_words(figures: Mapping[str, Any]) -> str:
     return (
         f"Training steps have {figures['least']} to {figures['most']} loops "
         f"({figures['setting']}), {figures['mean']:.2f} on average: "
-        f"{figures['mean_gmacs_per_image']:.3f} GMACs per image on average, "
-        f"{figures['most_gmacs_per_image']:.3f} at most; evaluation has {figures['evaluation']}."
+        f"{figures['mean_gmacs_per_image']:.3g} GMACs per image on average, "
+        f"{figures['most_gmacs_per_image']:.3g} at most. Evaluation has {figures['evaluation']}."
     )
 
 

@@ -71,6 +71,9 @@ def test_the_parameters_that_are_said_to_have_no_gradient_have_none(adapters, ex
     assert sorted(without) == expected
     sentence = lost_gradients(model, params, 1, most=3)
     lost = sum(x.size for name in without for x in jax.tree.leaves(params[name]))
-    assert (f"ends in stage0_block1: {lost:,} of " in sentence) == bool(expected)
+    assert (
+        f"stops in stage0_block1: in them, the parts before it have no gradient, {lost:,} of"
+        in sentence
+    ) == bool(expected)
     assert all(name in sentence for name in without)
     assert lost_gradients(model, params, 1, most=1) == lost_gradients(model, params, None, 3) == ""
