@@ -375,7 +375,14 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         label_loss.check(model)
     train_loops = make_train_loops(config.recursion, model)
     mixed_depth = MixedDepth(**config.mixed_depth)
-    mixed_depth.check(model.clone(loops=train_loops.counts[0]))
+    fewest = train_loops.counts[0]
+    try:
+        mixed_depth.check(model.clone(loops=fewest))
+    except UserError as e:
+        if train_loops.are_fixed:
+            raise
+        steps = f"config.recursion.train_loops={train_loops.setting} has steps of {fewest} loops"
+        raise UserError(f"{e} ({steps})") from e
     check_backprop_loops(config, train_loops, mixed_depth.weights(model))
     train_transform(config.augment, config.model.image_size)
     EvalTransform(config.model.image_size, config.data.test_crop)

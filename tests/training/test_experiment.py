@@ -138,3 +138,13 @@ def test_a_shallow_path_that_is_none_is_named(loops, weight, sentence):
     config.mixed_depth.update(loops=loops, weight=weight)
     with pytest.raises(UserError, match=sentence):
         check_settings(config, make_mesh())
+
+
+def test_a_shallow_path_must_be_below_the_fewest_loops_of_a_step():
+    config = copy.deepcopy(LIKE)
+    config.mixed_depth.loops = 1
+    config.recursion.train_loops = "uniform:1-4"
+    with pytest.raises(UserError, match=r"loops=1 must .* \(.*uniform:1-4 has steps of 1 loops\)"):
+        check_settings(config, make_mesh())
+    config.recursion.train_loops = "uniform:2-4"
+    check_settings(config, make_mesh())
