@@ -95,6 +95,11 @@ class Study:
         """The name of its folders: study_cifar10, or study_cifar10_full."""
         return pathlib.Path(self.config).stem + (f"_{FULL}" if self.full else "")
 
+    @property
+    def topic(self) -> str:
+        """The name of its document: DOCS/study.md for study_cifar10."""
+        return pathlib.Path(self.config).stem.partition("_")[0]
+
     def argument(self, arm: str) -> str:
         """The value of --config that selects an arm."""
         return f"{self.config}:{arm}" + (f",{FULL}" if self.full else "")

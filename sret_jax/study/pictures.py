@@ -24,7 +24,7 @@ TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000)  # of the axis of
 
 
 def write_docs(study: Study, results: epath.Path, docs: epath.Path) -> list[epath.Path]:
-    """Writes the tables between the markers of DOCS/study.md, and the pictures beside it.
+    """Writes the tables between the markers of the study's document, and the pictures beside it.
 
     Args:
       study: the study.
@@ -37,7 +37,7 @@ def write_docs(study: Study, results: epath.Path, docs: epath.Path) -> list[epat
     Raises:
       UserError: the document is missing or has no markers, or evidence is damaged.
     """
-    document = docs / "study.md"
+    document = docs / f"{study.topic}.md"
     text = document.read_text() if document.exists() else ""
     if BEGIN not in text or END not in text:
         raise UserError(f"{document} needs the lines {BEGIN!r} and {END!r}, between which to write")
@@ -49,18 +49,18 @@ def write_docs(study: Study, results: epath.Path, docs: epath.Path) -> list[epat
 
 
 def draw_pictures(study: Study, records: Records, folder: epath.Path) -> dict[str, epath.Path]:
-    """Draws the pictures of claims whose arms have finished runs; returns their paths by claim."""
+    """Draws the pictures of claims with arms to compare; returns their paths by claim."""
     drawn = {}
     for name, claims in {**AGAINST_MACS, **IN_ROWS}.items():
         groups = [
             trained
             for claim in claims
             for group in (study.claims[claim].groups if claim in study.claims else ())
-            if (trained := [arm for arm in group if records[arm]])
+            if len(trained := [arm for arm in group if records[arm]]) > 1
         ]
         if not groups:
             continue
-        drawn[name] = folder / f"study_{name}.png"
+        drawn[name] = folder / f"{study.topic}_{name}.png"
         shown = [arm for group in groups for arm in group]
         height = max(3.6, 1.0 + 0.35 * len(shown)) if name in IN_ROWS else 4.2
         with picture(drawn[name], 7.2, height) as figure:

@@ -131,21 +131,21 @@ def test_damaged_evidence_and_a_config_that_is_no_study_are_one_sentence(results
 def test_documents_get_tables_between_their_markers_and_pictures(results, capsys):
     docs = results.parent / "docs"
     sentence = refusal(capsys, main, f"--config={results.parent / 'tiny.py'}", f"--docs={docs}")
-    assert "study.md needs the lines '<!-- tables: written by tools.study -->'" in sentence
+    assert "tiny.md needs the lines '<!-- tables: written by tools.study -->'" in sentence
     docs.mkdir()
     text = (
         "Before.\n<!-- tables: written by tools.study -->\nstale\n<!-- end of tables -->\nAfter.\n"
     )
-    (docs / "study.md").write_text(text)
+    (docs / "tiny.md").write_text(text)
     arguments = [f"--config={results.parent / 'tiny.py'}", f"--results={results}"]
     for _ in range(2):
         main([*arguments, f"--docs={docs}"])
-        written = (docs / "study.md").read_text()
+        written = (docs / "tiny.md").read_text()
         assert written.startswith("Before.\n<!--") and written.endswith("-->\nAfter.\n")
         assert "stale" not in written and written.count("50.00 ± 10.00") == 2
-    assert "| worse |\n\n![Recursion helps](study_loops.png)\n\n### Soft labels help" in written
-    assert (docs / "study_loops.png").read_bytes().startswith(b"\x89PNG")
-    assert {file.name for file in docs.iterdir()} == {"study.md", "study_loops.png"}
+    assert "| worse |\n\n![Recursion helps](tiny_loops.png)\n\n### Soft labels help" in written
+    assert (docs / "tiny_loops.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in docs.iterdir()} == {"tiny.md", "tiny_loops.png"}
 
 
 def test_the_tables_need_no_jax():
