@@ -117,7 +117,7 @@ def test_a_run_leaves_its_results_and_says_where(twenty_steps):
 
 
 def wait_for_step(step, workdir, process):
-    deadline = time.time() + 200
+    deadline = time.time() + 900
     while process.poll() is None and max(read_metrics(workdir), default=0) < step:
         assert time.time() < deadline
         time.sleep(0.01)
@@ -190,7 +190,7 @@ def in_processes(count, workdir, *flags, digits_dir, devices=2, stop_after=None)
     if stop_after:
         wait_for_step(stop_after, workdir, processes[0])
         processes[-1].terminate()
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=900)[0] for process in processes]
     status = PREEMPTED if stop_after else 0
     assert [process.returncode for process in processes] == [status] * count, "\n".join(outputs)
     return outputs
